@@ -1,0 +1,53 @@
+# Compile settings and the helpers every folder's CMakeLists.txt uses.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+
+# -ffp-contract=off: an fma happens only where the source says so; the determinism contract needs it.
+add_compile_options(-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror -ffp-contract=off)
+if(WITAN_SANITIZE)
+  add_compile_options(-fsanitize=${WITAN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${WITAN_SANITIZE})
+endif()
+
+# witan_layer(NAME SOURCES ... DEPENDS ...): the static library witan_NAME of src/NAME.
+function(witan_layer name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;PRIVATE_DEPENDS" ${ARGN})
+  add_library(witan_${name} STATIC ${ARG_SOURCES})
+  add_library(witan::${name} ALIAS witan_${name})
+  target_include_directories(witan_${name} PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
+    $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/witan>)
+  target_link_libraries(witan_${name} PUBLIC ${ARG_DEPENDS} PRIVATE ${ARG_PRIVATE_DEPENDS})
+  set_target_properties(witan_${name} PROPERTIES EXPORT_NAME ${name})
+endfunction()
+
+# witan_isa_flags(ISA FILES...): compiles FILES for one instruction set. Such files call no STL and no shared inline
+# function: the linker could hand their copy to code that runs on an older CPU.
+set(WITAN_FLAGS_avx2 -mavx2 -mfma -mf16c -mbmi2)
+set(WITAN_FLAGS_avx512 ${WITAN_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+set(WITAN_FLAGS_avx512_vnni ${WITAN_FLAGS_avx512} -mavx512vnni)
+set(WITAN_FLAGS_avx512_bf16 ${WITAN_FLAGS_avx512_vnni} -mavx512bf16)
+function(witan_isa_flags isa)
+  set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${WITAN_FLAGS_${isa}}")
+endfunction()
+
+# witan_test(NAME SOURCES ... DEPENDS ... [LABELS ...]): a GoogleTest program, one ctest test per TEST.
+function(witan_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE
+    WITAN_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
+    WITAN_GOLDENS="${PROJECT_SOURCE_DIR}/../shared/goldens")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}")
+endfunction()

@@ -1,0 +1,67 @@
+#include "base/isa.h"
+
+#include <cstdlib>
+
+#include "base/error.h"
+
+namespace witan {
+
+std::string_view isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kReference:
+      return "reference";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+  }
+  return "unknown";
+}
+
+bool cpu_supports(Isa isa) {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  switch (isa) {
+    case Isa::kReference:
+      return true;
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx512Vnni:
+      return vnni;
+    case Isa::kAvx512Bf16:
+      return vnni && __builtin_cpu_supports("avx512bf16");
+  }
+  return false;
+#else
+  return isa == Isa::kReference;
+#endif
+}
+
+Isa select_isa() {
+  if (const char* forced = std::getenv("WITAN_ISA"); forced != nullptr && *forced != '\0') {
+    for (Isa isa : kAllIsas) {
+      if (isa_name(isa) != forced) continue;
+      if (!cpu_supports(isa)) fail(ErrorCode::kUnsupported, "WITAN_ISA={}: this CPU does not have it", forced);
+      return isa;
+    }
+    fail(ErrorCode::kInvalidArgument,
+         "WITAN_ISA={}: unknown instruction set; expected reference, avx2, avx512, avx512_vnni or avx512_bf16", forced);
+  }
+  Isa best = Isa::kReference;
+  for (Isa isa : kAllIsas) {
+    if (cpu_supports(isa)) best = isa;
+  }
+  return best;
+}
+
+}  // namespace witan

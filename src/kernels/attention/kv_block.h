@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace witan {
+
+// A KV block: kKvBlockSize entries of one kv head of one layer, keys then values, in one codec.
+//   keys    [key_dim][32] elements   (lanes = entries: a query component meets 32 keys at once)
+//   values  [32][value_dim] elements (absent when value_in_key)
+// kQ8 stores int8 elements and, after the elements of each part, float32 scales: keys [ceil(key_dim/32)][32], values
+// [32][ceil(value_dim/32)]; a scale covers 32 consecutive components of one entry: scale = max|x| / 127.
+// With value_in_key (MLA) the value of an entry is the first value_dim components of its key.
+inline constexpr int kKvBlockSize = 32;
+
+enum class KvCodec : uint8_t { kF32, kF16, kBF16, kQ8 };
+
+std::string_view kv_codec_name(KvCodec codec);  // "f32", "f16", "bf16", "q8_0"
+
+struct KvBlockFormat {
+  KvCodec codec = KvCodec::kF32;
+  int32_t key_dim = 0;
+  int32_t value_dim = 0;
+  bool value_in_key = false;
+
+  int64_t key_bytes() const;    // of the keys of one block, a multiple of 64
+  int64_t block_bytes() const;  // keys and values, a multiple of 64
+};
+
+// Writes entry `slot` (0..31) of `block`: key [key_dim], value [value_dim] (ignored when value_in_key), float32.
+void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value);
+
+// Reads it back, as the attention kernels see it. For tests, compaction and re-encoding.
+void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);
+
+}  // namespace witan

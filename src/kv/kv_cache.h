@@ -1,0 +1,115 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/types.h"
+#include "kernels/attention/attention.h"
+#include "memory/memory_pool.h"
+
+namespace witan {
+
+// What one layer keeps per token.
+struct KvLayerSpec {
+  int32_t num_kv_heads = 0;
+  int32_t key_dim = 0;
+  int32_t value_dim = 0;
+  bool value_in_key = false;  // MLA: one latent head whose key begins with its value
+};
+
+struct KvCacheConfig {
+  std::vector<KvLayerSpec> layers;
+  KvCodec codec = KvCodec::kF16;
+  size_t capacity_bytes = 0;  // most that blocks may hold
+  bool prefix_cache = true;
+  uint64_t content_salt = 0;  // of everything else that changes a block's bytes: model, weights, lossy options
+};
+
+// How a token's entries were computed, where that changes their bits. Part of the prefix key.
+enum class TokenRole : uint8_t { kPrompt, kGenerated };
+
+struct KvCacheStats {
+  int64_t block_bytes_held = 0;    // bytes of all blocks that are not free, shared ones counted once
+  int64_t block_bytes_cached = 0;  // of these, held by the prefix cache alone (evictable)
+  int64_t peak_block_bytes_held = 0;
+  int64_t prefix_lookup_tokens = 0;   // tokens asked for in attach_prefix
+  int64_t prefix_hit_tokens = 0;      // of these, found
+  int64_t prefix_evicted_blocks = 0;  // prefix blocks dropped for room
+};
+
+// The paged KV cache of one model.
+//
+// A block is kKvBlockSize entries of one kv head of one layer; each sequence has a block table per (layer, kv head).
+// A prefix block is the set of blocks of all (layer, head) tables for the same 32 tokens: immutable once full, shared
+// by reference count, found by a chained hash of tokens, roles and content_salt (tokens are compared too, so a hash
+// collision cannot give wrong text). Unreferenced prefix blocks stay until their room is needed, least recently used
+// first, a chain's tail before its head.
+//
+// Life of a sequence:
+//   create (attach_prefix)? (reserve (write entries)* commit)* release
+// Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
+// and commit.
+class KvCache {
+ public:
+  // Throws Error(kOutOfMemory) when capacity_bytes is less than one block per table.
+  KvCache(MemoryPool& pool, KvCacheConfig config);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  const KvCacheConfig& config() const;
+  KvBlockFormat block_format(int32_t layer) const;
+  int64_t bytes_per_token() const;                     // over all layers and heads, of a full block, rounded up
+  int64_t bytes_for_tokens(int64_t num_tokens) const;  // of whole blocks, over all layers and heads
+
+  SequenceId create();
+
+  // Attaches the longest cached chain of whole prefix blocks that matches the beginning of `tokens` and returns its
+  // length in tokens: a multiple of the block size, less than tokens.size(), so that at least one token is left to
+  // compute. The sequence must be empty. roles has one entry per token.
+  int32_t attach_prefix(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
+
+  // Makes room for `num_tokens` more entries in every table, evicting unreferenced prefix blocks if it must. False,
+  // and nothing changed, when there is no room. Reserving again before a commit replaces the reservation's size.
+  [[nodiscard]] bool reserve(SequenceId sequence, int32_t num_tokens);
+
+  // The entries written since the last commit are those of `tokens` (their number was reserved). Full blocks become
+  // prefix blocks, found by later sequences; where an equal one exists already, the sequence takes that one.
+  void commit(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
+
+  // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.
+  void release(SequenceId sequence);
+
+  int32_t num_tokens(SequenceId sequence) const;                                // committed
+  int32_t num_entries(SequenceId sequence, int32_t layer, int32_t head) const;  // committed
+  // Bytes of the sequence's blocks, shared ones included.
+  int64_t held_bytes(SequenceId sequence) const;
+
+  // Where entry `entry` (committed count <= entry < committed + reserved) of a table is written: block and slot.
+  struct Slot {
+    std::byte* block;
+    int32_t slot;
+  };
+  Slot slot(SequenceId sequence, int32_t layer, int32_t head, int32_t entry);
+
+  // The first num_entries entries of a table, committed or written since. Valid until the next non-const call.
+  KvView view(SequenceId sequence, int32_t layer, int32_t head, int32_t num_entries) const;
+
+  // Blocks' bytes that reserve could still hand out, counting evictable prefix blocks as free.
+  int64_t available_bytes() const;
+  KvCacheStats stats() const;
+
+  // Drops every unreferenced prefix block.
+  void clear_prefix_cache();
+
+  // Aborts unless every block is free, held by sequences or cached exactly as counted, and reference counts add up.
+  void check_integrity() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace witan

@@ -1,0 +1,51 @@
+#include "base/isa.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "base/error.h"
+
+namespace witan {
+namespace {
+
+class IsaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const char* value = std::getenv("WITAN_ISA")) saved_ = value;
+  }
+  void TearDown() override {
+    if (saved_.empty()) {
+      unsetenv("WITAN_ISA");
+    } else {
+      setenv("WITAN_ISA", saved_.c_str(), 1);
+    }
+  }
+  std::string saved_;
+};
+
+TEST_F(IsaTest, EnvironmentForcesAVariant) {
+  setenv("WITAN_ISA", "reference", 1);
+  EXPECT_EQ(select_isa(), Isa::kReference);
+}
+
+TEST_F(IsaTest, UnknownVariantIsRefusedByName) {
+  setenv("WITAN_ISA", "avx9000", 1);
+  try {
+    select_isa();
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    EXPECT_NE(std::string(error.what()).find("avx9000"), std::string::npos);
+  }
+}
+
+TEST_F(IsaTest, DefaultIsTheStrongestThatTheCpuHas) {
+  unsetenv("WITAN_ISA");
+  const Isa best = select_isa();
+  EXPECT_TRUE(cpu_supports(best));
+  for (Isa isa : kAllIsas) EXPECT_TRUE(isa <= best || !cpu_supports(isa)) << isa_name(isa);
+}
+
+}  // namespace
+}  // namespace witan

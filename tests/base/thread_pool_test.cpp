@@ -1,0 +1,47 @@
+#include "base/thread_pool.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+namespace witan {
+namespace {
+
+TEST(ThreadPoolTest, EveryItemRunsExactlyOnce) {
+  for (int num_threads : {1, 2, 3, 8}) {
+    ThreadPool pool(num_threads);
+    for (int64_t num_items : {0, 1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(num_items);
+      pool.parallel_for(num_items, [&](int64_t item, int thread) {
+        EXPECT_LT(thread, num_threads);
+        runs[item].fetch_add(1);
+      });
+      for (const auto& count : runs) EXPECT_EQ(count.load(), 1);
+    }
+  }
+}
+
+TEST(ThreadPoolTest, WritesOfAllThreadsAreVisibleAfterTheLoop) {
+  ThreadPool pool(4);
+  std::vector<int64_t> values(257);
+  for (int64_t round = 0; round < 2000; ++round) {
+    pool.parallel_for(std::ssize(values), [&](int64_t item, int) { values[item] += item; });
+  }
+  for (int64_t item = 0; item < std::ssize(values); ++item) EXPECT_EQ(values[item], 2000 * item);
+}
+
+TEST(ThreadPoolTest, SeveralThreadsTakePart) {
+  ThreadPool pool(2);
+  std::atomic<int> arrived{0};
+  // Each of the two items waits for the other: this ends only if two threads run them at once.
+  pool.parallel_for(2, [&](int64_t, int) {
+    arrived.fetch_add(1);
+    while (arrived.load() < 2) std::this_thread::yield();
+  });
+  EXPECT_EQ(arrived.load(), 2);
+}
+
+}  // namespace
+}  // namespace witan
