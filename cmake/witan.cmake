@@ -21,8 +21,13 @@ endif()
 # witan_layer(NAME SOURCES ... DEPENDS ...): the static library witan_NAME of src/NAME.
 function(witan_layer name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;PRIVATE_DEPENDS" ${ARGN})
+  # Header-only, and seen by .cpp files alone: nothing that the users of an installed library would need.
+  list(TRANSFORM ARG_PRIVATE_DEPENDS REPLACE "^nlohmann_json::nlohmann_json$"
+       "$<BUILD_INTERFACE:nlohmann_json::nlohmann_json>")
+  set_property(GLOBAL APPEND PROPERTY WITAN_LAYERS ${name})
   add_library(witan_${name} STATIC ${ARG_SOURCES})
   add_library(witan::${name} ALIAS witan_${name})
+  target_compile_features(witan_${name} PUBLIC cxx_std_20)
   target_include_directories(witan_${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/witan>)

@@ -22,7 +22,7 @@ struct KvLayerSpec {
 struct KvCacheConfig {
   std::vector<KvLayerSpec> layers;
   KvCodec codec = KvCodec::kF16;
-  size_t capacity_bytes = 0;  // most that blocks may hold
+  size_t capacity_bytes = 0;  // most that blocks may hold; the frames they lie in are bounded by the pool's budget
   bool prefix_cache = true;
   uint64_t content_salt = 0;  // of everything else that changes a block's bytes: model, weights, lossy options
 };
@@ -72,11 +72,13 @@ class KvCache {
   int32_t attach_prefix(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
   // Makes room for `num_tokens` more entries in every table, evicting unreferenced prefix blocks if it must. False,
-  // and nothing changed, when there is no room. Reserving again before a commit replaces the reservation's size.
+  // and nothing changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before a
+  // commit replaces the reservation's size.
   [[nodiscard]] bool reserve(SequenceId sequence, int32_t num_tokens);
 
   // The entries written since the last commit are those of `tokens` (their number was reserved). Full blocks become
-  // prefix blocks, found by later sequences; where an equal one exists already, the sequence takes that one.
+  // prefix blocks, found by later sequences; where an equal one exists already, the sequence takes that one. What was
+  // reserved beyond them is freed.
   void commit(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
   // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.
@@ -97,7 +99,8 @@ class KvCache {
   // The first num_entries entries of a table, committed or written since. Valid until the next non-const call.
   KvView view(SequenceId sequence, int32_t layer, int32_t head, int32_t num_entries) const;
 
-  // Blocks' bytes that reserve could still hand out, counting evictable prefix blocks as free.
+  // Blocks' bytes that reserve could still hand out, counting evictable prefix blocks as free: of whole sets of one
+  // block per table, within both the capacity and what the memory pool has at this moment.
   int64_t available_bytes() const;
   KvCacheStats stats() const;
 

@@ -61,7 +61,8 @@ class MemoryPool {
   MemoryPool(const MemoryPool&) = delete;
   MemoryPool& operator=(const MemoryPool&) = delete;
 
-  // A region of at least `bytes` (rounded up to frames), or nothing when the budget or the system has no room.
+  // A region of at least `bytes` (rounded up to frames), or nothing when the budget or the system has no room. Of zero
+  // bytes: an empty region.
   std::optional<MemoryRegion> allocate(MemoryTag tag, size_t bytes);
 
   size_t budget_bytes() const { return budget_bytes_; }
@@ -79,6 +80,7 @@ class MemoryPool {
 
   size_t budget_bytes_;
   mutable std::mutex mutex_;
+  size_t free_bytes_;
   std::array<size_t, kNumMemoryTags> held_bytes_{};
   size_t peak_bytes_ = 0;
 };

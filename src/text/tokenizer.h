@@ -52,14 +52,19 @@ class Tokenizer {
   virtual bool strips_leading_space() const = 0;
 };
 
-enum class ShowSpecial : uint8_t { kNo, kYes };  // print control tokens by name, or leave them out
+enum class ShowSpecial : uint8_t { kNo, kYes };  // print control, unknown and unused tokens by name, or leave them out
+enum class DecodeFrom : uint8_t {
+  kTextStart,     // the tokens are a whole text: the space that encoding put before it is dropped
+  kContinuation,  // they follow text decoded elsewhere, such as a prompt: every space counts
+};
 
 // Turns a stream of tokens into a stream of text that never splits a UTF-8 character: bytes are held back until their
 // character is complete; bytes that can no longer become one come out as U+FFFD.
 //   (push)* finish
 class Detokenizer {
  public:
-  explicit Detokenizer(const Tokenizer& tokenizer, ShowSpecial show_special = ShowSpecial::kNo);
+  explicit Detokenizer(const Tokenizer& tokenizer, ShowSpecial show_special = ShowSpecial::kNo,
+                       DecodeFrom from = DecodeFrom::kTextStart);
 
   // The text that became complete with this token; may be empty.
   std::string push(TokenId token);
@@ -69,7 +74,7 @@ class Detokenizer {
  private:
   const Tokenizer& tokenizer_;
   ShowSpecial show_special_;
-  bool at_start_ = true;
+  bool at_start_;  // nothing printed yet
   std::string pending_;
 };
 

@@ -1,0 +1,18 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace witan {
+
+// Each command adds its flags to `app` and a callback that runs it. The program's exit code: 0, 1 for an error in
+// what was asked or computed, 2 for flags that do not parse.
+void add_run_command(CLI::App& app);
+void add_inspect_command(CLI::App& app);
+void add_tokenize_command(CLI::App& app);
+void add_logits_command(CLI::App& app);
+void add_make_model_command(CLI::App& app);
+
+// witan --list
+void print_list();
+
+}  // namespace witan

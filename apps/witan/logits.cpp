@@ -1,0 +1,77 @@
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "commands.h"
+#include "engine/loaded_model.h"
+#include "model_flags.h"
+
+namespace witan {
+namespace {
+
+struct LogitsFlags {
+  ModelFlags model;
+  std::string tokens_path;
+  std::string out_path;
+  std::string experts_path;
+  int32_t chunk = 512;
+};
+
+void run_logits(const LogitsFlags& flags) {
+  const std::vector<TokenId> tokens = read_token_file(flags.tokens_path);
+  OutputFile out(flags.out_path);
+  std::unique_ptr<OutputFile> experts_out;
+  if (!flags.experts_path.empty()) experts_out = std::make_unique<OutputFile>(flags.experts_path);
+
+  ModelOptions options = flags.model.finished();
+  options.max_step_tokens = flags.chunk;
+  options.max_sequences = flags.chunk;  // logits of every row of a step
+  options.prefix_cache = false;
+  if (options.context_length == 0) options.context_length = static_cast<int32_t>(tokens.size());
+  ProgressBar loading("loading");
+  LoadedModel model(options, [&](int64_t done, int64_t total) { loading.update(done, total); });
+  if (experts_out != nullptr && model.info().moe_layers.empty()) {
+    fail(ErrorCode::kInvalidArgument, "--experts-out: {} is a dense model", options.path);
+  }
+
+  const auto& telemetry = model.telemetry();
+  std::vector<std::vector<int32_t>> experts(static_cast<size_t>(telemetry.num_moe_layers()));
+  ProgressBar computing("computing");
+  score_tokens(model, tokens, flags.chunk, [&](int32_t first, int32_t count, std::span<const float> logits) {
+    out.write(logits.data(), logits.size_bytes());
+    for (int32_t layer = 0; layer < telemetry.num_moe_layers(); ++layer) {
+      const auto chosen = telemetry.last_experts(layer);
+      experts[layer].insert(experts[layer].end(), chosen.begin(), chosen.end());
+    }
+    computing.update(first + count, std::ssize(tokens));
+  });
+  if (experts_out != nullptr) {
+    for (const auto& layer : experts) experts_out->write(layer.data(), layer.size() * sizeof(int32_t));
+    experts_out->commit();
+  }
+  out.commit();
+}
+
+}  // namespace
+
+void add_logits_command(CLI::App& app) {
+  auto flags = std::make_shared<LogitsFlags>();
+  CLI::App* command = app.add_subcommand("logits", "Write the logits of every position of a token sequence");
+  command->footer(
+      "Files: logits are little-endian float32 [tokens, vocabulary]; experts int32 [MoE layers, tokens, top_k]\n"
+      "in descending selection score. No tokenizer is needed.");
+  add_model_flag(*command, flags->model.options.path);
+  command->add_option("--tokens", flags->tokens_path, "File of token ids separated by white space; -: standard input")
+      ->required();
+  command->add_option("--out", flags->out_path, "File for the logits")->required();
+  command->add_option("--experts-out", flags->experts_path, "File for the experts chosen");
+  command->add_option("--chunk", flags->chunk, "Tokens computed at once; does not change the result")
+      ->check(CLI::Range(1, 1 << 16))
+      ->capture_default_str();
+  add_compute_flags(*command, flags->model);
+  command->callback([flags] { run_logits(*flags); });
+}
+
+}  // namespace witan

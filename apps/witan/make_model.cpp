@@ -1,0 +1,68 @@
+#include "io/make_model.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "base/error.h"
+#include "commands.h"
+
+namespace witan {
+namespace {
+
+struct MakeModelFlags {
+  std::string arch;
+  std::string preset;
+  std::string type;
+  std::string out;
+  MakeModelOptions options;
+};
+
+std::string preset_table() {
+  std::string table = "Architectures and presets (GGUF names):\n";
+  for (const ModelPreset& preset : model_presets()) {
+    table += fmt::format("  {:<10} {:<20} {}\n", preset.arch, preset.name, preset.description);
+  }
+  return table;
+}
+
+void run_make_model(MakeModelFlags& flags) {
+  const std::optional<DType> dtype = dtype_from_name(flags.type);
+  if (!dtype) {
+    std::string names;
+    for (const QuantType& type : quant_types()) names += fmt::format("{}{}", names.empty() ? "" : ", ", type.name);
+    fail(ErrorCode::kInvalidArgument, "--type {}: unknown type; expected one of {}", flags.type, names);
+  }
+  flags.options.dtype = *dtype;
+  ThreadPool threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
+  const auto start = std::chrono::steady_clock::now();
+  const MadeModel made = make_model(find_model_preset(flags.arch, flags.preset), flags.options, flags.out, threads);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  for (const std::string& note : made.notes) fmt::print("note: {}\n", note);
+  fmt::print("{}: {:.3f} billion random weights in {} tensors, {:.1f} MiB, {:.1f} s\n", flags.out,
+             static_cast<double>(made.num_parameters) / 1e9, made.num_tensors,
+             static_cast<double>(made.file_bytes) / (1 << 20), seconds);
+}
+
+}  // namespace
+
+void add_make_model_command(CLI::App& app) {
+  auto flags = std::make_shared<MakeModelFlags>();
+  CLI::App* command = app.add_subcommand(
+      "make-model", "Write a GGUF file of a real model's shape with random weights, for tests and benchmarks");
+  command->footer(preset_table());
+  command->add_option("--arch", flags->arch, "Architecture, as GGUF files name it")->required();
+  command->add_option("--preset", flags->preset, "Whose shape")->required();
+  command->add_option("--layers", flags->options.num_layers, "Only this many layers; 0: all")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  command->add_option("--type", flags->type, "Type of the matrices: F32, F16, BF16, Q8_0, Q4_K or Q6_K")->required();
+  command->add_option("--seed", flags->options.seed, "The same seed gives the same file")->capture_default_str();
+  command->add_option("OUT", flags->out, "File to write")->required();
+  command->callback([flags] { run_make_model(*flags); });
+}
+
+}  // namespace witan

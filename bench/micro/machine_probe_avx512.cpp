@@ -1,0 +1,37 @@
+#include "kernels/matmul/avx512_intrinsics.h"
+#include "micro/machine_probe.h"
+
+// The empty asm statements keep the compiler from merging the chains or dropping their results.
+namespace witan::avx512 {
+
+void int8_rounds(int64_t steps) {
+  __m512i sums[12] = {};
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) asm volatile("" : "+v"(sums[j]));
+  __m512i x = _mm512_set1_epi32(0x01020304);
+  for (int64_t i = 0; i < steps; ++i) {
+    asm volatile("" : "+v"(x));
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) sums[j] = _mm512_dpbusd_epi32(sums[j], x, x);
+  }
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) asm volatile("" : : "v"(sums[j]));
+}
+
+void bf16_rounds(int64_t steps) {
+  __m512 sums[12] = {};
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) asm volatile("" : "+v"(sums[j]));
+  __m512i x = _mm512_set1_epi32(0x3f803f80);
+  for (int64_t i = 0; i < steps; ++i) {
+    asm volatile("" : "+v"(x));
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) {
+      sums[j] = _mm512_dpbf16_ps(sums[j], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(x));
+    }
+  }
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) asm volatile("" : : "v"(sums[j]));
+}
+
+}  // namespace witan::avx512

@@ -1,0 +1,6 @@
+# Sourced by the other scripts: where they run, and the compiler cache.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+fi

@@ -1,0 +1,417 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "engine/text_stream.h"
+
+namespace witan {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// One choice of one request, while it lives.
+struct Generation {
+  RequestId request = 0;
+  int32_t choice = 0;
+  SamplingParams sampling;
+  std::vector<TokenId> stop_tokens;
+  std::shared_ptr<OutputCallback> on_output;
+  std::optional<TextStream> text;
+  Clock::time_point submitted;
+  GenerationUsage usage;
+};
+
+// An output and who wants it; delivered when no lock is held.
+struct Delivery {
+  std::shared_ptr<OutputCallback> on_output;
+  GenerationOutput output;
+};
+
+void deliver(const std::vector<Delivery>& deliveries) {
+  for (const Delivery& delivery : deliveries) {
+    if (*delivery.on_output) (*delivery.on_output)(delivery.output);
+  }
+}
+
+void validate(const GenerationRequest& request, const ModelInfo& info, bool has_tokenizer) {
+  check_token_ids(request.prompt, info.vocab_size);
+  check_token_ids(request.stop_tokens, info.vocab_size);
+  request.sampling.validate(info.vocab_size);
+  if (request.num_choices < 1 || request.num_choices > 128) {
+    fail(ErrorCode::kInvalidArgument, "choices: {} is not in 1 to 128", request.num_choices);
+  }
+  for (const std::string& stop : request.stop_strings) {
+    if (stop.empty()) fail(ErrorCode::kInvalidArgument, "an empty stop string would stop at once");
+  }
+  if (!request.stop_strings.empty() && !has_tokenizer) {
+    fail(ErrorCode::kUnsupported, "stop strings need a tokenizer, which this model does not have");
+  }
+}
+
+}  // namespace
+
+std::string_view finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kCancelled:
+      return "cancelled";
+    case FinishReason::kError:
+      return "error";
+  }
+  return "unknown";
+}
+
+struct Engine::State {
+  State(const ModelOptions& options, const LoadProgress& progress)
+      : model(options, progress),
+        tokenizer(model.checkpoint().load_tokenizer()),
+        end_tokens(model.checkpoint().end_of_generation_tokens()),
+        scheduler(model.kv(), {.max_step_tokens = model.options().max_step_tokens,
+                               .max_sequences = model.options().max_sequences,
+                               .context_length = model.options().context_length,
+                               .generated_entries_differ = model.info().generated_entries_differ}) {
+    if (tokenizer != nullptr && tokenizer->vocab_size() > model.info().vocab_size) {
+      fail(ErrorCode::kBadFile, "{}: the tokenizer has {} tokens, the model's embedding {}", model.checkpoint().path(),
+           tokenizer->vocab_size(), model.info().vocab_size);
+    }
+  }
+
+  bool step();
+  std::vector<SequenceId> all_sequences() const;
+  ForwardBatch make_batch(const StepPlan& plan) const;
+  std::vector<Delivery> end_cancelled();
+  std::vector<Delivery> finish_step(const StepPlan& plan, std::span<const float> logits);
+  std::vector<Delivery> fail_step(std::span<const SequenceId> sequences, const std::string& what);
+  std::optional<FinishReason> finish_reason(SequenceId sequence, Generation& generation, TokenId token,
+                                            std::string& text) const;
+  Delivery end(SequenceId sequence, GenerationOutput output);
+  void count_step(const StepPlan& plan, double seconds);
+
+  LoadedModel model;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::vector<TokenId> end_tokens;
+
+  // Guards everything below but not the callbacks, which run with it released so that they may submit and cancel.
+  mutable std::mutex mutex;
+  std::mutex step_mutex;  // one step at a time; taken before `mutex`
+  std::condition_variable work_arrived;
+  Scheduler scheduler;
+  std::unordered_map<SequenceId, Generation> generations;
+  std::vector<RequestId> cancelled;
+  RequestId next_request = 1;
+  EngineStats stats;
+
+  std::thread thread;
+  bool stopping = false;
+};
+
+Engine::Engine(const ModelOptions& options, const LoadProgress& progress)
+    : state_(std::make_unique<State>(options, progress)) {}
+
+Engine::~Engine() { stop(); }
+
+const ModelInfo& Engine::model_info() const { return state_->model.info(); }
+const ModelOptions& Engine::options() const { return state_->model.options(); }
+const Tokenizer* Engine::tokenizer() const { return state_->tokenizer.get(); }
+
+std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_special) const {
+  if (state_->tokenizer == nullptr) {
+    fail(ErrorCode::kUnsupported, "{}: the model has no tokenizer; it takes token ids only",
+         state_->model.checkpoint().path());
+  }
+  return state_->tokenizer->encode(text, AddSpecial::kYes, parse_special);
+}
+
+RequestId Engine::submit(GenerationRequest request, OutputCallback on_output) {
+  State& s = *state_;
+  validate(request, s.model.info(), s.tokenizer != nullptr);
+  std::vector<TokenId> stop_tokens = request.stop_tokens;
+  if (!request.ignore_end_tokens) stop_tokens.insert(stop_tokens.end(), s.end_tokens.begin(), s.end_tokens.end());
+  const auto callback = std::make_shared<OutputCallback>(std::move(on_output));
+  const Clock::time_point now = Clock::now();
+
+  const std::lock_guard lock(s.mutex);
+  const RequestId id = s.next_request++;
+  for (int32_t choice = 0; choice < request.num_choices; ++choice) {
+    // Only the first can be refused: the others ask for the same.
+    const SequenceId sequence = s.scheduler.add(
+        {.prompt = request.prompt, .max_new_tokens = request.max_new_tokens, .priority = request.priority});
+    Generation generation{.request = id,
+                          .choice = choice,
+                          .sampling = request.sampling,
+                          .stop_tokens = stop_tokens,
+                          .on_output = callback,
+                          .text = std::nullopt,
+                          .submitted = now,
+                          .usage = {.prompt_tokens = static_cast<int32_t>(request.prompt.size())}};
+    generation.sampling.seed += static_cast<uint64_t>(choice);
+    if (s.tokenizer != nullptr) generation.text.emplace(*s.tokenizer, request.stop_strings);
+    s.generations.emplace(sequence, std::move(generation));
+  }
+  s.work_arrived.notify_one();
+  return id;
+}
+
+void Engine::cancel(RequestId request) {
+  const std::lock_guard lock(state_->mutex);
+  state_->cancelled.push_back(request);
+  state_->work_arrived.notify_one();
+}
+
+ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
+  ForwardBatch batch;
+  for (const ScheduledSlice& slice : plan.slices) {
+    const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+    batch.slices.push_back({.kv_sequence = slice.kv_sequence,
+                            .first_row = static_cast<int32_t>(batch.tokens.size()),
+                            .num_tokens = slice.num_tokens,
+                            .first_entry = slice.first_token});
+    for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
+      batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
+      batch.positions.push_back(i);
+      batch.roles.push_back(scheduler.role(slice.sequence, i));
+    }
+    if (slice.samples) batch.logit_rows.push_back(static_cast<int32_t>(batch.tokens.size()) - 1);
+  }
+  return batch;
+}
+
+Delivery Engine::State::end(SequenceId sequence, GenerationOutput output) {
+  const auto found = generations.find(sequence);
+  Generation& generation = found->second;
+  generation.usage.total_seconds = seconds_since(generation.submitted);
+  output.usage = generation.usage;
+  Delivery delivery{.on_output = generation.on_output, .output = std::move(output)};
+  generations.erase(found);
+  scheduler.finish(sequence);
+  return delivery;
+}
+
+std::vector<SequenceId> Engine::State::all_sequences() const {
+  std::vector<SequenceId> sequences;
+  for (const auto& [sequence, generation] : generations) sequences.push_back(sequence);
+  std::ranges::sort(sequences);
+  return sequences;
+}
+
+std::vector<Delivery> Engine::State::end_cancelled() {
+  std::vector<Delivery> deliveries;
+  const std::vector<RequestId> requests = std::exchange(cancelled, {});
+  if (requests.empty()) return deliveries;
+  for (const SequenceId sequence : all_sequences()) {
+    const Generation& generation = generations.at(sequence);
+    if (std::ranges::find(requests, generation.request) == requests.end()) continue;
+    deliveries.push_back(end(sequence, {.request = generation.request,
+                                        .choice = generation.choice,
+                                        .text = {},
+                                        .token = std::nullopt,
+                                        .finish = FinishReason::kCancelled,
+                                        .error = {},
+                                        .usage = {}}));
+  }
+  return deliveries;
+}
+
+std::optional<FinishReason> Engine::State::finish_reason(SequenceId sequence, Generation& generation, TokenId token,
+                                                         std::string& text) const {
+  std::optional<FinishReason> reason;
+  if (std::ranges::find(generation.stop_tokens, token) != generation.stop_tokens.end()) {
+    reason = FinishReason::kStop;  // the token itself is no text
+  } else if (generation.text) {
+    text = generation.text->push(token);
+  }
+  if (!reason && generation.text && generation.text->stopped()) reason = FinishReason::kStop;
+  if (!reason && std::ssize(scheduler.tokens(sequence)) >= scheduler.max_tokens(sequence)) {
+    reason = FinishReason::kLength;
+  }
+  if (reason && generation.text) text += generation.text->finish();
+  return reason;
+}
+
+std::vector<Delivery> Engine::State::finish_step(const StepPlan& plan, std::span<const float> logits) {
+  const auto vocab_size = static_cast<size_t>(model.info().vocab_size);
+  std::vector<TokenId> sampled;
+  std::vector<SampleResult> results;
+  std::vector<std::string> errors;
+  for (const ScheduledSlice& slice : plan.slices) {
+    if (!slice.samples) continue;
+    const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+    const auto num_prompt = static_cast<size_t>(scheduler.num_prompt_tokens(slice.sequence));
+    SampleResult result;
+    std::string error;
+    try {
+      result = sample(generations.at(slice.sequence).sampling, logits.subspan(sampled.size() * vocab_size, vocab_size),
+                      tokens.first(num_prompt), tokens.subspan(num_prompt));
+    } catch (const Error& e) {
+      error = e.what();
+    }
+    sampled.push_back(result.token);
+    results.push_back(std::move(result));
+    errors.push_back(std::move(error));
+  }
+  scheduler.commit(plan, sampled);
+
+  std::vector<Delivery> deliveries;
+  size_t i = 0;
+  for (const ScheduledSlice& slice : plan.slices) {
+    Generation& generation = generations.at(slice.sequence);
+    generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
+    if (!slice.samples) continue;
+    GenerationOutput output{.request = generation.request,
+                            .choice = generation.choice,
+                            .text = {},
+                            .token = std::nullopt,
+                            .finish = std::nullopt,
+                            .error = errors[i],
+                            .usage = {}};
+    if (errors[i].empty()) {
+      ++generation.usage.generated_tokens;
+      ++stats.generated_tokens;
+      if (generation.usage.generated_tokens == 1) {
+        generation.usage.first_token_seconds = seconds_since(generation.submitted);
+      }
+      output.finish = finish_reason(slice.sequence, generation, results[i].token, output.text);
+      output.token = std::move(results[i]);
+    } else {
+      output.finish = FinishReason::kError;
+    }
+    ++i;
+    if (output.finish) {
+      deliveries.push_back(end(slice.sequence, std::move(output)));
+    } else {
+      generation.usage.total_seconds = seconds_since(generation.submitted);
+      output.usage = generation.usage;
+      deliveries.push_back({.on_output = generation.on_output, .output = std::move(output)});
+    }
+  }
+  return deliveries;
+}
+
+// The step found no memory: the sequences it was for end.
+std::vector<Delivery> Engine::State::fail_step(std::span<const SequenceId> sequences, const std::string& what) {
+  std::vector<Delivery> deliveries;
+  for (const SequenceId sequence : sequences) {
+    const Generation& generation = generations.at(sequence);
+    deliveries.push_back(end(sequence, {.request = generation.request,
+                                        .choice = generation.choice,
+                                        .text = {},
+                                        .token = std::nullopt,
+                                        .finish = FinishReason::kError,
+                                        .error = what,
+                                        .usage = {}}));
+  }
+  return deliveries;
+}
+
+void Engine::State::count_step(const StepPlan& plan, double seconds) {
+  ++stats.num_steps;
+  stats.distinct_experts = model.telemetry().distinct_ever();
+  int64_t prompt_tokens = 0;
+  for (const ScheduledSlice& slice : plan.slices) {
+    const int32_t num_prompt = scheduler.num_prompt_tokens(slice.sequence);
+    prompt_tokens += std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
+  }
+  stats.prompt_tokens += prompt_tokens;
+  if (prompt_tokens > 0) {
+    stats.prefill_seconds += seconds;
+  } else {
+    stats.decode_seconds += seconds;
+    stats.decode_tokens += plan.num_tokens;
+  }
+}
+
+bool Engine::State::step() {
+  const std::lock_guard step_lock(step_mutex);
+  StepPlan plan;
+  ForwardBatch batch;
+  std::vector<Delivery> ended;
+  const Clock::time_point start = Clock::now();
+  {
+    const std::lock_guard lock(mutex);
+    ended = end_cancelled();
+    try {
+      plan = scheduler.schedule();
+      batch = make_batch(plan);
+    } catch (const Error& error) {
+      std::ranges::move(fail_step(all_sequences(), error.what()), std::back_inserter(ended));
+    }
+    stats.schedule_seconds += seconds_since(start);
+  }
+  deliver(ended);
+  if (plan.empty()) return !ended.empty();
+
+  std::vector<Delivery> deliveries;
+  try {
+    const std::span<const float> logits = model.forward(batch);
+    const std::lock_guard lock(mutex);
+    count_step(plan, seconds_since(start));
+    deliveries = finish_step(plan, logits);
+  } catch (const Error& error) {
+    const std::lock_guard lock(mutex);
+    scheduler.abandon(plan);
+    std::vector<SequenceId> sequences;
+    for (const ScheduledSlice& slice : plan.slices) sequences.push_back(slice.sequence);
+    deliveries = fail_step(sequences, error.what());
+  }
+  deliver(deliveries);
+  return true;
+}
+
+bool Engine::step() {
+  WITAN_CHECK(!state_->thread.joinable(), "step() while the engine's thread runs");
+  return state_->step();
+}
+
+void Engine::start() {
+  State& s = *state_;
+  WITAN_CHECK(!s.thread.joinable(), "the engine's thread runs already");
+  s.stopping = false;
+  s.thread = std::thread([&s] {
+    for (;;) {
+      {
+        std::unique_lock lock(s.mutex);
+        s.work_arrived.wait(lock, [&s] { return s.stopping || s.scheduler.has_work() || !s.cancelled.empty(); });
+        if (s.stopping) return;
+      }
+      s.step();
+    }
+  });
+}
+
+void Engine::stop() {
+  State& s = *state_;
+  {
+    const std::lock_guard lock(s.mutex);
+    s.stopping = true;
+    s.work_arrived.notify_all();
+  }
+  if (s.thread.joinable()) s.thread.join();
+}
+
+EngineStats Engine::stats() const {
+  const State& s = *state_;
+  const std::lock_guard lock(s.mutex);
+  EngineStats stats = s.stats;
+  stats.weight_bytes_held = static_cast<int64_t>(s.model.pool().held_bytes(MemoryTag::kWeights) +
+                                                 s.model.pool().held_bytes(MemoryTag::kExperts));
+  stats.peak_pool_bytes = static_cast<int64_t>(s.model.pool().peak_bytes());
+  stats.kv = s.model.kv().stats();
+  stats.scheduler = s.scheduler.stats();
+  return stats;
+}
+
+}  // namespace witan

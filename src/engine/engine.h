@@ -1,0 +1,124 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/loaded_model.h"
+#include "engine/sampler.h"
+#include "sched/scheduler.h"
+#include "text/tokenizer.h"
+
+namespace witan {
+
+using RequestId = int64_t;
+
+struct GenerationRequest {
+  std::vector<TokenId> prompt;  // not empty
+  int32_t max_new_tokens = 256;
+  SamplingParams sampling;                // choice i uses seed + i
+  int32_t num_choices = 1;                // answers to the same prompt
+  std::vector<std::string> stop_strings;  // not empty ones; the answer ends before the first that appears
+  std::vector<TokenId> stop_tokens;       // besides the model's own end tokens
+  bool ignore_end_tokens = false;         // go on after the model's end tokens
+  int32_t priority = 0;                   // higher runs first
+};
+
+enum class FinishReason : uint8_t {
+  kStop,    // an end token, a stop token or a stop string
+  kLength,  // max_new_tokens, or the end of the context
+  kCancelled,
+  kError,  // the step failed; GenerationOutput::error says why
+};
+std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled", "error"
+
+struct GenerationUsage {
+  int32_t prompt_tokens = 0;
+  int32_t cached_prompt_tokens = 0;  // found in the prefix cache
+  int32_t generated_tokens = 0;      // an end token included
+  double first_token_seconds = 0.0;  // since submit
+  double total_seconds = 0.0;        // since submit
+};
+
+// What became known about one choice in one step.
+struct GenerationOutput {
+  RequestId request = 0;
+  int32_t choice = 0;
+  std::string text;                   // new text; may be empty while a character or a stop string is incomplete
+  std::optional<SampleResult> token;  // the token of this step; none in an output that only finishes
+  std::optional<FinishReason> finish;
+  std::string error;      // with kError
+  GenerationUsage usage;  // so far; complete with `finish`
+};
+
+// Called for every output of a request, in order, by the thread that steps. It may submit and cancel, not step.
+// The last call for each choice has `finish` set; there is exactly one such call.
+using OutputCallback = std::function<void(const GenerationOutput&)>;
+
+struct EngineStats {
+  int64_t num_steps = 0;
+  int64_t prompt_tokens = 0;  // computed as prompt (or recomputed), cached ones not counted
+  int64_t generated_tokens = 0;
+  double prefill_seconds = 0.0;  // of steps that computed prompt tokens
+  double decode_seconds = 0.0;   // of steps that only decoded
+  int64_t decode_tokens = 0;     // tokens computed in the latter
+  double schedule_seconds = 0.0;
+  int64_t distinct_experts = 0;  // (layer, expert) pairs used so far
+  int64_t weight_bytes_held = 0;
+  int64_t peak_pool_bytes = 0;
+  KvCacheStats kv;
+  SchedulerStats scheduler;
+};
+
+// Witan as a library: a model, its KV cache and a scheduler that serves any number of requests at a time.
+//
+//   Engine engine({.path = "model.gguf"});
+//   engine.submit({.prompt = ids}, [](const GenerationOutput& output) { std::cout << output.text; });
+//   while (engine.step()) {}
+//
+// Call order: (submit | cancel | step)* by hand, or start (submit | cancel)* stop with a thread of the engine's own.
+// Thread safety: submit, cancel and stats may be called from any thread; step from one at a time, and not while the
+// engine's thread runs.
+class Engine {
+ public:
+  // Throws as LoadedModel does.
+  explicit Engine(const ModelOptions& options, const LoadProgress& progress = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const ModelInfo& model_info() const;
+  const ModelOptions& options() const;
+  // nullptr where the model has none: requests and outputs are token ids only, text stays empty.
+  const Tokenizer* tokenizer() const;
+
+  // Ids of a text as this model wants its prompts (with BOS where it has one). Throws Error(kUnsupported) when the
+  // model has no tokenizer.
+  std::vector<TokenId> encode(std::string_view text, ParseSpecial parse_special = ParseSpecial::kNo) const;
+
+  // Queues a request. Throws Error(kInvalidArgument) naming what is wrong with it; Error(kOutOfMemory), with the
+  // numbers, when it could never fit. Nothing else is affected.
+  RequestId submit(GenerationRequest request, OutputCallback on_output);
+
+  // Ends a request; unknown and finished ids are ignored. Its choices finish with kCancelled in the next step.
+  void cancel(RequestId request);
+
+  // Runs one step of everything submitted. False when there was nothing to do.
+  bool step();
+
+  // Runs steps in a thread of the engine's own until stop(), sleeping while there is nothing to do.
+  void start();
+  // Returns when the step in progress has ended; unfinished requests stay and go on after the next start or step.
+  void stop();
+
+  EngineStats stats() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace witan

@@ -1,0 +1,143 @@
+#include "engine/loaded_model.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "base/error.h"
+#include "models/registry.h"
+#include "models/weight_loader.h"
+
+namespace witan {
+namespace {
+
+void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high) {
+    fail(ErrorCode::kInvalidArgument, "{} is {}, expected {} to {}", name, value, low, high);
+  }
+}
+
+ModelOptions complete(ModelOptions options) {
+  if (options.num_threads == 0)
+    options.num_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  check_range("threads", options.num_threads, 1, 1024);
+  if (options.memory_bytes == 0) options.memory_bytes = default_memory_budget();
+  check_range("memory", options.memory_bytes, 1, int64_t{1} << 50);
+  check_range("context", options.context_length, 0, 1 << 30);
+  check_range("tokens per step", options.max_step_tokens, 1, 1 << 20);
+  check_range("sequences", options.max_sequences, 1, 1 << 16);
+  return options;
+}
+
+MemoryPlan plan_for(const Checkpoint& checkpoint, const ModelInfo& info, const ModelOptions& options) {
+  const int32_t context = options.context_length > 0 ? options.context_length : info.context_length;
+  MemoryPlanRequest request{.budget_bytes = options.memory_bytes,
+                            .kv_codec = options.kv_codec,
+                            .context_tokens = context,
+                            .max_step_tokens = options.max_step_tokens,
+                            .max_logit_rows = std::min(options.max_sequences, options.max_step_tokens),
+                            .num_threads = options.num_threads};
+  MemoryPlan plan = plan_memory(checkpoint, info, request);
+  // Nobody asked for the model's whole context: take what fits.
+  while (options.context_length == 0 && request.context_tokens > kKvBlockSize &&
+         plan.kv_available_bytes < plan.kv_context_bytes) {
+    request.context_tokens = std::max<int64_t>(kKvBlockSize, request.context_tokens / 2);
+    plan = plan_memory(checkpoint, info, request);
+  }
+  if (plan.kv_available_bytes < plan.kv_context_bytes) {
+    fail(ErrorCode::kOutOfMemory, "{}: the memory budget does not suffice\n{}", checkpoint.path(), describe(plan));
+  }
+  return plan;
+}
+
+// The salt of the prefix cache: everything but the tokens that decides the bytes of a KV entry.
+uint64_t content_salt(const ModelOptions& options, Isa isa) {
+  uint64_t salt = static_cast<uint64_t>(options.kv_codec);
+  salt = salt * 31 + static_cast<uint64_t>(options.precision);
+  return salt * 31 + static_cast<uint64_t>(isa);
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progress)
+    : options_(complete(options)),
+      isa_(select_isa()),
+      checkpoint_(Checkpoint::open(options_.path)),
+      model_(create_model(*checkpoint_)),
+      plan_(plan_for(*checkpoint_, model_->info(), options_)),
+      threads_(options_.num_threads),
+      pool_(static_cast<size_t>(options_.memory_bytes)),
+      weights_(pool_, MemoryTag::kWeights),
+      experts_(pool_, MemoryTag::kExperts),
+      scratch_(pool_),
+      telemetry_(static_cast<int32_t>(model_->info().moe_layers.size()), model_->info().num_experts,
+                 model_->info().top_k) {
+  options_.context_length = static_cast<int32_t>(plan_.context_tokens);
+  const auto report = [&](int64_t done, int64_t total) {
+    if (progress) progress(done, total);
+  };
+  WeightLoader loader(*checkpoint_, weights_, experts_, threads_, report);
+  model_->load(loader);
+  loader.check_all_used();
+  kv_ = std::make_unique<KvCache>(pool_, KvCacheConfig{.layers = model_->info().kv_layers,
+                                                       .codec = options_.kv_codec,
+                                                       .capacity_bytes = static_cast<size_t>(plan_.kv_available_bytes),
+                                                       .prefix_cache = options_.prefix_cache,
+                                                       .content_salt = content_salt(options_, isa_)});
+}
+
+std::span<const float> LoadedModel::forward(const ForwardBatch& batch) {
+  scratch_.reset();
+  telemetry_.begin_step();
+  const size_t size = batch.logit_rows.size() * static_cast<size_t>(info().vocab_size);
+  float* logits = scratch_.allocate<float>(size);
+  ForwardContext ctx{
+      .compute = {.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = options_.precision},
+      .kv = *kv_,
+      .telemetry = telemetry_};
+  model_->forward(ctx, batch, logits);
+  return {logits, size};
+}
+
+void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= vocab_size) {
+      fail(ErrorCode::kInvalidArgument, "token {} is {}, expected an id from 0 to {}", i, tokens[i], vocab_size - 1);
+    }
+  }
+}
+
+void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t chunk,
+                  const std::function<void(int32_t, int32_t, std::span<const float>)>& sink) {
+  check_token_ids(tokens, model.info().vocab_size);
+  if (std::ssize(tokens) > model.options().context_length) {
+    fail(ErrorCode::kInvalidArgument, "{} tokens are more than the context of {}", tokens.size(),
+         model.options().context_length);
+  }
+  KvCache& kv = model.kv();
+  struct Sequence {
+    KvCache& kv;
+    SequenceId id;
+    ~Sequence() { kv.release(id); }
+  } sequence{kv, kv.create()};
+  const auto total = static_cast<int32_t>(tokens.size());
+  for (int32_t first = 0; first < total; first += chunk) {
+    const int32_t count = std::min(chunk, total - first);
+    if (!kv.reserve(sequence.id, count)) {
+      fail(ErrorCode::kOutOfMemory, "no room in the KV cache for {} tokens: {} bytes are available", first + count,
+           kv.available_bytes());
+    }
+    ForwardBatch batch;
+    batch.slices.push_back({.kv_sequence = sequence.id, .first_row = 0, .num_tokens = count, .first_entry = first});
+    for (int32_t i = 0; i < count; ++i) {
+      batch.tokens.push_back(tokens[first + i]);
+      batch.positions.push_back(first + i);
+      batch.roles.push_back(TokenRole::kPrompt);
+      batch.logit_rows.push_back(i);
+    }
+    const std::span<const float> logits = model.forward(batch);
+    kv.commit(sequence.id, batch.tokens, batch.roles);
+    sink(first, count, logits);
+  }
+}
+
+}  // namespace witan

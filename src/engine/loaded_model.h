@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/isa.h"
+#include "base/thread_pool.h"
+#include "engine/memory_plan.h"
+#include "io/checkpoint.h"
+#include "kv/kv_cache.h"
+#include "memory/arena.h"
+#include "memory/memory_pool.h"
+#include "models/model.h"
+#include "moe/telemetry.h"
+
+namespace witan {
+
+struct ModelOptions {
+  std::string path;  // a GGUF file or a Hugging Face directory
+  Precision precision = Precision::kFast;
+  KvCodec kv_codec = KvCodec::kF16;
+  int num_threads = 0;            // 0: one per core
+  int64_t memory_bytes = 0;       // budget of all big allocations; 0: 90 % of what is available
+  int32_t context_length = 0;     // most tokens of one sequence; 0: the model's own, as far as memory allows
+  int32_t max_step_tokens = 512;  // tokens computed in one step
+  int32_t max_sequences = 256;    // running at once
+  bool prefix_cache = true;
+};
+
+// Told the bytes of the file packed so far.
+using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
+
+// A model in memory with everything a forward pass needs: weights, KV cache, threads, scratch. One forward at a time.
+class LoadedModel {
+ public:
+  // Throws Error: kBadFile, kUnsupported or kIo from the files; kInvalidArgument for options out of range;
+  // kOutOfMemory, with the plan, before loading when the budget does not suffice for the weights and one KV block.
+  explicit LoadedModel(const ModelOptions& options, const LoadProgress& progress = {});
+
+  const ModelInfo& info() const { return model_->info(); }
+  const ModelOptions& options() const { return options_; }  // zeros replaced by what was chosen
+  const MemoryPlan& plan() const { return plan_; }
+  Isa isa() const { return isa_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  KvCache& kv() { return *kv_; }
+  const KvCache& kv() const { return *kv_; }
+  const MemoryPool& pool() const { return pool_; }
+  const RouterTelemetry& telemetry() const { return telemetry_; }
+
+  // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.
+  std::span<const float> forward(const ForwardBatch& batch);
+
+ private:
+  ModelOptions options_;
+  Isa isa_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Model> model_;
+  MemoryPlan plan_;
+  ThreadPool threads_;
+  MemoryPool pool_;
+  Arena weights_;
+  Arena experts_;
+  Scratch scratch_;
+  RouterTelemetry telemetry_;
+  std::unique_ptr<KvCache> kv_;
+};
+
+// Logits of every position of `tokens`, computed in chunks as a prompt: calls sink(first position, count, logits
+// [count, vocab_size]) after each chunk; the chunk's routes are in model.telemetry() then. Throws
+// Error(kInvalidArgument) for an id outside the vocabulary or more tokens than the context holds.
+void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t chunk,
+                  const std::function<void(int32_t first, int32_t count, std::span<const float> logits)>& sink);
+
+// Throws Error(kInvalidArgument) naming place and value of an id outside [0, vocab_size).
+void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size);
+
+}  // namespace witan

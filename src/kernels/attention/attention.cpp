@@ -1,0 +1,130 @@
+#include "kernels/attention/attention.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "kernels/attention/attention_variants.h"
+#include "kernels/isa_table.h"
+
+namespace witan {
+namespace {
+
+constexpr IsaTable<SplitFunction> kSplit({nullptr, attention_split_avx2, attention_split_avx512});
+constexpr IsaTable<MergeFunction> kMerge({merge_attention_state_reference, merge_attention_state_avx2,
+                                          merge_attention_state_avx512});
+constexpr IsaTable<FinishFunction> kFinish({finish_attention_reference, finish_attention_avx2,
+                                            finish_attention_avx512});
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// How attention_split divides its scratch; offsets in bytes, each a multiple of 64.
+struct ScratchLayout {
+  int64_t padded_value_dim;
+  int64_t scores;
+  int64_t sums;
+  int64_t tile;
+  int64_t end;
+
+  ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
+      : padded_value_dim(round_up(format.value_dim, kSumPadding)),
+        scores(num_rows * kBlocksPerSplit * static_cast<int64_t>(sizeof(uint32_t))),
+        sums(scores + num_rows * kAttentionSplit * static_cast<int64_t>(sizeof(float))),
+        tile(sums + num_rows * padded_value_dim * static_cast<int64_t>(sizeof(float))),
+        end(tile +
+            kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) * static_cast<int64_t>(sizeof(float))) {}
+};
+
+// The entries of one block and the span of their positions.
+struct BlockEntries {
+  const int32_t* positions;  // nullptr: entry e is at first_position + e
+  int32_t count;             // 1..32
+  int32_t min_position;
+  int32_t max_position;
+
+  BlockEntries(const KvView& view, int32_t first_entry) {
+    count = std::min(kKvBlockSize, view.num_entries - first_entry);
+    positions = view.positions == nullptr ? nullptr : view.positions + first_entry;
+    if (positions == nullptr) {
+      min_position = first_entry;
+      max_position = first_entry + count - 1;
+    } else {
+      const auto [min, max] = std::minmax_element(positions, positions + count);
+      min_position = *min;
+      max_position = *max;
+    }
+  }
+
+  // Bit e: entry e has a position in (after, until].
+  uint32_t visible(int64_t after, int64_t until) const {
+    if (max_position <= after || min_position > until) return 0;
+    if (min_position > after && max_position <= until) return count == 32 ? ~0u : (1u << count) - 1u;
+    uint32_t bits = 0;
+    for (int32_t e = 0; e < count; ++e) {
+      const int64_t position = positions == nullptr ? min_position + e : positions[e];
+      bits |= static_cast<uint32_t>(position > after && position <= until) << e;
+    }
+    return bits;
+  }
+};
+
+void find_visible(const KvView& view, const AttentionRows& rows, int32_t split, int32_t num_blocks, uint32_t* visible) {
+  for (int32_t b = 0; b < num_blocks; ++b) {
+    const BlockEntries entries(view, split * kAttentionSplit + b * kKvBlockSize);
+    for (int32_t r = 0; r < rows.num_rows; ++r) {
+      const int64_t until = rows.positions[r];
+      // Heads of one token follow each other.
+      const bool as_before = r > 0 && rows.positions[r] == rows.positions[r - 1];
+      const int64_t after = rows.window > 0 ? until - rows.window : int64_t{INT32_MIN} - 1;
+      uint32_t* bits = visible + r * kBlocksPerSplit + b;
+      *bits = as_before ? bits[-kBlocksPerSplit] : entries.visible(after, until);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows) {
+  return ScratchLayout(format, num_rows).end;
+}
+
+void attention_split(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+                     std::byte* scratch) {
+  const KvBlockFormat& format = view.format;
+  WITAN_CHECK(0 <= split && split < view.num_splits(), "split {} of {}", split, view.num_splits());
+  WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
+  WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
+              format.value_dim, format.key_dim);
+  if (isa == Isa::kReference) return attention_split_reference(view, rows, split, states);
+
+  const ScratchLayout layout(format, rows.num_rows);
+  const int32_t first_block = split * kBlocksPerSplit;
+  const int32_t num_blocks =
+      std::min(kBlocksPerSplit, (view.num_entries - split * kAttentionSplit + kKvBlockSize - 1) / kKvBlockSize);
+  auto* visible = reinterpret_cast<uint32_t*>(scratch);
+  find_visible(view, rows, split, num_blocks, visible);
+  kSplit[isa]({.format = format,
+               .blocks = view.blocks + first_block,
+               .num_blocks = num_blocks,
+               .key_scales = int64_t{kKvBlockSize} * format.key_dim,
+               .values = format.key_bytes(),
+               .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
+               .queries = rows.queries,
+               .num_rows = rows.num_rows,
+               .scale = rows.scale,
+               .visible = visible,
+               .scores = reinterpret_cast<float*>(scratch + layout.scores),
+               .sums = reinterpret_cast<float*>(scratch + layout.sums),
+               .tile = reinterpret_cast<float*>(scratch + layout.tile),
+               .padded_value_dim = layout.padded_value_dim,
+               .states = states});
+}
+
+void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim) {
+  kMerge[isa](into, next, value_dim);
+}
+
+void finish_attention(Isa isa, float* state, const float* sink, int32_t value_dim, float* out) {
+  kFinish[isa](state, sink, value_dim, out);
+}
+
+}  // namespace witan

@@ -1,0 +1,36 @@
+#include "kernels/matmul/avx512_intrinsics.h"
+
+#include "kernels/attention/attention_variants.h"
+
+namespace witan {
+namespace {
+
+// Of the 32 registers, 16 sums of scores: 8 rows x 32 entries.
+constexpr int kMaxRows = 8;
+// Vectors of value components per row: 8 to 24 sums.
+constexpr int vectors_per_row(int num_rows) { return num_rows == 1 ? 8 : num_rows <= 6 ? 4 : 2; }
+
+// In this order: each uses names of the ones before.
+#include "kernels/simd/vector_avx512.inl"
+//
+#include "kernels/simd/exp.inl"
+//
+#include "kernels/attention/transpose_avx512.inl"
+//
+#include "kernels/attention/codecs.inl"
+//
+#include "kernels/attention/split.inl"
+//
+#include "kernels/attention/state.inl"
+
+}  // namespace
+
+void attention_split_avx512(const SplitTask& task) { attend_any_codec(task); }
+void merge_attention_state_avx512(float* into, const float* next, int32_t value_dim) {
+  merge_states(into, next, value_dim);
+}
+void finish_attention_avx512(float* state, const float* sink, int32_t value_dim, float* out) {
+  finish_state(state, sink, value_dim, out);
+}
+
+}  // namespace witan

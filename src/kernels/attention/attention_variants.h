@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+// The entry points of the instruction sets' files; attention.cpp chooses among them.
+namespace witan {
+
+inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
+// Rows of weighted sums are padded to this many floats, a multiple of every instruction set's vector.
+inline constexpr int kSumPadding = 16;
+
+// One split, checked and laid out for the kernels.
+struct SplitTask {
+  KvBlockFormat format;
+  const std::byte* const* blocks = nullptr;  // [num_blocks] of this split
+  int32_t num_blocks = 0;                    // 1..kBlocksPerSplit
+  int64_t key_scales = 0;                    // kQ8: byte offsets within a block
+  int64_t values = 0;
+  int64_t value_scales = 0;
+
+  const float* const* queries = nullptr;  // [num_rows] pointers to [key_dim]
+  int32_t num_rows = 0;
+  float scale = 1.0f;
+  // Bit e of visible[r * kBlocksPerSplit + b]: row r sees entry e of block b. Never set for entries that don't exist.
+  const uint32_t* visible = nullptr;
+
+  // Scratch, 64-byte aligned.
+  float* scores = nullptr;  // [num_rows][kAttentionSplit]
+  float* sums = nullptr;    // [num_rows][padded_value_dim]
+  float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block
+  int64_t padded_value_dim = 0;
+
+  float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result
+};
+
+using SplitFunction = void (*)(const SplitTask& task);
+void attention_split_avx2(const SplitTask& task);
+void attention_split_avx512(const SplitTask& task);
+
+// The oracle reads entries through kv_load and decides by itself what a row sees.
+void attention_split_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states);
+
+using MergeFunction = void (*)(float* into, const float* next, int32_t value_dim);
+void merge_attention_state_reference(float* into, const float* next, int32_t value_dim);
+void merge_attention_state_avx2(float* into, const float* next, int32_t value_dim);
+void merge_attention_state_avx512(float* into, const float* next, int32_t value_dim);
+
+using FinishFunction = void (*)(float* state, const float* sink, int32_t value_dim, float* out);
+void finish_attention_reference(float* state, const float* sink, int32_t value_dim, float* out);
+void finish_attention_avx2(float* state, const float* sink, int32_t value_dim, float* out);
+void finish_attention_avx512(float* state, const float* sink, int32_t value_dim, float* out);
+
+}  // namespace witan

@@ -1,0 +1,104 @@
+// How the kernels read each codec: element types, then the keys and the values of one block. Included after a
+// vector_*.inl. All reads give the same bits as kv_load.
+
+inline void prefetch_bytes(const uint8_t* from, int64_t num_bytes) {
+  for (int64_t i = 0; i < num_bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
+}
+
+struct F32Element {
+  static constexpr int kBytes = 4;
+  static Float vector(const uint8_t* from) { return load(reinterpret_cast<const float*>(from)); }
+  static float single(const uint8_t* from) { return *reinterpret_cast<const float*>(from); }
+};
+
+struct F16Element {
+  static constexpr int kBytes = 2;
+  static Float vector(const uint8_t* from) { return load_f16(from); }
+  static float single(const uint8_t* from) { return _cvtsh_ss(*reinterpret_cast<const uint16_t*>(from)); }
+};
+
+struct Bf16Element {
+  static constexpr int kBytes = 2;
+  static Float vector(const uint8_t* from) { return load_bf16(from); }
+  static float single(const uint8_t* from) {
+    const int bits = *reinterpret_cast<const uint16_t*>(from) << 16;
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+  }
+};
+
+constexpr int64_t kGroup = 32;  // components that share a scale in kQ8
+
+// Keys lie as [key_dim][32 entries], values as [32 entries][stride].
+template <typename Element>
+struct PlainKeys {
+  static constexpr int kBytes = Element::kBytes;
+  const uint8_t* data;
+
+  static PlainKeys of(const SplitTask&, const uint8_t* block) { return {block}; }
+  // kLanes entries from `entry` on of component d.
+  Float vector(int64_t d, int64_t entry) const { return Element::vector(data + (d * kKvBlockSize + entry) * kBytes); }
+};
+
+template <typename Element>
+struct PlainValues {
+  static constexpr int kBytes = Element::kBytes;
+  const uint8_t* data;
+  int64_t stride;
+
+  static PlainValues of(const SplitTask& task, const uint8_t* block) {
+    return {block + task.values, task.format.value_dim};
+  }
+  // kLanes components from c on of an entry, and one.
+  Float vector(int64_t entry, int64_t c) const { return Element::vector(data + (entry * stride + c) * kBytes); }
+  float single(int64_t entry, int64_t c) const { return Element::single(data + (entry * stride + c) * kBytes); }
+};
+
+struct Q8Keys {
+  static constexpr int kBytes = 1;
+  const uint8_t* data;
+  const float* scales;  // [ceil(key_dim / 32)][32 entries]
+
+  static Q8Keys of(const SplitTask& task, const uint8_t* block) {
+    return {block, reinterpret_cast<const float*>(block + task.key_scales)};
+  }
+  Float vector(int64_t d, int64_t entry) const {
+    return multiply(load_int8(data + d * kKvBlockSize + entry), load(scales + d / kGroup * kKvBlockSize + entry));
+  }
+};
+
+struct Q8Values {
+  static constexpr int kBytes = 1;
+  const uint8_t* data;
+  const float* scales;  // [32 entries][num_groups]
+  int64_t stride;
+  int64_t num_groups;
+
+  static Q8Values of(const SplitTask& task, const uint8_t* block) {
+    return {block + task.values, reinterpret_cast<const float*>(block + task.value_scales), task.format.value_dim,
+            (task.format.value_dim + kGroup - 1) / kGroup};
+  }
+  Float vector(int64_t entry, int64_t c) const {
+    return multiply(load_int8(data + entry * stride + c), broadcast(scales[entry * num_groups + c / kGroup]));
+  }
+  float single(int64_t entry, int64_t c) const {
+    const auto quant = static_cast<int8_t>(data[entry * stride + c]);
+    return static_cast<float>(quant) * scales[entry * num_groups + c / kGroup];
+  }
+};
+
+struct F32Codec {
+  using Keys = PlainKeys<F32Element>;
+  using Values = PlainValues<F32Element>;
+};
+struct F16Codec {
+  using Keys = PlainKeys<F16Element>;
+  using Values = PlainValues<F16Element>;
+};
+struct Bf16Codec {
+  using Keys = PlainKeys<Bf16Element>;
+  using Values = PlainValues<Bf16Element>;
+};
+struct Q8Codec {
+  using Keys = Q8Keys;
+  using Values = Q8Values;
+};

@@ -1,0 +1,164 @@
+#include "kernels/attention/kv_block.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "base/check.h"
+#include "tensor/half.h"
+
+namespace witan {
+namespace {
+
+constexpr int32_t kQ8Group = 32;  // components that share a scale
+
+int64_t num_groups(int32_t dim) { return (dim + kQ8Group - 1) / kQ8Group; }
+
+int64_t round_up_to_64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Of the keys or the values of one block, unpadded.
+int64_t part_bytes(KvCodec codec, int64_t dim) {
+  switch (codec) {
+    case KvCodec::kF32:
+      return kKvBlockSize * dim * 4;
+    case KvCodec::kF16:
+    case KvCodec::kBF16:
+      return kKvBlockSize * dim * 2;
+    case KvCodec::kQ8:
+      return kKvBlockSize * (dim + num_groups(static_cast<int32_t>(dim)) * 4);
+  }
+  WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
+}
+
+// One entry within the keys or the values of a block: where its components, and its scales if any, lie.
+struct EntryPart {
+  std::byte* data;
+  int32_t dim;
+  int64_t first;         // element of component 0
+  int64_t stride;        // elements from one component to the next
+  int64_t first_scale;   // float after the part's elements
+  int64_t scale_stride;  // floats from one group's scale to the next
+
+  template <typename Element>
+  Element& element(int64_t component) const {
+    return reinterpret_cast<Element*>(data)[first + component * stride];
+  }
+  float& scale(int64_t group) const {
+    return reinterpret_cast<float*>(data + int64_t{kKvBlockSize} * dim)[first_scale + group * scale_stride];
+  }
+};
+
+EntryPart key_part(const KvBlockFormat& format, std::byte* block, int slot) {
+  return {block, format.key_dim, slot, kKvBlockSize, slot, kKvBlockSize};
+}
+
+EntryPart value_part(const KvBlockFormat& format, std::byte* block, int slot) {
+  const int64_t first = static_cast<int64_t>(slot) * format.value_dim;
+  return {block + format.key_bytes(), format.value_dim, first, 1, slot * num_groups(format.value_dim), 1};
+}
+
+// Rounds to the nearest integer, ties to even; |x| < 2^22.
+int8_t round_to_int8(float x) {
+  constexpr float kNoFraction = 0x1.8p23f;
+  return static_cast<int8_t>(std::bit_cast<int32_t>(x + kNoFraction) - std::bit_cast<int32_t>(kNoFraction));
+}
+
+// The scale of a group of components: 0 when all its quants are 0; NaN when a component is not finite, so that the
+// whole group reads as NaN instead of as plausible numbers.
+float q8_scale(const float* x, int32_t count) {
+  uint32_t max_bits = 0;  // magnitudes order like their bits, infinity and NaN above all
+  for (int32_t i = 0; i < count; ++i) max_bits = std::max(max_bits, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  if (max_bits >= 0x7f800000u) return std::numeric_limits<float>::quiet_NaN();
+  const float scale = std::bit_cast<float>(max_bits) / 127.0f;
+  return scale < std::numeric_limits<float>::min() ? 0.0f : scale;
+}
+
+void store_q8(const EntryPart& part, const float* x) {
+  for (int32_t begin = 0; begin < part.dim; begin += kQ8Group) {
+    const int32_t end = std::min(begin + kQ8Group, part.dim);
+    const float scale = q8_scale(x + begin, end - begin);
+    part.scale(begin / kQ8Group) = scale;
+    const bool all_zero = scale == 0.0f || std::isnan(scale);
+    const float inverse = all_zero ? 0.0f : 1.0f / scale;
+    for (int32_t i = begin; i < end; ++i)
+      part.element<int8_t>(i) = all_zero ? int8_t{0} : round_to_int8(x[i] * inverse);
+  }
+}
+
+void store_part(KvCodec codec, const EntryPart& part, const float* x) {
+  switch (codec) {
+    case KvCodec::kF32:
+      for (int32_t i = 0; i < part.dim; ++i) part.element<float>(i) = x[i];
+      return;
+    case KvCodec::kF16:
+      for (int32_t i = 0; i < part.dim; ++i) part.element<uint16_t>(i) = f32_to_f16(x[i]);
+      return;
+    case KvCodec::kBF16:
+      for (int32_t i = 0; i < part.dim; ++i) part.element<uint16_t>(i) = f32_to_bf16(x[i]);
+      return;
+    case KvCodec::kQ8:
+      store_q8(part, x);
+      return;
+  }
+}
+
+void load_part(KvCodec codec, const EntryPart& part, float* x) {
+  for (int32_t i = 0; i < part.dim; ++i) {
+    switch (codec) {
+      case KvCodec::kF32:
+        x[i] = part.element<float>(i);
+        break;
+      case KvCodec::kF16:
+        x[i] = f16_to_f32(part.element<uint16_t>(i));
+        break;
+      case KvCodec::kBF16:
+        x[i] = bf16_to_f32(part.element<uint16_t>(i));
+        break;
+      case KvCodec::kQ8:
+        x[i] = static_cast<float>(part.element<int8_t>(i)) * part.scale(i / kQ8Group);
+        break;
+    }
+  }
+}
+
+}  // namespace
+
+std::string_view kv_codec_name(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kF32:
+      return "f32";
+    case KvCodec::kF16:
+      return "f16";
+    case KvCodec::kBF16:
+      return "bf16";
+    case KvCodec::kQ8:
+      return "q8_0";
+  }
+  return "unknown";
+}
+
+int64_t KvBlockFormat::key_bytes() const { return round_up_to_64(part_bytes(codec, key_dim)); }
+
+int64_t KvBlockFormat::block_bytes() const {
+  return key_bytes() + (value_in_key ? 0 : round_up_to_64(part_bytes(codec, value_dim)));
+}
+
+void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value) {
+  WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
+  store_part(format.codec, key_part(format, block, slot), key);
+  if (!format.value_in_key) store_part(format.codec, value_part(format, block, slot), value);
+}
+
+void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
+  WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
+  auto* bytes = const_cast<std::byte*>(block);  // EntryPart serves both directions; nothing is written here
+  load_part(format.codec, key_part(format, bytes, slot), key);
+  if (format.value_in_key) {
+    std::copy_n(key, format.value_dim, value);
+  } else {
+    load_part(format.codec, value_part(format, bytes, slot), value);
+  }
+}
+
+}  // namespace witan

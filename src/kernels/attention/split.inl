@@ -1,0 +1,293 @@
+// attention_split, written once for all instruction sets and codecs. Included after codecs.inl, transpose_*.inl and
+// simd/exp.inl; kMaxRows, the rows of a register tile, comes from the including file.
+//
+// Every number of a row's state is one chain of operations on that row alone: a score walks the components in order, a
+// weighted sum walks the visible entries in order, the denominator adds vectors of entries in order. How many rows
+// share a register tile, and which path decodes the block, changes which data are loaded together and nothing else.
+
+// Arguments of the inner loops: rows first_row .. of the task meet one block.
+struct RowTile {
+  const SplitTask& task;
+  int32_t first_row;
+  int32_t block;
+  const uint8_t* ahead;  // nullptr, or what will be read next, to be prefetched at the pace of this block
+
+  float* scores() const { return task.scores + int64_t{first_row} * kAttentionSplit + block * kKvBlockSize; }
+  float* sums() const { return task.sums + first_row * task.padded_value_dim; }
+  uint32_t visible() const { return task.visible[first_row * kBlocksPerSplit + block]; }
+};
+
+// scores[r][e] = query r . key e, unscaled, for kRows rows and all 32 entries.
+template <int kRows, typename Keys>
+void score_rows(const RowTile& tile, const Keys& keys) {
+  const float* queries[kRows];
+  for (int r = 0; r < kRows; ++r) queries[r] = tile.task.queries[tile.first_row + r];
+  float* scores = tile.scores();
+  const int64_t key_dim = tile.task.format.key_dim;
+  for (int64_t entry = 0; entry < kKvBlockSize; entry += 2 * kLanes) {
+    Float sums[kRows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = zero();
+    for (int64_t d = 0; d < key_dim; ++d) {
+      if (tile.ahead != nullptr && entry == 0) {
+        prefetch_bytes(tile.ahead + d * kKvBlockSize * Keys::kBytes, kKvBlockSize * Keys::kBytes);
+      }
+      const Float key0 = keys.vector(d, entry);
+      const Float key1 = keys.vector(d, entry + kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Float q = broadcast(queries[r][d]);
+        sums[r][0] = multiply_add(q, key0, sums[r][0]);
+        sums[r][1] = multiply_add(q, key1, sums[r][1]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      store(scores + r * kAttentionSplit + entry, sums[r][0]);
+      store(scores + r * kAttentionSplit + entry + kLanes, sums[r][1]);
+    }
+  }
+}
+
+template <int kRows, typename Keys>
+void score_up_to(int num_rows, const RowTile& tile, const Keys& keys) {
+  if (num_rows == kRows) return score_rows<kRows>(tile, keys);
+  if constexpr (kRows > 1) score_up_to<kRows - 1>(num_rows, tile, keys);
+}
+
+// sums[r][c ..] += p[r][e] * value e, for kRows rows that see the same entries and kVectors vectors of components.
+template <int kRows, int kVectors, typename Values>
+void add_values(const RowTile& tile, const Values& values, int64_t c) {
+  const float* p = tile.scores();
+  float* const out = tile.sums() + c;
+  const int64_t out_stride = tile.task.padded_value_dim;
+  constexpr int64_t kSliceBytes = kVectors * kLanes * Values::kBytes;
+  Float sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = load(out + r * out_stride + v * kLanes);
+  }
+  for (uint32_t entries = tile.visible(); entries != 0; entries &= entries - 1) {
+    const int64_t entry = __builtin_ctz(entries);
+    if (tile.ahead != nullptr) {
+      prefetch_bytes(tile.ahead + (entry * tile.task.format.value_dim + c) * Values::kBytes, kSliceBytes);
+    }
+    Float value[kVectors];
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) value[v] = values.vector(entry, c + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Float weight = broadcast(p[r * kAttentionSplit + entry]);
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(weight, value[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) store(out + r * out_stride + v * kLanes, sums[r][v]);
+  }
+}
+
+template <int kRows, typename Values>
+void add_values_up_to(int num_rows, const RowTile& tile, const Values& values, int64_t num_components) {
+  if (num_rows == kRows) {
+    constexpr int kVectors = vectors_per_row(kRows);
+    int64_t c = 0;
+    for (; c + kVectors * kLanes <= num_components; c += kVectors * kLanes)
+      add_values<kRows, kVectors>(tile, values, c);
+    for (; c < num_components; c += kLanes) add_values<kRows, 1>(tile, values, c);
+    return;
+  }
+  if constexpr (kRows > 1) add_values_up_to<kRows - 1>(num_rows, tile, values, num_components);
+}
+
+inline uint32_t visible_entries(const SplitTask& task, int32_t row, int32_t block) {
+  return task.visible[row * kBlocksPerSplit + block];
+}
+
+inline bool block_is_seen(const SplitTask& task, int32_t block) {
+  uint32_t seen = 0;
+  for (int32_t r = 0; r < task.num_rows; ++r) seen |= visible_entries(task, r, block);
+  return seen != 0;
+}
+
+// Scores of the rows that see anything of the block, in tiles of neighbouring rows.
+template <typename Keys>
+void score_block(const SplitTask& task, int32_t block, const Keys& keys, const uint8_t* ahead) {
+  for (int32_t row = 0; row < task.num_rows;) {
+    if (visible_entries(task, row, block) == 0) {
+      ++row;
+      continue;
+    }
+    int32_t end = row + 1;
+    while (end < task.num_rows && end - row < kMaxRows && visible_entries(task, end, block) != 0) ++end;
+    score_up_to<kMaxRows>(end - row, {task, row, block, ahead}, keys);
+    ahead = nullptr;
+    row = end;
+  }
+}
+
+// Adds the block to the weighted sums, in tiles of neighbouring rows that see the same entries.
+template <typename Values>
+void add_block(const SplitTask& task, int32_t block, const Values& values, int64_t num_components,
+               const uint8_t* ahead) {
+  for (int32_t row = 0; row < task.num_rows;) {
+    const uint32_t visible = visible_entries(task, row, block);
+    if (visible == 0) {
+      ++row;
+      continue;
+    }
+    int32_t end = row + 1;
+    while (end < task.num_rows && end - row < kMaxRows && visible_entries(task, end, block) == visible) ++end;
+    add_values_up_to<kMaxRows>(end - row, {task, row, block, ahead}, values, num_components);
+    ahead = nullptr;
+    row = end;
+  }
+}
+
+template <typename Keys>
+PlainKeys<F32Element> decode_keys(const SplitTask& task, const Keys& keys) {
+  for (int64_t d = 0; d < task.format.key_dim; ++d) {
+    for (int64_t entry = 0; entry < kKvBlockSize; entry += kLanes) {
+      store(task.tile + d * kKvBlockSize + entry, keys.vector(d, entry));
+    }
+  }
+  return {reinterpret_cast<const uint8_t*>(task.tile)};
+}
+
+template <typename Values>
+PlainValues<F32Element> decode_values(const SplitTask& task, const Values& values) {
+  const int64_t value_dim = task.format.value_dim;
+  for (int64_t entry = 0; entry < kKvBlockSize; ++entry) {
+    float* out = task.tile + entry * task.padded_value_dim;
+    int64_t c = 0;
+    for (; c + kLanes <= value_dim; c += kLanes) store(out + c, values.vector(entry, c));
+    for (; c < value_dim; ++c) out[c] = values.single(entry, c);
+    for (; c < task.padded_value_dim; ++c) out[c] = 0.0f;
+  }
+  return {reinterpret_cast<const uint8_t*>(task.tile), task.padded_value_dim};
+}
+
+// The values of a block that has them as the first components of its keys: [value_dim][32] turned to [32][value_dim].
+template <typename Keys>
+PlainValues<F32Element> decode_values_in_keys(const SplitTask& task, const Keys& keys) {
+  const int64_t value_dim = task.format.value_dim;
+  for (int64_t c = 0; c < task.padded_value_dim; c += kLanes) {
+    for (int64_t entry = 0; entry < kKvBlockSize; entry += kLanes) {
+      Float square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = c + i < value_dim ? keys.vector(c + i, entry) : zero();
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(task.tile + (entry + i) * task.padded_value_dim + c, square[i]);
+    }
+  }
+  return {reinterpret_cast<const uint8_t*>(task.tile), task.padded_value_dim};
+}
+
+// The largest scaled score that a row sees; NaNs are passed over, -inf where there is nothing else.
+inline float max_score(const SplitTask& task, int32_t row) {
+  const float* scores = task.scores + int64_t{row} * kAttentionSplit;
+  const Float scale = broadcast(task.scale);
+  const Float lowest = broadcast(-__builtin_inff());
+  Float max = lowest;
+  for (int32_t b = 0; b < task.num_blocks; ++b) {
+    const uint32_t visible = visible_entries(task, row, b);
+    if (visible == 0) continue;
+    for (int i = 0; i < kKvBlockSize; i += kLanes) {
+      const Float score = multiply(load(scores + b * kKvBlockSize + i), scale);
+      max = larger(select(lanes_of_bits(visible >> i), score, lowest), max);
+    }
+  }
+  return max_of_lanes(max);
+}
+
+// Turns a row's scores into p = exp(score * scale - max), 0 for entries it does not see, and writes its state but for
+// the weighted sum.
+inline void weigh_row(const SplitTask& task, int32_t row) {
+  const float max = max_score(task, row);
+  float* scores = task.scores + int64_t{row} * kAttentionSplit;
+  const Float scale = broadcast(task.scale);
+  const Float shift = broadcast(max == -__builtin_inff() ? 0.0f : max);  // exp(-inf - -inf) would be NaN
+  Float denominators = zero();
+  for (int32_t b = 0; b < task.num_blocks; ++b) {
+    const uint32_t visible = visible_entries(task, row, b);
+    if (visible == 0) continue;
+    for (int i = 0; i < kKvBlockSize; i += kLanes) {
+      float* score = scores + b * kKvBlockSize + i;
+      const Float p =
+          keep(lanes_of_bits(visible >> i), exp_of_nonpositive(subtract(multiply(load(score), scale), shift)));
+      store(score, p);
+      denominators = add(denominators, p);
+    }
+  }
+  task.states[row][0] = max;
+  task.states[row][1] = sum_of_lanes(denominators);
+}
+
+inline const uint8_t* block_bytes(const SplitTask& task, int32_t block) {
+  return reinterpret_cast<const uint8_t*>(task.blocks[block]);
+}
+
+template <typename Codec>
+void score_split(const SplitTask& task, bool decode) {
+  for (int32_t b = 0; b < task.num_blocks; ++b) {
+    if (!block_is_seen(task, b)) continue;
+    const auto keys = Codec::Keys::of(task, block_bytes(task, b));
+    if (decode) {
+      score_block(task, b, decode_keys(task, keys), nullptr);
+    } else {
+      score_block(task, b, keys, b + 1 < task.num_blocks ? block_bytes(task, b + 1) : nullptr);
+    }
+  }
+}
+
+template <typename Codec>
+void add_split(const SplitTask& task, bool decode) {
+  const int64_t value_dim = task.format.value_dim;
+  const bool in_key = task.format.value_in_key;
+  // Whole vectors can be read in place; odd widths, and values inside keys, come from the tile.
+  const bool in_place = !in_key && !decode && value_dim % kLanes == 0;
+  for (int32_t b = 0; b < task.num_blocks; ++b) {
+    if (!block_is_seen(task, b)) continue;
+    const uint8_t* block = block_bytes(task, b);
+    if (in_place) {
+      const uint8_t* ahead = b + 1 < task.num_blocks ? block_bytes(task, b + 1) + task.values : nullptr;
+      add_block(task, b, Codec::Values::of(task, block), value_dim, ahead);
+    } else if (in_key) {
+      add_block(task, b, decode_values_in_keys(task, Codec::Keys::of(task, block)), value_dim, nullptr);
+    } else {
+      add_block(task, b, decode_values(task, Codec::Values::of(task, block)), value_dim, nullptr);
+    }
+  }
+}
+
+template <typename Codec>
+void attend(const SplitTask& task) {
+  // One register tile of rows decodes as it reads; more rows share a decoded copy.
+  const bool decode = Codec::Keys::kBytes < 4 && task.num_rows > kMaxRows;
+  score_split<Codec>(task, decode);
+  for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, r);
+  const int64_t num_sums = task.num_rows * task.padded_value_dim;
+  for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
+  add_split<Codec>(task, decode);
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
+                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
+  }
+}
+
+inline void attend_any_codec(const SplitTask& task) {
+  switch (task.format.codec) {
+    case KvCodec::kF32:
+      return attend<F32Codec>(task);
+    case KvCodec::kF16:
+      return attend<F16Codec>(task);
+    case KvCodec::kBF16:
+      return attend<Bf16Codec>(task);
+    case KvCodec::kQ8:
+      return attend<Q8Codec>(task);
+  }
+}

@@ -1,0 +1,22 @@
+#include "kernels/matmul/avx512_intrinsics.h"
+
+#include "kernels/elementwise/elementwise_variants.h"
+
+namespace witan {
+namespace {
+
+// In this order: each uses names of the ones before.
+#include "kernels/simd/vector_avx512.inl"
+//
+#include "kernels/simd/exp.inl"
+//
+#include "kernels/elementwise/elementwise.inl"
+
+}  // namespace
+
+void swiglu_avx512(const float* gate, const float* up, int64_t n, float* out) { swiglu_vectors(gate, up, n, out); }
+void add_avx512(const float* x, int64_t n, float* y) { add_vectors(x, n, y); }
+void axpy_avx512(float a, const float* x, int64_t n, float* y) { axpy_vectors(a, x, n, y); }
+void softmax_avx512(int64_t n, float* x) { softmax_vectors(n, x); }
+
+}  // namespace witan

@@ -1,0 +1,55 @@
+#include <immintrin.h>
+
+#include "kernels/matmul/layout.h"
+#include "kernels/matmul/matmul_variants.h"
+
+namespace witan {
+namespace {
+
+// With 16 registers, int8 tiles are one panel (2 vectors) x 2 tokens: 4 sums, 4 dot products and what these need.
+struct Int8Tile {
+  static constexpr int kPanels = 1;
+  static constexpr int kTokens = 2;
+  static constexpr int64_t kOnePanelTokens = 2;
+  static constexpr int64_t kUnpackTokens = 18;
+};
+
+// Float tiles of one panel x 4 tokens: 8 sums.
+struct FloatTile {
+  static constexpr int kPanels = 1;
+  static constexpr int kTokens = 4;
+};
+
+// In this order: each uses names of the ones before.
+#include "kernels/matmul/vector_avx2.inl"
+//
+#include "kernels/matmul/dot_avx2.inl"
+//
+#include "kernels/matmul/dot_bf16_emulated.inl"
+//
+#include "kernels/matmul/driver.inl"
+//
+#include "kernels/matmul/q4_k.inl"
+//
+#include "kernels/matmul/q6_k.inl"
+//
+#include "kernels/matmul/q8_0.inl"
+//
+#include "kernels/matmul/bf16.inl"
+//
+#include "kernels/matmul/exact.inl"
+
+}  // namespace
+
+void matmul_f32_avx2(const MatmulArgs& args) { multiply_exact<F32Decoder>(args); }
+void matmul_f16_avx2(const MatmulArgs& args) { multiply_exact<F16Decoder>(args); }
+void matmul_bf16_exact_avx2(const MatmulArgs& args) { multiply_exact<Bf16Decoder>(args); }
+void matmul_q8_0_exact_avx2(const MatmulArgs& args) { multiply_exact<Q8Decoder>(args); }
+void matmul_q4_k_exact_avx2(const MatmulArgs& args) { multiply_exact<Q4KDecoder>(args); }
+void matmul_q6_k_exact_avx2(const MatmulArgs& args) { multiply_exact<Q6KDecoder>(args); }
+void matmul_bf16_avx2(const MatmulArgs& args) { multiply_bf16(args); }
+void matmul_q8_0_avx2(const MatmulArgs& args) { multiply_q8_0(args); }
+void matmul_q4_k_avx2(const MatmulArgs& args) { multiply_q4_k(args); }
+void matmul_q6_k_avx2(const MatmulArgs& args) { multiply_q6_k(args); }
+
+}  // namespace witan

@@ -1,0 +1,78 @@
+// Vectors of 8 floats. Included inside the anonymous namespace of a file compiled for AVX2; vector_avx512.inl has the
+// same names, so that a kernel is written once for both.
+
+using Float = __m256;
+using Mask = __m256i;  // all bits of a lane or none
+constexpr int kLanes = 8;
+
+inline Float load(const float* from) { return _mm256_loadu_ps(from); }
+inline void store(float* to, Float v) { _mm256_storeu_ps(to, v); }
+inline Float broadcast(float value) { return _mm256_set1_ps(value); }
+inline Float zero() { return _mm256_setzero_ps(); }
+inline float first_lane(Float v) { return _mm256_cvtss_f32(v); }
+
+inline Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+inline Float subtract(Float a, Float b) { return _mm256_sub_ps(a, b); }
+inline Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
+inline Float divide(Float a, Float b) { return _mm256_div_ps(a, b); }
+inline Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }            // a * b + c
+inline Float negative_multiply_add(Float a, Float b, Float c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
+inline Float larger(Float a, Float b) { return _mm256_max_ps(a, b); }                        // b where either is NaN
+inline Float negative_magnitude(Float v) { return _mm256_or_ps(v, _mm256_set1_ps(-0.0f)); }  // -|v|
+
+inline Mask first_lanes(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Mask lanes_of_bits(uint32_t bits) {
+  const __m256i lane_bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bits), lane_bits);
+}
+inline Mask less_than(Float a, Float b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }  // false: NaN
+inline Float select(Mask mask, Float a, Float b) {  // mask ? a : b
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
+}
+inline Float keep(Mask mask, Float v) { return _mm256_and_ps(_mm256_castsi256_ps(mask), v); }  // mask ? v : 0
+
+// The lanes of `mask` only; the others are loaded as zeros and not stored, and their memory is not touched.
+inline Float load(Mask mask, const float* from) { return _mm256_maskload_ps(from, mask); }
+inline void store(Mask mask, float* to, Float v) { _mm256_maskstore_ps(to, mask, v); }
+
+// v * 2^n, given the bits of 1.5 * 2^23 + n; all normal numbers.
+inline Float scale_by_power(Float v, Float shifted_n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted_n), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+}
+
+inline Float load_f16(const void* from) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from))); }
+inline Float load_bf16(const void* from) {
+  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+}
+inline Float load_int8(const void* from) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));
+}
+
+// Over all lanes, always in the same tree.
+inline float sum_of_lanes(Float v) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+inline float max_of_lanes(Float v) {
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+// Vectors of 4 doubles, for sums.
+using Double = __m256d;
+
+inline Double zero_doubles() { return _mm256_setzero_pd(); }
+inline Double low_doubles(Float v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+inline Double high_doubles(Float v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
+inline Double add(Double a, Double b) { return _mm256_add_pd(a, b); }
+inline Double multiply_add(Double a, Double b, Double c) { return _mm256_fmadd_pd(a, b, c); }
+inline double sum_of_lanes(Double v) {
+  const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}

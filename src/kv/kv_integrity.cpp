@@ -1,0 +1,95 @@
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "kv/kv_state.h"
+
+namespace witan {
+namespace {
+
+// The blocks of one pool that an owner was found for.
+struct OwnedBlocks {
+  std::vector<bool> owned;
+  int64_t count = 0;
+
+  void add(const BlockPool& pool, BlockId block) {
+    WITAN_CHECK(pool.is_used(block), "block {} is held, but free", block);
+    if (static_cast<size_t>(block) >= owned.size()) owned.resize(block + 1);
+    WITAN_CHECK(!owned[block], "block {} is held twice", block);
+    owned[block] = true;
+    ++count;
+  }
+};
+
+}  // namespace
+
+void KvCache::check_integrity() const {
+  State& state = *state_;
+  std::vector<OwnedBlocks> owned(state.pools.size());
+  const auto own = [&](int64_t table, BlockId block) {
+    owned[state.pool_of_table[table]].add(state.pool(table), block);
+  };
+  state.index.for_each([&](PrefixId entry) {
+    for (int64_t table = 0; table < state.num_tables(); ++table) own(table, state.index.blocks(entry)[table]);
+  });
+
+  std::vector<int64_t> num_references;
+  size_t num_vacant = 0;
+  for (const State::Slot& slot : state.slots) {
+    if (!slot.sequence) {
+      ++num_vacant;
+      continue;
+    }
+    const KvSequence& sequence = *slot.sequence;
+    for (PrefixId entry : sequence.prefix) {
+      if (entry >= std::ssize(num_references)) num_references.resize(entry + 1);
+      ++num_references[entry];
+    }
+    int64_t block_bytes = 0;
+    for (int64_t table = 0; table < state.num_tables(); ++table) {
+      const BlockTable& blocks = sequence.tables[table];
+      const int64_t num_entries = static_cast<int64_t>(blocks.num_entries) + sequence.num_reserved;
+      WITAN_CHECK(blocks.num_blocks == (num_entries + kKvBlockSize - 1) / kKvBlockSize, "{} blocks for {} entries",
+                  blocks.num_blocks, num_entries);
+      block_bytes += blocks.num_blocks * state.pool(table).block_bytes();
+      for (int64_t place = 0; place < blocks.num_blocks; ++place) {
+        const BlockId block = sequence.tables.id(table, place);
+        if (place < std::ssize(sequence.prefix)) {
+          const BlockId shared = state.index.blocks(sequence.prefix[place])[table];
+          WITAN_CHECK(block == shared, "block {} in place of the prefix's {}", block, shared);
+        } else {
+          own(table, block);
+        }
+        WITAN_CHECK(sequence.tables.block(table, place) == state.pool(table).data(block), "block {} has moved", block);
+      }
+    }
+    WITAN_CHECK(block_bytes == sequence.block_bytes, "sequence {} holds {} bytes, {} counted", slot.id, block_bytes,
+                sequence.block_bytes);
+  }
+  WITAN_CHECK(num_vacant == state.vacant_slots.size(), "{} vacant slots, {} counted", num_vacant,
+              state.vacant_slots.size());
+  state.index.check_integrity(num_references);
+
+  int64_t block_bytes = 0;
+  size_t slab_bytes = 0;
+  for (size_t i = 0; i < state.pools.size(); ++i) {
+    const BlockPool& blocks = state.pools[i].blocks;
+    blocks.check_integrity();
+    WITAN_CHECK(owned[i].count == blocks.num_used(), "{} blocks have owners, {} are used", owned[i].count,
+                blocks.num_used());
+    block_bytes += blocks.num_used() * blocks.block_bytes();
+    slab_bytes += static_cast<size_t>(blocks.num_slabs() * blocks.slab_bytes());
+  }
+  WITAN_CHECK(block_bytes == state.stats.block_bytes_held, "{} bytes of blocks held, {} counted", block_bytes,
+              state.stats.block_bytes_held);
+  WITAN_CHECK(block_bytes <= state.stats.peak_block_bytes_held, "{} bytes held above the peak of {}", block_bytes,
+              state.stats.peak_block_bytes_held);
+  WITAN_CHECK(std::cmp_less_equal(block_bytes, state.config.capacity_bytes), "{} bytes held of {} allowed", block_bytes,
+              state.config.capacity_bytes);
+  state.memory.check_integrity();
+  WITAN_CHECK(slab_bytes <= state.memory.held_bytes(MemoryTag::kKvCache), "{} bytes of slabs, {} held by the pool",
+              slab_bytes, state.memory.held_bytes(MemoryTag::kKvCache));
+}
+
+}  // namespace witan

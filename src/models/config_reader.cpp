@@ -1,0 +1,85 @@
+#include "models/config_reader.h"
+
+#include <cmath>
+
+#include "base/error.h"
+
+namespace witan {
+
+std::string ConfigReader::full_key(ConfigKey key) const {
+  if (!is_gguf()) return std::string(key.huggingface);
+  return key.gguf.empty() ? std::string() : fmt::format("{}.{}", checkpoint_.architecture(), key.gguf);
+}
+
+bool ConfigReader::has(ConfigKey key) const {
+  const std::string name = full_key(key);
+  return !name.empty() && checkpoint_.config().has(name);
+}
+
+int32_t ConfigReader::count(ConfigKey key, std::optional<int32_t> fallback, int32_t limit) const {
+  if (!has(key) && fallback) return *fallback;
+  const std::string name = full_key(key);
+  const int64_t value = checkpoint_.config().get_int(name);
+  if (value < 1 || value > limit) {
+    fail(ErrorCode::kBadFile, "{}: {} is {}, expected 1 to {}", checkpoint_.path(), name, value, limit);
+  }
+  return static_cast<int32_t>(value);
+}
+
+int32_t ConfigReader::count_or_zero(ConfigKey key, int32_t fallback, int32_t limit) const {
+  if (!has(key)) return fallback;
+  if (checkpoint_.config().get_int(full_key(key)) == 0) return 0;
+  return count(key, fallback, limit);
+}
+
+double ConfigReader::positive(ConfigKey key, std::optional<double> fallback) const {
+  if (!has(key) && fallback) return *fallback;
+  const std::string name = full_key(key);
+  const double value = checkpoint_.config().get_double(name);
+  if (!std::isfinite(value) || value <= 0.0) {
+    fail(ErrorCode::kBadFile, "{}: {} is {}, expected a positive number", checkpoint_.path(), name, value);
+  }
+  return value;
+}
+
+bool ConfigReader::flag(ConfigKey key, bool fallback) const {
+  return has(key) ? checkpoint_.config().get_bool(full_key(key)) : fallback;
+}
+
+std::string ConfigReader::text(ConfigKey key, std::string_view fallback) const {
+  return has(key) ? checkpoint_.config().get_string(full_key(key)) : std::string(fallback);
+}
+
+std::vector<int64_t> ConfigReader::ints(ConfigKey key) const { return checkpoint_.config().get_ints(full_key(key)); }
+
+int32_t ConfigReader::vocab_size() const {
+  if (!is_gguf()) return count({.gguf = "", .huggingface = "vocab_size"});
+  const TensorEntry* embedding = checkpoint_.find("token_embd.weight");
+  if (embedding == nullptr || embedding->shape.size() != 2 || embedding->shape[0] > (1 << 24)) {
+    fail(ErrorCode::kBadFile, "{}: expected a tensor token_embd.weight [vocabulary, model_dim]", checkpoint_.path());
+  }
+  return static_cast<int32_t>(embedding->shape[0]);
+}
+
+void ConfigReader::require(bool supported, ConfigKey key, std::string_view what) const {
+  if (!supported) fail(ErrorCode::kUnsupported, "{}: {}: {}", checkpoint_.path(), full_key(key), what);
+}
+
+void ConfigReader::expect(bool consistent, std::string_view what) const {
+  if (!consistent) fail(ErrorCode::kBadFile, "{}: {}", checkpoint_.path(), what);
+}
+
+void set_moe_info(const ConfigReader& read, const RouterSpec& router, int32_t ffn_dim, int32_t first_moe_layer,
+                  ModelInfo& info) {
+  read.expect(router.top_k <= router.num_experts,
+              fmt::format("{} experts per token are more than the {} there are", router.top_k, router.num_experts));
+  info.num_experts = router.num_experts;
+  // gate, up, their stored input and output; the experts' outputs; router logits.
+  const int64_t floats =
+      int64_t{router.top_k} * (int64_t{3} * ffn_dim + info.model_dim) + int64_t{2} * router.num_experts;
+  info.activation_bytes_per_token += floats * static_cast<int64_t>(sizeof(float));
+  info.top_k = router.top_k;
+  for (int32_t layer = first_moe_layer; layer < info.num_layers; ++layer) info.moe_layers.push_back(layer);
+}
+
+}  // namespace witan

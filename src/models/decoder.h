@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/function_ref.h"
+#include "models/model.h"
+#include "models/weight_loader.h"
+#include "nn/rope_table.h"
+
+namespace witan {
+
+// What decoder-only models share: the pre-norm residual stream, its two ends, rotary angles.
+
+// The weights around the attention and feed-forward parts of all layers.
+struct DecoderFrame {
+  EmbeddingTable embedding;
+  struct LayerNorms {
+    const float* attention;
+    const float* ffn;
+  };
+  std::vector<LayerNorms> layer_norms;  // [num_layers]
+  const float* output_norm = nullptr;
+  PackedMatrix output;  // [vocab_size, model_dim]; the embedding itself where the file has no other (tied)
+  float norm_epsilon = 0.0f;
+};
+
+DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon);
+
+// One part of a layer: out [num_tokens, model_dim] from x [num_tokens, model_dim], both f32.
+using DecoderPart = FunctionRef<void(int32_t layer, const float* x, float* out)>;
+
+// The pre-norm decoder: x = embedding(tokens); for every layer x += attention(norm(x)), x += ffn(norm(x));
+// logits [logit_rows, vocab_size] = output norm(x), of the rows whose logits are wanted.
+void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const ForwardBatch& batch, DecoderPart attention,
+                      DecoderPart ffn, float* logits);
+
+// cos and sin of every row of a batch, computed once per step for all layers and heads.
+struct RopeAngles {
+  RopeLayout layout;
+  int64_t dim;       // rotated components
+  const float* cos;  // [num_tokens, dim / 2]
+  const float* sin;  // [num_tokens, dim / 2]
+};
+RopeAngles rope_angles(ComputeContext& ctx, const RopeTable& table, const ForwardBatch& batch);
+
+// Rotates components [offset, offset + angles.dim) of every head of x [num_tokens, num_heads, head_dim].
+void rope_heads(ComputeContext& ctx, const RopeAngles& angles, int64_t num_tokens, int64_t num_heads, int64_t head_dim,
+                int64_t offset, float* x);
+
+// RMSNorm over every head of x [num_tokens, num_heads, head_dim], in place, with one weight [head_dim].
+void rms_norm_heads(ComputeContext& ctx, const float* weight, float epsilon, int64_t num_tokens, int64_t num_heads,
+                    int64_t head_dim, float* x);
+
+}  // namespace witan

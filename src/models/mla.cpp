@@ -1,0 +1,343 @@
+#include "models/mla.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/norm/norm.h"
+#include "nn/linear.h"
+#include "nn/rows.h"
+
+namespace witan {
+namespace {
+
+// y of (row, head) = matrices[head] x of (row, head), for the given batch rows. Strides are in floats.
+struct HeadLinear {
+  const std::vector<PackedMatrix>& matrices;
+  const float* x;
+  int64_t x_row_stride;
+  int64_t x_head_stride;
+  float* y;
+  int64_t y_row_stride;
+  int64_t y_head_stride;
+};
+
+void head_linear(ComputeContext& ctx, const HeadLinear& task, std::span<const int32_t> rows) {
+  const ScratchScope scope(ctx.scratch);
+  const auto num_rows = std::ssize(rows);
+  const auto num_heads = std::ssize(task.matrices);
+  const PackedMatrix& first = task.matrices.front();
+  const ActivationFormat format = activation_format(first.type, ctx.precision);
+  const int64_t bytes = activation_bytes(format, first.cols);
+  auto* stored = ctx.scratch.allocate<std::byte>(num_heads * num_rows * bytes);
+  auto** inputs = ctx.scratch.allocate<const std::byte*>(num_heads * num_rows);
+  auto** outputs = ctx.scratch.allocate<float*>(num_heads * num_rows);
+  ctx.threads.parallel_for(num_heads, [&](int64_t head, int) {
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const int64_t at = head * num_rows + i;
+      store_activations(ctx.isa, format, task.x + rows[i] * task.x_row_stride + head * task.x_head_stride, first.cols,
+                        stored + at * bytes);
+      inputs[at] = stored + at * bytes;
+      outputs[at] = task.y + rows[i] * task.y_row_stride + head * task.y_head_stride;
+    }
+    matmul(ctx.isa, task.matrices[head], format, inputs + head * num_rows, num_rows, 0, first.num_panels(),
+           outputs + head * num_rows);
+  });
+}
+
+// Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].
+void absorbed_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
+                        const MlaConfig& config, const MlaWeights& weights, const float* q, float* out) {
+  if (parts.empty()) return;
+  ComputeContext& compute = ctx.compute;
+  const ScratchScope scope(compute.scratch);
+  const int64_t n = batch.num_tokens();
+  const int64_t heads = config.num_heads;
+  const int64_t entry_dim = config.entry_dim();
+  std::vector<int32_t> rows;
+  for (const SliceRows& part : parts) {
+    for (int32_t i = 0; i < part.num_tokens; ++i) rows.push_back(part.first_row + i);
+  }
+  auto* latent_q = compute.scratch.allocate<float>(n * heads * entry_dim);
+  auto* latent_out = compute.scratch.allocate<float>(n * heads * config.latent_dim);
+  head_linear(compute,
+              {.matrices = weights.k_absorb,
+               .x = q,
+               .x_row_stride = heads * config.key_dim(),
+               .x_head_stride = config.key_dim(),
+               .y = latent_q,
+               .y_row_stride = heads * entry_dim,
+               .y_head_stride = entry_dim},
+              rows);
+  for_rows(compute, std::ssize(rows), [&](int64_t i) {
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t vector = rows[static_cast<size_t>(i)] * heads + head;
+      std::memcpy(latent_q + vector * entry_dim + config.latent_dim, q + vector * config.key_dim() + config.nope_dim,
+                  static_cast<size_t>(config.rope_dim) * sizeof(float));
+    }
+  });
+  const AttentionSpec spec{.num_heads = config.num_heads,
+                           .num_kv_heads = 1,
+                           .key_dim = static_cast<int32_t>(entry_dim),
+                           .value_dim = config.latent_dim,
+                           .scale = config.scale};
+  paged_attention(ctx, batch, parts, layer, spec, latent_q, latent_out);
+  head_linear(compute,
+              {.matrices = weights.v,
+               .x = latent_out,
+               .x_row_stride = heads * config.latent_dim,
+               .x_head_stride = config.latent_dim,
+               .y = out,
+               .y_row_stride = heads * config.value_dim,
+               .y_head_stride = config.value_dim},
+              rows);
+}
+
+// The latents of a sequence as the cache has them, ready for the products that expand them.
+struct Latents {
+  int32_t num_entries;
+  const float* rope_keys;  // [num_entries, rope_dim]
+  StoredRows for_keys;
+  StoredRows for_values;
+};
+
+Latents read_latents(ForwardContext& ctx, const SliceRows& part, int32_t layer, const MlaConfig& config,
+                     const MlaWeights& weights) {
+  ComputeContext& compute = ctx.compute;
+  const SequenceSlice& slice = *part.slice;
+  const int32_t num_entries = slice.first_entry + (part.first_row - slice.first_row) + part.num_tokens;
+  const KvView view = ctx.kv.view(slice.kv_sequence, layer, 0, num_entries);
+  auto* entries = compute.scratch.allocate<float>(num_entries * config.entry_dim());
+  auto* rope_keys = compute.scratch.allocate<float>(int64_t{num_entries} * config.rope_dim);
+  for_rows(compute, num_entries, [&](int64_t i) {
+    float* entry = entries + i * config.entry_dim();
+    kv_load(view.format, view.blocks[i / kKvBlockSize], static_cast<int>(i % kKvBlockSize), entry, nullptr);
+    std::memcpy(rope_keys + i * config.rope_dim, entry + config.latent_dim,
+                static_cast<size_t>(config.rope_dim) * sizeof(float));
+  });
+  const auto stored = [&](const PackedMatrix& matrix) {
+    return store_rows(compute, activation_format(matrix.type, compute.precision), entries, num_entries,
+                      config.latent_dim, config.entry_dim());
+  };
+  return {.num_entries = num_entries,
+          .rope_keys = rope_keys,
+          .for_keys = stored(weights.k_expand.front()),
+          .for_values = stored(weights.v.front())};
+}
+
+// One thread's working memory for expanded attention.
+struct ExpandedBuffers {
+  float* keys;              // [kAttentionSplit, nope_dim]
+  float* values;            // [kAttentionSplit, value_dim]
+  float** key_rows;         // [kAttentionSplit]
+  float** value_rows;       // [kAttentionSplit]
+  std::byte* blocks;        // the blocks of one split
+  const std::byte** table;  // [blocks of the sequence], each naming its place in `blocks`
+  float* states;            // [2, rows, state_floats]
+  float** split_states;     // [rows]
+  const float** queries;    // [rows]
+  std::byte* scratch;
+};
+
+struct ExpandedTask {
+  const MlaConfig& config;
+  const MlaWeights& weights;
+  const SliceRows& part;
+  const Latents& latents;
+  KvBlockFormat format;      // of the expanded blocks
+  const int32_t* positions;  // of the part's rows
+  const float* q;
+  float* out;
+  int64_t state_floats;
+};
+
+// Keys and values of one head for the entries of one split, as KV blocks.
+void expand_split(const ExpandedTask& task, Isa isa, int64_t head, int32_t split, const ExpandedBuffers& buffers) {
+  const MlaConfig& config = task.config;
+  const int32_t begin = split * kAttentionSplit;
+  const int32_t count = std::min(kAttentionSplit, task.latents.num_entries - begin);
+  const PackedMatrix& wk = task.weights.k_expand[static_cast<size_t>(head)];
+  const PackedMatrix& wv = task.weights.v[static_cast<size_t>(head)];
+  matmul(isa, wk, task.latents.for_keys.format, task.latents.for_keys.rows + begin, count, 0, wk.num_panels(),
+         buffers.key_rows);
+  matmul(isa, wv, task.latents.for_values.format, task.latents.for_values.rows + begin, count, 0, wv.num_panels(),
+         buffers.value_rows);
+  for (int32_t i = 0; i < count; ++i) {
+    std::byte* block = buffers.blocks + i / kKvBlockSize * task.format.block_bytes();
+    const int32_t slot = i % kKvBlockSize;
+    auto* keys = reinterpret_cast<float*>(block);
+    const float* nope = buffers.keys + int64_t{i} * config.nope_dim;
+    const float* rope = task.latents.rope_keys + int64_t{begin + i} * config.rope_dim;
+    for (int32_t d = 0; d < config.nope_dim; ++d) keys[d * kKvBlockSize + slot] = nope[d];
+    for (int32_t d = 0; d < config.rope_dim; ++d) keys[(config.nope_dim + d) * kKvBlockSize + slot] = rope[d];
+    auto* values = reinterpret_cast<float*>(block + task.format.key_bytes());
+    std::memcpy(values + int64_t{slot} * config.value_dim, buffers.values + int64_t{i} * config.value_dim,
+                static_cast<size_t>(config.value_dim) * sizeof(float));
+  }
+}
+
+// All rows of a part, one head.
+void expanded_head(const ExpandedTask& task, Isa isa, int64_t head, const ExpandedBuffers& buffers) {
+  const MlaConfig& config = task.config;
+  const int32_t num_rows = task.part.num_tokens;
+  float* totals = buffers.states;
+  float* nexts = buffers.states + num_rows * task.state_floats;
+  for (int32_t r = 0; r < num_rows; ++r) {
+    buffers.queries[r] = task.q + ((task.part.first_row + r) * int64_t{config.num_heads} + head) * config.key_dim();
+    float* total = totals + r * task.state_floats;
+    std::fill_n(total, task.state_floats, 0.0f);
+    total[0] = -std::numeric_limits<float>::infinity();
+    buffers.split_states[r] = nexts + r * task.state_floats;
+  }
+  const KvView view{
+      .format = task.format, .blocks = buffers.table, .num_entries = task.latents.num_entries, .positions = nullptr};
+  // Row r sees the entries up to first_seen_by + r: later splits skip the rows before them.
+  const int32_t last_seen_by_first = task.latents.num_entries - num_rows;
+  for (int32_t split = 0; split < view.num_splits(); ++split) {
+    expand_split(task, isa, head, split, buffers);
+    const int32_t first = std::max(0, split * kAttentionSplit - last_seen_by_first);
+    const AttentionRows rows{.queries = buffers.queries + first,
+                             .positions = task.positions + first,
+                             .num_rows = num_rows - first,
+                             .scale = config.scale,
+                             .window = 0};
+    attention_split(isa, view, rows, split, buffers.split_states + first, buffers.scratch);
+    for (int32_t r = first; r < num_rows; ++r) {
+      merge_attention_state(isa, totals + r * task.state_floats, buffers.split_states[r], config.value_dim);
+    }
+  }
+  for (int32_t r = 0; r < num_rows; ++r) {
+    const int64_t vector = (task.part.first_row + r) * int64_t{config.num_heads} + head;
+    finish_attention(isa, totals + r * task.state_floats, nullptr, config.value_dim,
+                     task.out + vector * config.value_dim);
+  }
+}
+
+ExpandedBuffers allocate_buffers(Scratch& scratch, const ExpandedTask& task) {
+  const MlaConfig& config = task.config;
+  const int64_t rows = task.part.num_tokens;
+  const int64_t num_blocks = (task.latents.num_entries + kKvBlockSize - 1) / kKvBlockSize;
+  constexpr int64_t kSplitBlocks = kAttentionSplit / kKvBlockSize;
+  ExpandedBuffers buffers{
+      .keys = scratch.allocate<float>(int64_t{kAttentionSplit} * config.nope_dim),
+      .values = scratch.allocate<float>(int64_t{kAttentionSplit} * config.value_dim),
+      .key_rows = scratch.allocate<float*>(kAttentionSplit),
+      .value_rows = scratch.allocate<float*>(kAttentionSplit),
+      .blocks = scratch.allocate<std::byte>(kSplitBlocks * task.format.block_bytes()),
+      .table = scratch.allocate<const std::byte*>(num_blocks),
+      .states = scratch.allocate<float>(2 * rows * task.state_floats),
+      .split_states = scratch.allocate<float*>(rows),
+      .queries = scratch.allocate<const float*>(rows),
+      .scratch = scratch.allocate<std::byte>(attention_scratch_bytes(task.format, static_cast<int32_t>(rows)))};
+  for (int64_t i = 0; i < kAttentionSplit; ++i) {
+    buffers.key_rows[i] = buffers.keys + i * config.nope_dim;
+    buffers.value_rows[i] = buffers.values + i * config.value_dim;
+  }
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    buffers.table[block] = buffers.blocks + block % kSplitBlocks * task.format.block_bytes();
+  }
+  // A split's last block may be partly filled: the rest must be numbers, though they are masked.
+  std::memset(buffers.blocks, 0, static_cast<size_t>(kSplitBlocks * task.format.block_bytes()));
+  return buffers;
+}
+
+// Attention of prompt tokens, keys and values made per head. q [tokens, heads, key_dim] -> out [tokens, heads,
+// value_dim].
+void expanded_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
+                        const MlaConfig& config, const MlaWeights& weights, const float* q, float* out) {
+  ComputeContext& compute = ctx.compute;
+  for (const SliceRows& part : parts) {
+    const ScratchScope scope(compute.scratch);
+    const Latents latents = read_latents(ctx, part, layer, config, weights);
+    const ExpandedTask task{.config = config,
+                            .weights = weights,
+                            .part = part,
+                            .latents = latents,
+                            .format = {.codec = KvCodec::kF32,
+                                       .key_dim = static_cast<int32_t>(config.key_dim()),
+                                       .value_dim = config.value_dim,
+                                       .value_in_key = false},
+                            .positions = batch.positions.data() + part.first_row,
+                            .q = q,
+                            .out = out,
+                            .state_floats = (attention_state_floats(config.value_dim) + 15) / 16 * 16};
+    std::vector<ExpandedBuffers> buffers;
+    for (int thread = 0; thread < compute.threads.num_threads(); ++thread) {
+      buffers.push_back(allocate_buffers(compute.scratch, task));
+    }
+    compute.threads.parallel_for(config.num_heads, [&](int64_t head, int thread) {
+      expanded_head(task, compute.isa, head, buffers[static_cast<size_t>(thread)]);
+    });
+  }
+}
+
+// The slices' rows by role: prompt tokens first, generated ones behind them.
+struct RolesOfRows {
+  std::vector<SliceRows> prompt;
+  std::vector<SliceRows> generated;
+};
+
+RolesOfRows split_by_role(const ForwardBatch& batch) {
+  RolesOfRows parts;
+  for (const SequenceSlice& slice : batch.slices) {
+    int32_t num_prompt = 0;
+    while (num_prompt < slice.num_tokens &&
+           batch.roles[static_cast<size_t>(slice.first_row + num_prompt)] == TokenRole::kPrompt) {
+      ++num_prompt;
+    }
+    if (num_prompt > 0) {
+      parts.prompt.push_back({.slice = &slice, .first_row = slice.first_row, .num_tokens = num_prompt});
+    }
+    if (num_prompt < slice.num_tokens) {
+      parts.generated.push_back(
+          {.slice = &slice, .first_row = slice.first_row + num_prompt, .num_tokens = slice.num_tokens - num_prompt});
+    }
+  }
+  return parts;
+}
+
+void project_queries(ComputeContext& ctx, const MlaConfig& config, const MlaWeights& weights, const float* x, int64_t n,
+                     float* q) {
+  if (config.q_latent_dim == 0) {
+    linear(ctx, weights.q, x, n, q);
+    return;
+  }
+  const ScratchScope scope(ctx.scratch);
+  auto* latent = ctx.scratch.allocate<float>(n * config.q_latent_dim);
+  linear(ctx, weights.q_a, x, n, latent);
+  rms_norm_rows(ctx, latent, weights.q_a_norm, config.norm_epsilon, n, config.q_latent_dim, latent);
+  linear(ctx, weights.q, latent, n, q);
+}
+
+}  // namespace
+
+void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
+                   const MlaWeights& weights, const RopeAngles& angles, const float* x, float* out) {
+  ComputeContext& compute = ctx.compute;
+  const ScratchScope scope(compute.scratch);
+  const int64_t n = batch.num_tokens();
+  const int64_t heads = config.num_heads;
+  auto* q = compute.scratch.allocate<float>(n * heads * config.key_dim());
+  auto* entries = compute.scratch.allocate<float>(n * config.entry_dim());
+  auto* attended = compute.scratch.allocate<float>(n * heads * config.value_dim);
+  project_queries(compute, config, weights, x, n, q);
+  rope_heads(compute, angles, n, heads, config.key_dim(), config.nope_dim, q);
+  linear(compute, weights.kv_a, x, n, entries);
+  for_rows(compute, n, [&](int64_t row) {
+    float* latent = entries + row * config.entry_dim();
+    rms_norm(compute.isa, latent, weights.kv_a_norm, config.norm_epsilon, config.latent_dim, latent);
+  });
+  rope_heads(compute, angles, n, 1, config.entry_dim(), config.latent_dim, entries);
+  const AttentionSpec cached{.num_heads = config.num_heads,
+                             .num_kv_heads = 1,
+                             .key_dim = static_cast<int32_t>(config.entry_dim()),
+                             .value_dim = config.latent_dim};
+  write_kv(ctx, batch, layer, cached, entries, nullptr);
+
+  const RolesOfRows parts = split_by_role(batch);
+  expanded_attention(ctx, batch, parts.prompt, layer, config, weights, q, attended);
+  absorbed_attention(ctx, batch, parts.generated, layer, config, weights, q, attended);
+  linear(compute, weights.o, attended, n, out);
+}
+
+}  // namespace witan

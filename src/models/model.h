@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+#include "kv/kv_cache.h"
+#include "moe/telemetry.h"
+#include "nn/compute_context.h"
+
+namespace witan {
+
+class WeightLoader;
+
+// What the rest of Witan needs to know about a model, read from its configuration alone.
+struct ModelInfo {
+  std::string architecture;  // name in the registry: "mixtral"
+  int32_t vocab_size = 0;
+  int32_t context_length = 0;  // tokens the model was made for
+  int32_t model_dim = 0;
+  int32_t num_layers = 0;
+  int32_t num_heads = 0;
+  std::vector<KvLayerSpec> kv_layers;  // [num_layers]
+
+  std::vector<int32_t> moe_layers;  // their layer numbers; empty for a dense model
+  int32_t num_experts = 0;
+  int32_t top_k = 0;
+
+  // For planning memory before loading.
+  int64_t derived_weight_bytes = 0;        // packed copies beyond the file's own tensors
+  int64_t activation_bytes_per_token = 0;  // scratch of one step, per token of the step
+  int64_t activation_bytes_per_entry = 0;  // and per KV entry of the longest sequence in it
+
+  // Entries of generated tokens have other bits than the same tokens in a prompt (MLA: absorbed and expanded attention
+  // round differently), so the prefix cache must tell them apart.
+  bool generated_entries_differ = false;
+};
+
+// Consecutive tokens of one sequence in a batch.
+struct SequenceSlice {
+  SequenceId kv_sequence = 0;
+  int32_t first_row = 0;  // of the batch's tokens
+  int32_t num_tokens = 0;
+  int32_t first_entry = 0;  // KV entries the sequence has already; the slice's tokens follow
+};
+
+// The tokens of one step, flat. Row i is token tokens[i] at position positions[i] of its text.
+struct ForwardBatch {
+  std::vector<TokenId> tokens;     // [num_tokens]
+  std::vector<int32_t> positions;  // [num_tokens]
+  std::vector<TokenRole> roles;    // [num_tokens]; within a slice prompt tokens come before generated ones
+  std::vector<SequenceSlice> slices;
+  std::vector<int32_t> logit_rows;  // ascending rows whose logits are wanted
+
+  int64_t num_tokens() const { return std::ssize(tokens); }
+};
+
+struct ForwardContext {
+  ComputeContext compute;
+  KvCache& kv;
+  RouterTelemetry& telemetry;
+};
+
+// One architecture. Configuration and weights come from a checkpoint; after load() a model is immutable, and forward
+// writes only the KV entries of its batch, the telemetry and the logits.
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  virtual const ModelInfo& info() const = 0;
+
+  // Packs the weights. Throws Error(kBadFile) naming a missing or misshapen tensor, Error(kOutOfMemory).
+  virtual void load(WeightLoader& weights) = 0;
+
+  // Computes the batch and writes logits [logit_rows.size(), vocab_size] f32. The batch's entries were reserved in
+  // the KV cache and are written here, not committed.
+  virtual void forward(ForwardContext& ctx, const ForwardBatch& batch, float* logits) const = 0;
+};
+
+}  // namespace witan

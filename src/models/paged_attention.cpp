@@ -1,0 +1,240 @@
+#include "models/paged_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+
+#include "base/check.h"
+#include "nn/rows.h"
+
+namespace witan {
+namespace {
+
+// Query rows of one kv head that walk the entries together: num_tokens tokens times the heads that share the kv head.
+struct Tile {
+  const SequenceSlice* slice;
+  int32_t kv_head;
+  int32_t first_row;
+  int32_t num_tokens;
+  KvView view;          // ends at the last entry that the tile's last token sees
+  int32_t first_split;  // splits before it lie outside every row's window
+  int64_t first_query;  // of this tile, among all tiles' query rows
+};
+
+// Decoding an entry's codec is shared by the rows of a tile; more rows than this gain nothing.
+constexpr int32_t kMaxTileRows = 64;
+// Partial states of all splits at once, when splits are spread over the threads.
+constexpr int64_t kMaxStateBytes = int64_t{32} << 20;
+
+struct AttentionTask {
+  ForwardContext& ctx;
+  const ForwardBatch& batch;
+  const AttentionSpec& spec;
+  const float* queries;
+  float* out;
+  int64_t group;         // query heads per kv head
+  int64_t state_floats;  // of one row's state
+  int64_t scratch_bytes;
+
+  std::span<const Tile> tiles;
+  const float** query_rows;  // [query rows of all tiles]
+  int32_t* query_positions;  // [query rows of all tiles]
+
+  AttentionRows rows(const Tile& tile) const {
+    return {.queries = query_rows + tile.first_query,
+            .positions = query_positions + tile.first_query,
+            .num_rows = static_cast<int32_t>(tile.num_tokens * group),
+            .scale = spec.scale,
+            .window = spec.window};
+  }
+
+  float* out_row(const Tile& tile, int64_t row) const {
+    const int64_t token = tile.first_row + row / group;
+    const int64_t head = tile.kv_head * group + row % group;
+    return out + (token * spec.num_heads + head) * spec.value_dim;
+  }
+};
+
+std::span<const Tile> make_tiles(ForwardContext& ctx, std::span<const SliceRows> parts, int32_t layer,
+                                 const AttentionSpec& spec) {
+  const int32_t group = spec.num_heads / spec.num_kv_heads;
+  const int32_t tile_tokens = std::max(1, kMaxTileRows / group);
+  int64_t num_tiles = 0;
+  for (const SliceRows& part : parts) num_tiles += (part.num_tokens + tile_tokens - 1) / tile_tokens;
+  num_tiles *= spec.num_kv_heads;
+  Tile* tiles = ctx.compute.scratch.allocate<Tile>(num_tiles);
+  int64_t count = 0;
+  int64_t first_query = 0;
+  // The last tokens see most entries: they go first, so that no thread begins a long tile when the others are done.
+  for (const SliceRows& part : parts) {
+    const int32_t end = part.first_row + part.num_tokens;
+    for (int32_t tile_end = end; tile_end > part.first_row; tile_end -= tile_tokens) {
+      const int32_t first_row = std::max(part.first_row, tile_end - tile_tokens);
+      const int32_t num_entries = part.slice->first_entry + (tile_end - part.slice->first_row);
+      const int32_t first_entry = part.slice->first_entry + (first_row - part.slice->first_row);
+      // Entry and position are the same number as long as no policy has dropped entries.
+      const int32_t first_seen = spec.window > 0 ? std::max(0, first_entry - spec.window + 1) : 0;
+      for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+        tiles[count++] = {.slice = part.slice,
+                          .kv_head = head,
+                          .first_row = first_row,
+                          .num_tokens = tile_end - first_row,
+                          .view = ctx.kv.view(part.slice->kv_sequence, layer, head, num_entries),
+                          .first_split = first_seen / kAttentionSplit,
+                          .first_query = first_query};
+        first_query += static_cast<int64_t>(tile_end - first_row) * group;
+      }
+    }
+  }
+  return {tiles, static_cast<size_t>(num_tiles)};
+}
+
+void clear_state(float* state, int64_t num_floats) {
+  std::fill_n(state, num_floats, 0.0f);
+  state[0] = -std::numeric_limits<float>::infinity();
+}
+
+// Each work item is a tile that walks all its splits.
+void walk_tiles(const AttentionTask& task) {
+  ComputeContext& compute = task.ctx.compute;
+  const int num_threads = compute.threads.num_threads();
+  const int64_t rows = std::max<int64_t>(kMaxTileRows, task.group);
+  auto* scratch = compute.scratch.allocate<std::byte>(task.scratch_bytes * num_threads);
+  auto* states = compute.scratch.allocate<float>(2 * rows * task.state_floats * num_threads);
+  auto** next_rows = compute.scratch.allocate<float*>(rows * num_threads);
+  compute.threads.parallel_for(std::ssize(task.tiles), [&](int64_t i, int thread) {
+    const Tile& tile = task.tiles[i];
+    const AttentionRows query = task.rows(tile);
+    float* total = states + thread * 2 * rows * task.state_floats;
+    float* next = total + rows * task.state_floats;
+    float** next_of = next_rows + thread * rows;
+    for (int32_t r = 0; r < query.num_rows; ++r) {
+      clear_state(total + r * task.state_floats, task.state_floats);
+      next_of[r] = next + r * task.state_floats;
+    }
+    for (int32_t split = tile.first_split; split < tile.view.num_splits(); ++split) {
+      attention_split(compute.isa, tile.view, query, split, next_of, scratch + thread * task.scratch_bytes);
+      for (int32_t r = 0; r < query.num_rows; ++r) {
+        merge_attention_state(compute.isa, total + r * task.state_floats, next_of[r], task.spec.value_dim);
+      }
+    }
+    for (int32_t r = 0; r < query.num_rows; ++r) {
+      finish_attention(compute.isa, total + r * task.state_floats, nullptr, task.spec.value_dim, task.out_row(tile, r));
+    }
+  });
+}
+
+// Each work item is one split of one tile: for few tiles over long contexts. The merge keeps the order of walk_tiles.
+void walk_splits(const AttentionTask& task, int64_t num_items) {
+  struct Item {
+    const Tile* tile;
+    int32_t split;
+    float** states;  // [tile rows]
+  };
+  ComputeContext& compute = task.ctx.compute;
+  auto* items = compute.scratch.allocate<Item>(num_items);
+  auto** first_item = compute.scratch.allocate<Item*>(std::ssize(task.tiles));
+  int64_t count = 0;
+  for (const Tile& tile : task.tiles) {
+    const int64_t num_rows = tile.num_tokens * task.group;
+    first_item[&tile - task.tiles.data()] = items + count;
+    for (int32_t split = tile.first_split; split < tile.view.num_splits(); ++split) {
+      auto** states = compute.scratch.allocate<float*>(num_rows);
+      auto* floats = compute.scratch.allocate<float>(num_rows * task.state_floats);
+      for (int64_t r = 0; r < num_rows; ++r) states[r] = floats + r * task.state_floats;
+      items[count++] = {.tile = &tile, .split = split, .states = states};
+    }
+  }
+  auto* scratch = compute.scratch.allocate<std::byte>(task.scratch_bytes * compute.threads.num_threads());
+  compute.threads.parallel_for(count, [&](int64_t i, int thread) {
+    const Item& item = items[i];
+    attention_split(compute.isa, item.tile->view, task.rows(*item.tile), item.split, item.states,
+                    scratch + thread * task.scratch_bytes);
+  });
+  auto* totals = compute.scratch.allocate<float>(task.state_floats * compute.threads.num_threads());
+  compute.threads.parallel_for(std::ssize(task.tiles), [&](int64_t i, int thread) {
+    const Tile& tile = task.tiles[i];
+    float* total = totals + thread * task.state_floats;
+    for (int64_t r = 0; r < tile.num_tokens * task.group; ++r) {
+      clear_state(total, task.state_floats);
+      for (int32_t split = tile.first_split; split < tile.view.num_splits(); ++split) {
+        merge_attention_state(compute.isa, total, first_item[i][split - tile.first_split].states[r],
+                              task.spec.value_dim);
+      }
+      finish_attention(compute.isa, total, nullptr, task.spec.value_dim, task.out_row(tile, r));
+    }
+  });
+}
+
+}  // namespace
+
+void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+              const float* keys, const float* values) {
+  const KvBlockFormat format = ctx.kv.block_format(layer);
+  for (const SequenceSlice& slice : batch.slices) {
+    for_rows(ctx.compute, slice.num_tokens, [&](int64_t i) {
+      for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+        const int64_t vector = (slice.first_row + i) * spec.num_kv_heads + head;
+        const KvCache::Slot slot =
+            ctx.kv.slot(slice.kv_sequence, layer, head, slice.first_entry + static_cast<int32_t>(i));
+        kv_store(format, slot.block, slot.slot, keys + vector * spec.key_dim,
+                 values == nullptr ? nullptr : values + vector * spec.value_dim);
+      }
+    });
+  }
+}
+
+void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
+                     const AttentionSpec& spec, const float* queries, float* out) {
+  WITAN_CHECK(spec.num_heads % spec.num_kv_heads == 0, "{} heads, {} kv heads", spec.num_heads, spec.num_kv_heads);
+  if (parts.empty()) return;
+  const ScratchScope scope(ctx.compute.scratch);
+  const int64_t group = spec.num_heads / spec.num_kv_heads;
+  const std::span<const Tile> tiles = make_tiles(ctx, parts, layer, spec);
+  const int64_t num_queries = tiles.back().first_query + tiles.back().num_tokens * group;
+  AttentionTask task{.ctx = ctx,
+                     .batch = batch,
+                     .spec = spec,
+                     .queries = queries,
+                     .out = out,
+                     .group = group,
+                     .state_floats = (attention_state_floats(spec.value_dim) + 15) / 16 * 16,
+                     .scratch_bytes = attention_scratch_bytes(
+                         ctx.kv.block_format(layer), static_cast<int32_t>(std::max<int64_t>(kMaxTileRows, group))),
+                     .tiles = tiles,
+                     .query_rows = ctx.compute.scratch.allocate<const float*>(num_queries),
+                     .query_positions = ctx.compute.scratch.allocate<int32_t>(num_queries)};
+  int64_t num_splits = 0;
+  int64_t state_bytes = 0;
+  for (const Tile& tile : tiles) {
+    for (int64_t r = 0; r < tile.num_tokens * group; ++r) {
+      const int64_t token = tile.first_row + r / group;
+      task.query_rows[tile.first_query + r] =
+          queries + (token * spec.num_heads + tile.kv_head * group + r % group) * spec.key_dim;
+      task.query_positions[tile.first_query + r] = batch.positions[static_cast<size_t>(token)];
+    }
+    const int64_t splits = tile.view.num_splits() - tile.first_split;
+    num_splits += splits;
+    state_bytes += splits * tile.num_tokens * group * task.state_floats * static_cast<int64_t>(sizeof(float));
+  }
+  const bool few_tiles = std::ssize(tiles) < 8 * static_cast<int64_t>(ctx.compute.threads.num_threads());
+  if (few_tiles && num_splits > std::ssize(tiles) && state_bytes <= kMaxStateBytes) {
+    walk_splits(task, num_splits);
+  } else {
+    walk_tiles(task);
+  }
+}
+
+void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+                     const float* queries, float* out) {
+  const ScratchScope scope(ctx.compute.scratch);
+  auto* parts = ctx.compute.scratch.allocate<SliceRows>(std::ssize(batch.slices));
+  for (size_t i = 0; i < batch.slices.size(); ++i) {
+    parts[i] = {
+        .slice = &batch.slices[i], .first_row = batch.slices[i].first_row, .num_tokens = batch.slices[i].num_tokens};
+  }
+  paged_attention(ctx, batch, {parts, batch.slices.size()}, layer, spec, queries, out);
+}
+
+}  // namespace witan

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_set>
+#include <vector>
+
+#include "base/function_ref.h"
+#include "base/thread_pool.h"
+#include "io/checkpoint.h"
+#include "memory/arena.h"
+#include "moe/moe_ffn.h"
+
+namespace witan {
+
+// The two spellings of one tensor; "{}" stands for the layer number.
+struct TensorName {
+  std::string_view gguf;
+  std::string_view huggingface;
+};
+
+// The spellings of one matrix of all experts of a layer.
+struct ExpertTensorName {
+  std::string_view gguf;             // one tensor [num_experts, rows, cols]: "blk.{}.ffn_gate_exps.weight"
+  std::string_view gguf_per_expert;  // older files: "blk.{}.ffn_gate.{}.weight"
+  std::string_view huggingface;      // "model.layers.{}.mlp.experts.{}.gate_proj.weight": layer, expert
+};
+
+struct ExpertTensorNames {
+  ExpertTensorName gate;
+  ExpertTensorName up;
+  ExpertTensorName down;
+};
+
+// The rows of a token embedding, in the file's type.
+struct EmbeddingTable {
+  DType type = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  const std::byte* data = nullptr;  // row-major
+};
+
+// Finds a checkpoint's tensors by name, checks their shapes and packs them for the kernels, in memory of two arenas.
+// Every tensor of the file must be asked for: one that a model does not know is an error, since leaving it out would
+// give wrong text. Errors name file, tensor, expected and found.
+class WeightLoader {
+ public:
+  // `progress` is told the bytes of the file's tensors packed so far, now and then.
+  WeightLoader(const Checkpoint& checkpoint, Arena& weights, Arena& experts, ThreadPool& threads,
+               FunctionRef<void(int64_t bytes_done, int64_t bytes_total)> progress);
+
+  bool is_gguf() const { return checkpoint_.format() == CheckpointFormat::kGguf; }
+  bool has(TensorName name, int32_t layer = 0) const;
+
+  // A matrix [rows, cols], packed.
+  PackedMatrix matrix(TensorName name, int32_t layer, int64_t rows, int64_t cols);
+  // A tensor of n elements (norm weights, biases) as f32.
+  const float* vector(TensorName name, int32_t layer, int64_t n);
+  EmbeddingTable embedding(TensorName name, int64_t rows, int64_t cols);
+  FfnWeights ffn(TensorName gate, TensorName up, TensorName down, int32_t layer, int64_t ffn_dim, int64_t model_dim);
+  // All experts of a layer; in GGUF files also from fused or per-expert tensors.
+  std::vector<FfnWeights> experts(const ExpertTensorNames& names, int32_t layer, int32_t num_experts, int64_t ffn_dim,
+                                  int64_t model_dim);
+
+  // The file's tensor, its shape checked and counted as used; for models that transform weights themselves.
+  const TensorEntry& tensor(TensorName name, int32_t layer, std::vector<int64_t> shape);
+  // Packs a matrix of `rows` rows whose row r is row_bytes(r), in `type`.
+  PackedMatrix pack(DType type, int64_t rows, int64_t cols, FunctionRef<const std::byte*(int64_t row)> row_of,
+                    Arena& arena);
+  Arena& weights_arena() { return weights_; }
+
+  // Marks a tensor as known and not needed. No effect when it does not exist.
+  void ignore(std::string_view name);
+
+  // Error(kUnsupported) naming a tensor of the file that was never asked for.
+  void check_all_used() const;
+
+ private:
+  struct ExpertSource;
+
+  std::string full_name(TensorName name, int32_t layer) const;
+  const TensorEntry& entry(const std::string& name, const std::vector<int64_t>& shape);
+  ExpertSource expert_source(const ExpertTensorName& name, int32_t layer, int32_t num_experts, int64_t rows,
+                             int64_t cols);
+  void count_done(const TensorEntry& tensor);
+
+  const Checkpoint& checkpoint_;
+  Arena& weights_;
+  Arena& experts_;
+  ThreadPool& threads_;
+  FunctionRef<void(int64_t, int64_t)> progress_;
+  std::unordered_set<std::string> used_;
+  int64_t bytes_done_ = 0;
+  int64_t bytes_total_ = 0;
+};
+
+}  // namespace witan

@@ -1,0 +1,37 @@
+#include "moe/telemetry.h"
+
+#include "base/check.h"
+
+namespace witan {
+
+RouterTelemetry::RouterTelemetry(int32_t num_moe_layers, int32_t num_experts, int32_t top_k)
+    : num_moe_layers_(num_moe_layers), num_experts_(num_experts), top_k_(top_k) {
+  const size_t size = static_cast<size_t>(num_moe_layers) * static_cast<size_t>(num_experts);
+  counts_.resize(size);
+  weight_sums_.resize(size);
+  last_steps_.resize(size);
+  last_experts_.resize(static_cast<size_t>(num_moe_layers));
+}
+
+void RouterTelemetry::begin_step() {
+  ++num_steps_;
+  distinct_in_last_step_ = 0;
+  for (auto& experts : last_experts_) experts.clear();
+}
+
+void RouterTelemetry::record(int32_t moe_layer, std::span<const int32_t> experts, std::span<const float> weights) {
+  WITAN_CHECK(experts.size() == weights.size(), "{} experts, {} weights", experts.size(), weights.size());
+  last_experts_[static_cast<size_t>(moe_layer)].assign(experts.begin(), experts.end());
+  for (size_t i = 0; i < experts.size(); ++i) {
+    const size_t at = index(moe_layer, experts[i]);
+    if (last_steps_[at] != num_steps_) {
+      distinct_ever_ += counts_[at] == 0 ? 1 : 0;
+      ++distinct_in_last_step_;
+      last_steps_[at] = num_steps_;
+    }
+    ++counts_[at];
+    weight_sums_[at] += static_cast<double>(weights[i]);
+  }
+}
+
+}  // namespace witan

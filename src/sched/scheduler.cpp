@@ -1,0 +1,405 @@
+#include "sched/scheduler.h"
+
+#include <algorithm>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "sched/in_flight_prefixes.h"
+#include "sched/sequence.h"
+#include "sched/waiting_queue.h"
+
+namespace witan {
+namespace {
+
+// Who was last refused admission, and what attach_prefix had found for it: as long as that stays, whether there is
+// room is known without asking again.
+struct Refusal {
+  SequenceId sequence;
+  int32_t num_attached;
+  int64_t attached_bytes;  // that attaching made unavailable
+};
+
+// A plan in the making.
+struct Step {
+  StepPlan plan;
+  int32_t budget_tokens;
+
+  void add(Sequence& sequence, int32_t num_tokens) {
+    sequence.num_planned = num_tokens;
+    budget_tokens -= num_tokens;
+    plan.slices.push_back({.sequence = sequence.id,
+                           .kv_sequence = *sequence.kv_sequence,
+                           .first_token = sequence.num_computed,
+                           .num_tokens = num_tokens,
+                           .samples = num_tokens == sequence.num_uncomputed()});
+  }
+
+  void remove(Sequence& sequence) {
+    if (sequence.num_planned == 0) return;
+    std::erase_if(plan.slices, [&](const ScheduledSlice& slice) { return slice.sequence == sequence.id; });
+    budget_tokens += std::exchange(sequence.num_planned, 0);
+  }
+};
+
+}  // namespace
+
+struct Scheduler::State {
+  State(KvCache& cache, SchedulerConfig scheduler_config);
+
+  Sequence& at(SequenceId id) const;
+  int64_t max_running() const { return std::min(config.max_sequences, config.max_step_tokens); }
+
+  void plan_decodes(Step& step);
+  void plan_prefills(Step& step);
+  void plan_admissions(Step& step);
+
+  int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
+  int32_t reserve_chunk(Step& step, Sequence& sequence);
+  void preempt_least_valuable(Step& step);
+  void stop_running(Sequence& sequence);
+  [[noreturn]] void fail_alone(const Sequence& sequence) const;
+
+  enum class Admission { kAdmitted, kFollows, kNoRoom };
+  Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
+  bool has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const;
+  bool is_still_refused(const Sequence& sequence) const;
+  void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
+
+  KvCache& kv;
+  SchedulerConfig config;
+  int64_t row_bytes;  // of one block of every table
+
+  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences;
+  std::vector<Sequence*> running;  // most valuable first
+  WaitingQueue waiting;
+  std::optional<Refusal> refusal;
+  SequenceId next_id = 1;
+  bool plan_is_open = false;
+  int64_t num_preemptions = 0;
+  int64_t num_recomputed_tokens = 0;
+};
+
+Scheduler::State::State(KvCache& cache, SchedulerConfig scheduler_config)
+    : kv(cache), config(scheduler_config), row_bytes(cache.bytes_for_tokens(kKvBlockSize)) {
+  const auto check = [](const char* name, int32_t value) {
+    if (value < 1) fail(ErrorCode::kInvalidArgument, "{} must be at least 1, not {}", name, value);
+  };
+  check("max_step_tokens", config.max_step_tokens);
+  check("max_sequences", config.max_sequences);
+  check("context_length", config.context_length);
+}
+
+Sequence& Scheduler::State::at(SequenceId id) const {
+  const auto found = sequences.find(id);
+  WITAN_CHECK(found != sequences.end(), "sequence {} does not exist", id);
+  return *found->second;
+}
+
+// Running sequences are visited by value and the victims come from the other end, so no victim has a slice yet.
+void Scheduler::State::plan_decodes(Step& step) {
+  for (size_t i = 0; i < running.size(); ++i) {
+    Sequence& sequence = *running[i];
+    WITAN_CHECK(sequence.num_tokens() < sequence.max_tokens, "sequence {} has all its {} tokens and was not finished",
+                sequence.id, sequence.max_tokens);
+    if (sequence.num_uncomputed() != 1) continue;
+    while (sequence.kv_sequence && !kv.reserve(*sequence.kv_sequence, 1)) preempt_least_valuable(step);
+    if (sequence.kv_sequence) step.add(sequence, 1);
+  }
+}
+
+void Scheduler::State::plan_prefills(Step& step) {
+  for (size_t i = 0; i < running.size() && step.budget_tokens > 0; ++i) {
+    Sequence& sequence = *running[i];
+    if (sequence.num_planned > 0) continue;
+    if (const int32_t num_tokens = reserve_chunk(step, sequence); num_tokens > 0) step.add(sequence, num_tokens);
+  }
+}
+
+// The next chunk of a running sequence in prefill, reserved; 0 when it has to wait for less.
+int32_t Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
+  for (;;) {
+    const int32_t num_wanted = std::min(step.budget_tokens, sequence.num_uncomputed());
+    if (const int32_t num_tokens = reserve_up_to(sequence, num_wanted); num_tokens > 0) return num_tokens;
+    if (running.back() == &sequence && running.size() > 1) return 0;
+    preempt_least_valuable(step);
+  }
+}
+
+// Reserves num_tokens, or what there is room for, and returns how many.
+int32_t Scheduler::State::reserve_up_to(const Sequence& sequence, int32_t num_tokens) {
+  if (kv.reserve(*sequence.kv_sequence, num_tokens)) return num_tokens;
+  const int64_t num_rows = num_block_rows(sequence.num_computed) + kv.available_bytes() / row_bytes;
+  const int64_t num_fitting = num_rows * kKvBlockSize - sequence.num_computed;
+  const auto num_tokens_fitting = static_cast<int32_t>(std::min<int64_t>(num_fitting, num_tokens - 1));
+  return num_tokens_fitting > 0 && kv.reserve(*sequence.kv_sequence, num_tokens_fitting) ? num_tokens_fitting : 0;
+}
+
+void Scheduler::State::preempt_least_valuable(Step& step) {
+  Sequence& victim = *running.back();
+  if (running.size() == 1) fail_alone(victim);
+  step.remove(victim);
+  stop_running(victim);
+  waiting.add(victim);
+  step.plan.preempted.push_back(victim.id);
+  ++num_preemptions;
+}
+
+void Scheduler::State::stop_running(Sequence& sequence) {
+  const auto place = std::ranges::lower_bound(running, &sequence, MoreValuable());
+  WITAN_CHECK(place != running.end() && *place == &sequence, "sequence {} is not running", sequence.id);
+  running.erase(place);
+  kv.release(*sequence.kv_sequence);
+  sequence.kv_sequence.reset();
+  sequence.num_computed = 0;
+  waiting.release_followers(sequence);
+  refusal.reset();
+}
+
+// Nothing is planned then: no other runs, and this one has no slice.
+void Scheduler::State::fail_alone(const Sequence& sequence) const {
+  fail(ErrorCode::kOutOfMemory,
+       "sequence {} finds no room in the KV cache after {} of its {} tokens although no other runs: the cache may hold "
+       "{} bytes and can get {} more",
+       sequence.id, sequence.num_computed, sequence.num_tokens(), kv.config().capacity_bytes, kv.available_bytes());
+}
+
+// Not in a step that had to preempt: who was preempted would be the first to be admitted.
+void Scheduler::State::plan_admissions(Step& step) {
+  if (!step.plan.preempted.empty()) return;
+  std::optional<InFlightPrefixes> in_flight;
+  while (step.budget_tokens > 0 && std::ssize(running) < max_running()) {
+    Sequence* sequence = waiting.first();
+    if (sequence == nullptr || is_still_refused(*sequence)) return;
+    if (!in_flight) in_flight.emplace(running);
+    if (try_admit(step, *sequence, *in_flight) == Admission::kNoRoom) return;
+  }
+}
+
+Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight) {
+  const int64_t available_before = kv.available_bytes();
+  const SequenceId kv_sequence = kv.create();
+  const int32_t num_attached = kv.attach_prefix(kv_sequence, sequence.tokens, sequence.kv_roles);
+  if (kv.config().prefix_cache) {
+    if (const auto match = in_flight.find(sequence, num_attached)) {
+      kv.release(kv_sequence);
+      waiting.follow(sequence, *match->leader, match->num_common_tokens);
+      return Admission::kFollows;
+    }
+  }
+  const int64_t available_bytes = kv.available_bytes();
+  if (!has_room(sequence, num_attached, available_bytes)) {
+    kv.release(kv_sequence);
+    refusal = Refusal{sequence.id, num_attached, available_before - available_bytes};
+    return Admission::kNoRoom;
+  }
+
+  start_running(sequence, kv_sequence, num_attached);
+  const int32_t num_tokens = reserve_up_to(sequence, std::min(step.budget_tokens, sequence.num_uncomputed()));
+  if (num_tokens == 0) {
+    if (running.size() == 1) fail_alone(sequence);
+    stop_running(sequence);
+    waiting.add(sequence);
+    return Admission::kNoRoom;
+  }
+  step.add(sequence, num_tokens);
+  step.plan.admitted.push_back(sequence.id);
+  in_flight.add(sequence);
+  if (!sequence.num_prefix_hit_tokens) sequence.num_prefix_hit_tokens = num_attached;
+  return Admission::kAdmitted;
+}
+
+void Scheduler::State::start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached) {
+  waiting.remove(sequence);
+  sequence.kv_sequence = kv_sequence;
+  sequence.num_computed = num_attached;
+  running.insert(std::ranges::lower_bound(running, &sequence, MoreValuable()), &sequence);
+}
+
+// Whether the sequence and all running ones have room for their tokens and `horizon` more each: the steps that all
+// prefills take, in each of which the others decode a token, and a block after that.
+bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const {
+  if (running.empty()) return true;  // add() saw to that
+  int64_t num_prefill_tokens = sequence.num_tokens() - num_attached;
+  for (const Sequence* other : running) num_prefill_tokens += other->num_uncomputed() - other->num_planned;
+  const int64_t prefill_tokens_per_step = config.max_step_tokens - std::ssize(running);
+  const int64_t horizon = num_prefill_tokens / std::max<int64_t>(prefill_tokens_per_step, 1) + 1 + kKvBlockSize;
+
+  const auto rows_to_come = [&](const Sequence& s, int64_t num_entries) {
+    return num_block_rows(std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon)) - num_block_rows(num_entries);
+  };
+  int64_t num_rows = rows_to_come(sequence, num_attached);
+  for (const Sequence* other : running) num_rows += rows_to_come(*other, other->num_computed + other->num_planned);
+  return num_rows * row_bytes <= available_bytes;
+}
+
+bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
+  return refusal && refusal->sequence == sequence.id &&
+         !has_room(sequence, refusal->num_attached, kv.available_bytes() - refusal->attached_bytes);
+}
+
+Scheduler::Scheduler(KvCache& kv, SchedulerConfig config) : state_(std::make_unique<State>(kv, config)) {}
+
+Scheduler::~Scheduler() {
+  for (const Sequence* sequence : state_->running) state_->kv.release(*sequence->kv_sequence);
+}
+
+SequenceId Scheduler::add(SequenceRequest request) {
+  const SchedulerConfig& config = state_->config;
+  const auto num_prompt_tokens = std::ssize(request.prompt);
+  if (num_prompt_tokens == 0) fail(ErrorCode::kInvalidArgument, "the prompt has no tokens");
+  if (request.max_new_tokens < 1) {
+    fail(ErrorCode::kInvalidArgument, "max_new_tokens must be at least 1, not {}", request.max_new_tokens);
+  }
+  if (num_prompt_tokens >= config.context_length) {
+    fail(ErrorCode::kInvalidArgument, "a prompt of {} tokens leaves no room in the context of {} tokens",
+         num_prompt_tokens, config.context_length);
+  }
+  auto sequence = std::make_unique<Sequence>();
+  sequence->priority = request.priority;
+  sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
+  sequence->max_tokens =
+      static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
+  const int64_t needed_bytes = state_->kv.bytes_for_tokens(sequence->max_entries());
+  if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
+    fail(ErrorCode::kOutOfMemory,
+         "a prompt of {} tokens and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
+         num_prompt_tokens, sequence->max_tokens - num_prompt_tokens, needed_bytes, state_->kv.config().capacity_bytes,
+         state_->kv.bytes_per_token());
+  }
+  sequence->id = state_->next_id++;
+  sequence->tokens = std::move(request.prompt);
+  sequence->kv_roles.assign(sequence->tokens.size(), TokenRole::kPrompt);
+  state_->waiting.add(*sequence);
+  return state_->sequences.emplace(sequence->id, std::move(sequence)).first->first;
+}
+
+StepPlan Scheduler::schedule() {
+  WITAN_CHECK(!state_->plan_is_open, "the last plan was not committed");
+  Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
+  step.plan.slices.reserve(state_->running.size());
+  state_->plan_decodes(step);
+  state_->plan_prefills(step);
+  state_->plan_admissions(step);
+  step.plan.num_tokens = state_->config.max_step_tokens - step.budget_tokens;
+  state_->plan_is_open = !step.plan.empty();
+  return std::move(step).plan;
+}
+
+void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
+  WITAN_CHECK(state_->plan_is_open == !plan.empty(), "{} slices committed, but a plan is {}open", plan.slices.size(),
+              state_->plan_is_open ? "" : "not ");
+  const TokenRole generated_role = state_->config.generated_entries_differ ? TokenRole::kGenerated : TokenRole::kPrompt;
+  size_t num_sampled = 0;
+  for (const ScheduledSlice& slice : plan.slices) {
+    Sequence& sequence = state_->at(slice.sequence);
+    WITAN_CHECK(slice.first_token == sequence.num_computed && slice.num_tokens == sequence.num_planned,
+                "tokens {}+{} of sequence {} committed, {}+{} were planned", slice.first_token, slice.num_tokens,
+                sequence.id, sequence.num_computed, sequence.num_planned);
+    state_->kv.commit(*sequence.kv_sequence, std::span(sequence.tokens).subspan(slice.first_token, slice.num_tokens),
+                      std::span(sequence.kv_roles).subspan(slice.first_token, slice.num_tokens));
+    sequence.num_computed += std::exchange(sequence.num_planned, 0);
+    state_->num_recomputed_tokens +=
+        std::max(0, std::min(sequence.num_computed, sequence.num_ever_computed) - slice.first_token);
+    sequence.num_ever_computed = std::max(sequence.num_ever_computed, sequence.num_computed);
+    if (!sequence.followers.empty()) state_->waiting.release_served_followers(sequence);
+    if (!slice.samples) continue;
+    WITAN_CHECK(num_sampled < sampled.size(), "{} sampled tokens do not suffice", sampled.size());
+    sequence.tokens.push_back(sampled[num_sampled++]);
+    sequence.kv_roles.push_back(generated_role);
+  }
+  WITAN_CHECK(num_sampled == sampled.size(), "{} tokens sampled, {} slices sample", sampled.size(), num_sampled);
+  state_->plan_is_open = false;
+}
+
+void Scheduler::abandon(const StepPlan& plan) {
+  for (const ScheduledSlice& slice : plan.slices) state_->at(slice.sequence).num_planned = 0;
+  state_->plan_is_open = false;
+}
+
+void Scheduler::finish(SequenceId id) {
+  WITAN_CHECK(!state_->plan_is_open, "sequence {} finished before the plan was committed", id);
+  Sequence& sequence = state_->at(id);
+  if (sequence.kv_sequence) {
+    state_->stop_running(sequence);
+  } else {
+    state_->waiting.remove(sequence);
+  }
+  state_->sequences.erase(id);
+}
+
+bool Scheduler::has_work() const { return !state_->sequences.empty(); }
+
+std::span<const TokenId> Scheduler::tokens(SequenceId sequence) const { return state_->at(sequence).tokens; }
+
+int32_t Scheduler::num_prompt_tokens(SequenceId sequence) const { return state_->at(sequence).num_prompt_tokens; }
+
+int32_t Scheduler::num_generated(SequenceId id) const {
+  const Sequence& sequence = state_->at(id);
+  return sequence.num_tokens() - sequence.num_prompt_tokens;
+}
+
+int32_t Scheduler::max_tokens(SequenceId sequence) const { return state_->at(sequence).max_tokens; }
+
+int32_t Scheduler::num_prefix_hit_tokens(SequenceId sequence) const {
+  return state_->at(sequence).num_prefix_hit_tokens.value_or(0);
+}
+
+TokenRole Scheduler::role(SequenceId id, int32_t token_index) const {
+  const Sequence& sequence = state_->at(id);
+  WITAN_CHECK(token_index >= 0 && token_index < sequence.num_tokens(), "token {} of {} in sequence {}", token_index,
+              sequence.num_tokens(), id);
+  return token_index < sequence.num_prompt_tokens ? TokenRole::kPrompt : TokenRole::kGenerated;
+}
+
+SchedulerStats Scheduler::stats() const {
+  return {.num_waiting = state_->waiting.size(),
+          .num_running = std::ssize(state_->running),
+          .num_preemptions = state_->num_preemptions,
+          .num_recomputed_tokens = state_->num_recomputed_tokens};
+}
+
+void Scheduler::check_integrity() const {
+  const State& state = *state_;
+  WITAN_CHECK(std::ranges::is_sorted(state.running, MoreValuable()), "running sequences are out of order");
+  WITAN_CHECK(std::ssize(state.running) <= state.max_running(), "{} sequences run, {} may", state.running.size(),
+              state.max_running());
+  int64_t num_running = 0;
+  int32_t num_planned_tokens = 0;
+  for (const auto& [id, sequence] : state.sequences) {
+    WITAN_CHECK(sequence->id == id && sequence->tokens.size() == sequence->kv_roles.size() &&
+                    sequence->num_tokens() <= sequence->max_tokens && sequence->num_computed < sequence->num_tokens(),
+                "sequence {} has {} of {} tokens, {} roles, {} computed", id, sequence->num_tokens(),
+                sequence->max_tokens, sequence->kv_roles.size(), sequence->num_computed);
+    num_planned_tokens += sequence->num_planned;
+    if (sequence->kv_sequence) {
+      ++num_running;
+      WITAN_CHECK(std::ranges::binary_search(state.running, sequence.get(), MoreValuable()),
+                  "sequence {} has a KV sequence and is not running", id);
+      WITAN_CHECK(state.kv.num_tokens(*sequence->kv_sequence) == sequence->num_computed,
+                  "sequence {}: {} entries in the KV cache, {} computed", id,
+                  state.kv.num_tokens(*sequence->kv_sequence), sequence->num_computed);
+      for (const Sequence* follower : sequence->followers) {
+        WITAN_CHECK(follower->leader == sequence.get() && follower->num_common_tokens > sequence->num_computed &&
+                        follower->num_common_tokens <= sequence->num_tokens() &&
+                        MoreValuable()(sequence.get(), follower),
+                    "sequence {} waits wrongly for {} tokens of {}", follower->id, follower->num_common_tokens, id);
+      }
+    } else {
+      WITAN_CHECK(state.waiting.contains(*sequence), "sequence {} is lost", id);
+      WITAN_CHECK(sequence->num_computed == 0 && sequence->num_planned == 0 && sequence->followers.empty(),
+                  "sequence {} waits with {} tokens computed, {} planned, {} followers", id, sequence->num_computed,
+                  sequence->num_planned, sequence->followers.size());
+    }
+  }
+  WITAN_CHECK(num_running == std::ssize(state.running), "{} sequences run, {} counted", num_running,
+              state.running.size());
+  WITAN_CHECK(num_running + state.waiting.size() == std::ssize(state.sequences), "{} run, {} wait, {} exist",
+              num_running, state.waiting.size(), state.sequences.size());
+  WITAN_CHECK((num_planned_tokens > 0) == state.plan_is_open, "{} tokens planned, a plan is {}open", num_planned_tokens,
+              state.plan_is_open ? "" : "not ");
+}
+
+}  // namespace witan

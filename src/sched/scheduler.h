@@ -1,0 +1,129 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/types.h"
+#include "kv/kv_cache.h"
+
+namespace witan {
+
+struct SchedulerConfig {
+  int32_t max_step_tokens = 512;  // tokens computed in one step, prefill chunks and decodes together
+  int32_t max_sequences = 256;    // running at once
+  int32_t context_length = 0;     // prompt and generated tokens of one sequence; the model's limit
+
+  // Generated tokens' KV entries have other bits than those of the same tokens in a prompt (ModelInfo, MLA). If not,
+  // the KV cache is told kPrompt for every token, so that a later prompt shares the blocks of generated text.
+  bool generated_entries_differ = false;
+};
+
+struct SequenceRequest {
+  std::vector<TokenId> prompt;  // not empty
+  int32_t max_new_tokens = 0;   // > 0
+  int32_t priority = 0;         // higher runs first and is preempted last
+};
+
+// One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are
+// computed. They follow what the KV cache already holds.
+struct ScheduledSlice {
+  SequenceId sequence = 0;     // the scheduler's id
+  SequenceId kv_sequence = 0;  // the KV cache's id of the same sequence
+  int32_t first_token = 0;
+  int32_t num_tokens = 0;
+  bool samples = false;  // the slice reaches the sequence's last token: its logits pick the next one
+};
+
+// What one step computes. Plain data.
+struct StepPlan {
+  std::vector<ScheduledSlice> slices;
+  std::vector<SequenceId> admitted;   // sequences that began (or began again) to run in this step
+  std::vector<SequenceId> preempted;  // sequences whose KV was given up; they wait to be recomputed
+  int32_t num_tokens = 0;
+  bool empty() const { return slices.empty(); }
+};
+
+struct SchedulerStats {
+  int64_t num_waiting = 0;
+  int64_t num_running = 0;
+  int64_t num_preemptions = 0;        // ever
+  int64_t num_recomputed_tokens = 0;  // computed again after a preemption, ever
+};
+
+// Decides which sequences run in each step and how many tokens each: continuous batching with chunked prefill, where
+// prefill and decode are one path. Owns the sequences' tokens and their KV sequences; knows no model.
+//
+//   (add | schedule commit | finish)*
+//
+// A sequence is more valuable than another if its priority is higher or, among equals, if it arrived earlier. A step
+// serves, each by value and all under max_step_tokens: running sequences that decode (one token each), running
+// sequences in prefill (a chunk each), waiting sequences. At most min(max_sequences, max_step_tokens) sequences run, so
+// every decoding one gets its token in every step, and of those in prefill at least the most valuable goes on.
+//
+// Admission: the most valuable waiting sequence is admitted when the KV cache has room for it and for every running
+// one to finish their prefills and then decode a block each; until then nobody behind it is. So nobody is admitted
+// to be preempted before it got anywhere. The exception: a sequence whose next uncached block is just being computed by
+// a more valuable running one waits for as long as the two have tokens in common, and then shares the blocks;
+// meanwhile those behind it may pass. Admission never preempts.
+//
+// Preemption: when a running sequence finds no room for the next token, the least valuable running one is preempted:
+// its blocks go (to the prefix cache where they can), its tokens stay, and it waits again, in its place by value. A
+// sequence in prefill takes smaller chunks first, and when it is itself the least valuable, waits with what it has.
+//
+// Every sequence ends, if its caller ends it at max_tokens. The most valuable running one is never preempted for
+// another and computes at least a token in every step: alone it has room (add() saw to that), and it takes that room
+// from all others if it must. While the most valuable of all waits, nobody less valuable is admitted, so the running
+// ones end or are preempted, one after the other, until it is admitted. It becomes the most valuable running one
+// then; so it ends, and the next is the most valuable of all.
+// Thread safety: none.
+class Scheduler {
+ public:
+  // Throws Error(kInvalidArgument) when a number in `config` is less than 1. The KV cache must outlive the scheduler.
+  Scheduler(KvCache& kv, SchedulerConfig config);
+  ~Scheduler();
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // Queues a sequence. Throws Error(kInvalidArgument) for an empty prompt, max_new_tokens < 1 or a prompt that leaves
+  // no room in the context; Error(kOutOfMemory), with the numbers, for one that could not run even alone. A request
+  // for more tokens than the context has left ends at the context's end (max_tokens tells).
+  SequenceId add(SequenceRequest request);
+
+  // The next step. Empty when there are no sequences.
+  // Throws Error(kOutOfMemory), with the numbers, when the only running sequence finds no room: the KV cache cannot get
+  // the memory that its capacity promises. No plan is open then; finish() and schedule() may be called.
+  StepPlan schedule();
+
+  // The plan was computed. sampled has one token per slice with samples == true, in the slices' order; they are
+  // appended to their sequences. Every plan is committed before the next schedule() or finish(); a sequence that has
+  // max_tokens then is finished before the next schedule().
+  void commit(const StepPlan& plan, std::span<const TokenId> sampled);
+
+  // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
+  // same tokens in a later plan, or are finished.
+  void abandon(const StepPlan& plan);
+
+  // Ends a sequence in any state (done, stopped, cancelled) and frees what it held.
+  void finish(SequenceId sequence);
+
+  bool has_work() const;
+  std::span<const TokenId> tokens(SequenceId sequence) const;  // prompt, then generated; valid until the next commit
+  int32_t num_prompt_tokens(SequenceId sequence) const;
+  int32_t num_generated(SequenceId sequence) const;
+  int32_t max_tokens(SequenceId sequence) const;  // prompt and generated together; the caller finishes it there
+  int32_t num_prefix_hit_tokens(
+      SequenceId sequence) const;  // prompt tokens found in the prefix cache when first admitted
+  TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
+  SchedulerStats stats() const;
+
+  // Aborts unless queues, KV sequences and token counts agree.
+  void check_integrity() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace witan

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "base/types.h"
+#include "kernels/attention/kv_block.h"
+#include "kv/kv_cache.h"
+
+namespace witan {
+
+// A sequence as the scheduler keeps it.
+//
+//   waiting   in the queue by value, or behind a leader; no KV sequence
+//   running   has a KV sequence; entries [0, num_computed) are committed in it, tokens
+//             [num_computed, num_computed + num_planned) are in the plan that is not committed yet
+struct Sequence {
+  SequenceId id = 0;  // ascends with arrival
+  int32_t priority = 0;
+  int32_t num_prompt_tokens = 0;
+  int32_t max_tokens = 0;           // prompt and generated together
+  std::vector<TokenId> tokens;      // prompt, then generated
+  std::vector<TokenRole> kv_roles;  // [tokens.size()], as the KV cache is told
+
+  std::optional<SequenceId> kv_sequence;
+  int32_t num_computed = 0;
+  int32_t num_planned = 0;
+  int32_t num_ever_computed = 0;                 // the most that num_computed was, preemptions or not
+  std::optional<int32_t> num_prefix_hit_tokens;  // set by the first admission
+
+  // A waiting sequence may wait for the running `leader` to compute their common tokens [0, num_common_tokens).
+  Sequence* leader = nullptr;
+  int32_t num_common_tokens = 0;
+  std::vector<Sequence*> followers;  // of a running sequence: who waits for it
+
+  int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
+  int32_t num_uncomputed() const { return num_tokens() - num_computed; }
+  // The last token that a sequence may have is sampled, never computed.
+  int32_t max_entries() const { return max_tokens - 1; }
+};
+
+// The order of service: priority, then arrival. Total, so there is always one most valuable sequence.
+struct MoreValuable {
+  bool operator()(const Sequence* a, const Sequence* b) const {
+    return a->priority != b->priority ? a->priority > b->priority : a->id < b->id;
+  }
+};
+
+// Blocks that each table needs for `num_tokens` entries.
+inline int64_t num_block_rows(int64_t num_tokens) { return (num_tokens + kKvBlockSize - 1) / kKvBlockSize; }
+
+// `num_tokens` rounded down to whole blocks.
+inline int32_t whole_block_tokens(int32_t num_tokens) { return num_tokens / kKvBlockSize * kKvBlockSize; }
+
+}  // namespace witan

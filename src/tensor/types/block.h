@@ -1,0 +1,50 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "tensor/half.h"
+
+// What the files of this folder share.
+namespace witan {
+
+static_assert(std::endian::native == std::endian::little, "rows are decoded in place from little-endian files");
+
+inline uint16_t load_u16(const std::byte* at) {
+  uint16_t value;
+  std::memcpy(&value, at, sizeof(value));
+  return value;
+}
+inline void store_u16(std::byte* at, uint16_t value) { std::memcpy(at, &value, sizeof(value)); }
+
+inline float load_f16(const std::byte* at) { return f16_to_f32(load_u16(at)); }
+inline void store_f16(std::byte* at, float value) { store_u16(at, f32_to_f16(value)); }
+
+// Round to nearest, ties to even, for |value| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
+// Any other value, NaN included, gives some integer.
+inline int nearest_int(float value) { return (std::bit_cast<int32_t>(value + 0x1.8p23f) & 0x007fffff) - 0x00400000; }
+
+// The dot product of a decoded row with x, in double. kBlockSize divides the elements decoded at a time.
+template <int kBlockSize, int kBlockBytes>
+double dot_decoded(void (*decode)(const std::byte*, float*, int64_t), const std::byte* row, const float* x,
+                   int64_t num_elements) {
+  constexpr int64_t kChunk = 256;
+  static_assert(kChunk % kBlockSize == 0);
+  std::array<float, kChunk> values;
+  double sum = 0;
+  for (int64_t begin = 0; begin < num_elements; begin += kChunk) {
+    const int64_t count = std::min(kChunk, num_elements - begin);
+    decode(row + begin / kBlockSize * kBlockBytes, values.data(), count);
+    for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(values[i]) * x[begin + i];
+  }
+  return sum;
+}
+
+// A uniform variable on [-a, a] has standard deviation a / sqrt(3).
+inline constexpr float kSqrt3 = 1.7320508f;
+
+}  // namespace witan

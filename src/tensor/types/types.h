@@ -1,0 +1,15 @@
+#pragma once
+
+#include "tensor/quant_type.h"
+
+// One function per format, defined in the file of its name: its row of the table in quant_type.cpp.
+namespace witan {
+
+QuantType f32_type();
+QuantType f16_type();
+QuantType bf16_type();
+QuantType q8_0_type();
+QuantType q4_k_type();
+QuantType q6_k_type();
+
+}  // namespace witan

@@ -1,0 +1,209 @@
+#pragma once
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/isa.h"
+#include "kernels/attention/attention.h"
+#include "tensor/random_bits.h"
+
+namespace witan::test {
+
+struct AlignedDelete {
+  void operator()(std::byte* bytes) const { std::free(bytes); }
+};
+using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
+
+// 64-byte aligned, every byte 0xff: NaN in each float format and in the scales of kQ8, so that whatever is read without
+// having been written shows.
+inline AlignedBytes poisoned_bytes(int64_t num_bytes) {
+  const auto size = static_cast<size_t>((num_bytes + 63) / 64 * 64);
+  AlignedBytes bytes(static_cast<std::byte*>(std::aligned_alloc(64, size)));
+  std::memset(bytes.get(), 0xff, size);
+  return bytes;
+}
+
+// Entries of one kv head in exactly as many blocks as they need.
+struct KvEntries {
+  KvBlockFormat format;
+  std::vector<AlignedBytes> storage;
+  std::vector<const std::byte*> blocks;
+  std::vector<std::byte*> writable;
+  int32_t num_entries;
+  std::vector<int32_t> positions;  // empty: entry i is at position i
+
+  KvEntries(const KvBlockFormat& block_format, int32_t count, uint64_t seed = 1, float key_magnitude = 1.0f)
+      : format(block_format), num_entries(count) {
+    for (int32_t i = 0; i < (count + kKvBlockSize - 1) / kKvBlockSize; ++i) {
+      storage.push_back(poisoned_bytes(format.block_bytes()));
+      writable.push_back(storage.back().get());
+      blocks.push_back(storage.back().get());
+    }
+    RandomBits random(seed);
+    std::vector<float> key(static_cast<size_t>(format.key_dim));
+    std::vector<float> value(static_cast<size_t>(format.value_dim));
+    for (int32_t i = 0; i < count; ++i) {
+      for (float& k : key) k = key_magnitude * random.next_signed_unit();
+      for (float& v : value) v = random.next_signed_unit();
+      store(i, key, value);
+    }
+  }
+
+  void store(int32_t entry, const std::vector<float>& key, const std::vector<float>& value) {
+    kv_store(format, writable[static_cast<size_t>(entry / kKvBlockSize)], entry % kKvBlockSize, key.data(),
+             value.data());
+  }
+
+  // Its first `count` entries; all by default.
+  KvView view(int32_t count = -1) const {
+    return {.format = format,
+            .blocks = blocks.data(),
+            .num_entries = count < 0 ? num_entries : count,
+            .positions = positions.empty() ? nullptr : positions.data()};
+  }
+};
+
+struct Queries {
+  std::vector<std::vector<float>> rows;
+  std::vector<const float*> pointers;
+  std::vector<int32_t> positions;
+  float scale;
+  int32_t window = 0;
+
+  Queries(int32_t key_dim, std::vector<int32_t> row_positions, uint64_t seed = 2)
+      : positions(std::move(row_positions)), scale(1.0f / std::sqrt(static_cast<float>(key_dim))) {
+    RandomBits random(seed);
+    for (size_t r = 0; r < positions.size(); ++r) {
+      rows.emplace_back(static_cast<size_t>(key_dim));
+      for (float& q : rows.back()) q = 3.0f * random.next_signed_unit();
+    }
+    for (const auto& row : rows) pointers.push_back(row.data());
+  }
+
+  // Rows [begin, end).
+  AttentionRows tile(size_t begin, size_t end) const {
+    return {.queries = pointers.data() + begin,
+            .positions = positions.data() + begin,
+            .num_rows = static_cast<int32_t>(end - begin),
+            .scale = scale,
+            .window = window};
+  }
+};
+
+using State = std::vector<float>;  // [max, denominator, weighted sum]
+
+inline State empty_state(int32_t value_dim) {
+  State state(static_cast<size_t>(attention_state_floats(value_dim)), 0.0f);
+  state[0] = -std::numeric_limits<float>::infinity();
+  return state;
+}
+
+// The states of all rows of a tile over one split.
+inline std::vector<State> split_states(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split) {
+  const auto num_floats = static_cast<size_t>(attention_state_floats(view.format.value_dim));
+  // One float more, to see that nothing is written past the end.
+  std::vector<State> states(static_cast<size_t>(rows.num_rows), State(num_floats + 1, 12345.0f));
+  std::vector<float*> pointers;
+  for (State& state : states) pointers.push_back(state.data());
+  const AlignedBytes scratch = poisoned_bytes(attention_scratch_bytes(view.format, rows.num_rows));
+  attention_split(isa, view, rows, split, pointers.data(), scratch.get());
+  for (State& state : states) {
+    EXPECT_EQ(state.back(), 12345.0f);
+    state.pop_back();
+  }
+  return states;
+}
+
+// The states of all rows over all splits, merged in order.
+inline std::vector<State> attend(Isa isa, const KvView& view, const AttentionRows& rows) {
+  std::vector<State> total(static_cast<size_t>(rows.num_rows), empty_state(view.format.value_dim));
+  for (int32_t split = 0; split < view.num_splits(); ++split) {
+    const std::vector<State> next = split_states(isa, view, rows, split);
+    for (size_t r = 0; r < total.size(); ++r) {
+      merge_attention_state(isa, total[r].data(), next[r].data(), view.format.value_dim);
+    }
+  }
+  return total;
+}
+
+inline std::vector<float> finish(Isa isa, State state, const float* sink = nullptr) {
+  std::vector<float> out(state.size() - 2);
+  finish_attention(isa, state.data(), sink, static_cast<int32_t>(out.size()), out.data());
+  return out;
+}
+
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Attention of one row in double over the entries as they were stored, all at once, and how far a float kernel may be
+// from it.
+struct Oracle {
+  std::vector<double> out;
+  std::vector<double> tolerance;
+
+  Oracle(const KvView& view, const AttentionRows& rows, int32_t row, const float* sink = nullptr) {
+    const auto key_dim = static_cast<size_t>(view.format.key_dim);
+    const auto value_dim = static_cast<size_t>(view.format.value_dim);
+    const float* query = rows.queries[row];
+    std::vector<double> scores;
+    std::vector<float> values;
+    double max = sink == nullptr ? -std::numeric_limits<double>::infinity() : *sink;
+    double score_terms = std::fabs(sink == nullptr ? 0.0 : static_cast<double>(*sink));
+    for (int32_t i = 0; i < view.num_entries; ++i) {
+      const int64_t position = view.positions == nullptr ? i : view.positions[i];
+      if (position > rows.positions[row]) continue;
+      if (rows.window > 0 && position <= int64_t{rows.positions[row]} - rows.window) continue;
+      std::vector<float> key(key_dim);
+      values.resize(values.size() + value_dim);
+      kv_load(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize, key.data(),
+              &values[values.size() - value_dim]);
+      double dot = 0.0;
+      double terms = 0.0;
+      for (size_t d = 0; d < key_dim; ++d) {
+        const double term = static_cast<double>(query[d]) * static_cast<double>(key[d]);
+        dot += term;
+        terms += std::fabs(term);
+      }
+      scores.push_back(dot * static_cast<double>(rows.scale));
+      score_terms = std::fmax(score_terms, terms * static_cast<double>(rows.scale));
+      max = std::fmax(max, scores.back());
+    }
+    double denominator = sink == nullptr ? 0.0 : std::exp(static_cast<double>(*sink) - max);
+    out.assign(value_dim, 0.0);
+    std::vector<double> value_terms(value_dim, 0.0);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const double p = std::exp(scores[i] - max);
+      denominator += p;
+      for (size_t c = 0; c < value_dim; ++c) {
+        out[c] += p * static_cast<double>(values[i * value_dim + c]);
+        value_terms[c] += p * std::fabs(static_cast<double>(values[i * value_dim + c]));
+      }
+    }
+    // A score is a chain of key_dim fmas, then scaled, shifted and merged: an absolute error of (key_dim + 4) half
+    // epsilons of its terms, which is a relative one of p. It counts twice, once in the denominator. A weighted sum is
+    // a chain over the entries of a split, then one of merges.
+    constexpr double kHalfEps = std::numeric_limits<float>::epsilon() / 2;
+    const double p_error = kHalfEps * ((static_cast<double>(key_dim) + 4.0) * score_terms + 4.0);
+    const double sum_error = kHalfEps * (kAttentionSplit + 3.0 * view.num_splits() + 8.0);
+    for (size_t c = 0; c < value_dim; ++c) {
+      if (denominator > 0.0) out[c] /= denominator;
+      const double terms = denominator > 0.0 ? value_terms[c] / denominator : 0.0;
+      tolerance.push_back(terms * (2.0 * p_error + 2.0 * sum_error) + 1e-30);
+    }
+  }
+};
+
+inline void expect_matches(const std::vector<float>& out, const Oracle& oracle, const std::string& where) {
+  ASSERT_EQ(out.size(), oracle.out.size());
+  for (size_t c = 0; c < out.size(); ++c) {
+    ASSERT_NEAR(out[c], oracle.out[c], oracle.tolerance[c]) << where << ", component " << c;
+  }
+}
+
+}  // namespace witan::test

@@ -1,0 +1,329 @@
+#include "kernels/attention/attention.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "kernels/attention/attention_fixture.h"
+#include "kernels/supported_isas.h"
+
+namespace witan {
+namespace {
+
+using test::KvEntries;
+using test::Oracle;
+using test::Queries;
+using test::State;
+
+constexpr KvCodec kAllCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+struct Dims {
+  int32_t key_dim;
+  int32_t value_dim;
+  bool value_in_key;
+};
+
+constexpr Dims kDims[] = {{16, 16, false},  {20, 20, false},   {64, 64, false},   {80, 80, false},
+                          {96, 64, false},  {128, 128, false}, {192, 128, false}, {33, 7, false},
+                          {24, 136, false}, {576, 512, true},  {20, 16, true},    {45, 37, true}};
+
+KvBlockFormat format_of(const Dims& dims, KvCodec codec) {
+  return {.codec = codec, .key_dim = dims.key_dim, .value_dim = dims.value_dim, .value_in_key = dims.value_in_key};
+}
+
+std::string describe(Isa isa, const KvBlockFormat& format, int32_t num_entries) {
+  return fmt::format("{} {} keys {} values {}{} entries {}", isa_name(isa), kv_codec_name(format.codec), format.key_dim,
+                     format.value_dim, format.value_in_key ? " in key" : "", num_entries);
+}
+
+// `count` rows, `heads` per token, of which the last token sees all entries.
+std::vector<int32_t> last_positions(int32_t count, int32_t heads, int32_t num_entries) {
+  std::vector<int32_t> positions;
+  const int32_t num_tokens = (count + heads - 1) / heads;
+  for (int32_t r = 0; r < count; ++r) positions.push_back(std::max(0, num_entries - num_tokens + r / heads));
+  return positions;
+}
+
+void expect_all_rows_match(Isa isa, const KvView& view, const Queries& queries) {
+  const AttentionRows rows = queries.tile(0, queries.rows.size());
+  const std::vector<State> states = test::attend(isa, view, rows);
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    test::expect_matches(test::finish(isa, states[static_cast<size_t>(r)]), Oracle(view, rows, r),
+                         describe(isa, view.format, view.num_entries) + fmt::format(" row {}", r));
+  }
+}
+
+TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
+  for (const Dims& dims : kDims) {
+    for (KvCodec codec : kAllCodecs) {
+      for (int32_t num_entries : {1, 33, 513}) {
+        const KvEntries entries(format_of(dims, codec), num_entries);
+        const Queries queries(dims.key_dim, last_positions(3, 2, num_entries));
+        for (Isa isa : test::supported_isas()) expect_all_rows_match(isa, entries.view(), queries);
+      }
+    }
+  }
+}
+
+TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
+  for (KvCodec codec : kAllCodecs) {
+    for (int32_t num_entries : {1, 2, 31, 32, 33, 64, 511, 512, 513, 1500}) {
+      const KvEntries entries(format_of({64, 64, false}, codec), num_entries);
+      for (int32_t num_rows : {1, 2, 5, 8, 13}) {
+        const Queries queries(64, last_positions(num_rows, 4, num_entries));
+        for (Isa isa : test::supported_isas()) {
+          if (isa == Isa::kReference && num_rows > 2) continue;  // slow, and rows are apart in it
+          expect_all_rows_match(isa, entries.view(), queries);
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
+  for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{80, 128, false}, Dims{96, 80, true}}) {
+    for (KvCodec codec : kAllCodecs) {
+      const KvEntries entries(format_of(dims, codec), 150);
+      // Row positions with repeats, jumps and rows that see next to nothing.
+      std::vector<int32_t> positions;
+      for (int32_t r = 0; r < 40; ++r) positions.push_back(r % 7 == 3 ? r : 105 + r / 3 * 3);
+      const Queries queries(dims.key_dim, positions);
+      for (Isa isa : test::supported_isas()) {
+        std::vector<State> alone;
+        for (size_t r = 0; r < 40; ++r)
+          alone.push_back(test::split_states(isa, entries.view(), queries.tile(r, r + 1), 0)[0]);
+        for (size_t num_rows = 1; num_rows <= 40; ++num_rows) {
+          const size_t begin = (num_rows * 5) % (41 - num_rows);
+          const std::vector<State> together =
+              test::split_states(isa, entries.view(), queries.tile(begin, begin + num_rows), 0);
+          for (size_t r = 0; r < num_rows; ++r) {
+            ASSERT_TRUE(test::same_bits(together[r], alone[begin + r]))
+                << describe(isa, entries.format, 150) << " row " << begin + r << " in a tile of " << num_rows;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
+  for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{48, 32, true}}) {
+    for (KvCodec codec : kAllCodecs) {
+      constexpr int32_t kSeen = 77;
+      const KvEntries seen(format_of(dims, codec), kSeen, 5);
+      const Queries one(dims.key_dim, {kSeen - 1});
+      // Entry kSeen and all after it overflow: even a weight of 0 would turn them into NaN.
+      KvEntries more(format_of(dims, codec), 1200, 5);
+      const std::vector<float> key(static_cast<size_t>(dims.key_dim), kNaN);
+      const std::vector<float> value(static_cast<size_t>(dims.value_dim), kInfinity);
+      for (int32_t i = kSeen; i < more.num_entries; ++i) more.store(i, key, value);
+      Queries with_later(dims.key_dim, {kSeen - 1, kSeen, 1199, kSeen - 1, 500});
+      for (Isa isa : test::supported_isas()) {
+        const State expected = test::attend(isa, seen.view(), one.tile(0, 1))[0];
+        for (int32_t num_entries : {78, 79, 95, 96, 97, 511, 512, 513, 1024, 1200}) {
+          const State state = test::attend(isa, more.view(num_entries), one.tile(0, 1))[0];
+          ASSERT_TRUE(test::same_bits(state, expected)) << describe(isa, seen.format, num_entries);
+          const State in_tile = test::attend(isa, more.view(num_entries), with_later.tile(0, 5))[0];
+          ASSERT_TRUE(test::same_bits(in_tile, expected)) << describe(isa, seen.format, num_entries) << " in a tile";
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, ASplitThatARowDoesNotSeeGivesTheEmptyState) {
+  const KvEntries entries(format_of({32, 24, false}, KvCodec::kF16), 1100);
+  for (Isa isa : test::supported_isas()) {
+    const Queries queries(32, {-1, 511, 1099});
+    const std::vector<State> states = test::split_states(isa, entries.view(), queries.tile(0, 3), 1);
+    EXPECT_EQ(states[0], test::empty_state(24)) << isa_name(isa);
+    EXPECT_EQ(states[1], test::empty_state(24)) << isa_name(isa);
+    EXPECT_GT(states[2][1], 1.0f) << isa_name(isa);
+    // Nothing was seen at all: zeros, not NaN.
+    EXPECT_EQ(test::finish(isa, test::attend(isa, entries.view(), queries.tile(0, 1))[0]),
+              std::vector<float>(24, 0.0f));
+  }
+}
+
+TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
+  const KvEntries entries(format_of({64, 64, false}, KvCodec::kQ8), 1500);
+  const Queries queries(64, last_positions(24, 8, 1500));
+  for (Isa isa : test::supported_isas()) {
+    const std::vector<State> walked = test::attend(isa, entries.view(), queries.tile(0, 24));
+    std::vector<std::vector<State>> splits(3);
+    for (int32_t split : {2, 0, 1}) {
+      for (size_t begin = 0; begin < 24; begin += 8) {
+        for (State& state : test::split_states(isa, entries.view(), queries.tile(begin, begin + 8), split)) {
+          splits[static_cast<size_t>(split)].push_back(state);
+        }
+      }
+    }
+    for (size_t r = 0; r < 24; ++r) {
+      State merged = test::empty_state(64);
+      for (const auto& split : splits) merge_attention_state(isa, merged.data(), split[r].data(), 64);
+      EXPECT_TRUE(test::same_bits(merged, walked[r])) << isa_name(isa) << " row " << r;
+    }
+  }
+}
+
+TEST(Attention, PositionsDecideWhatIsSeenNotTheOrderOfEntries) {
+  for (int32_t num_entries : {40, 600}) {
+    KvEntries entries(format_of({40, 40, false}, KvCodec::kBF16), num_entries, 6);
+    // A permutation with gaps, as after compaction: 3 (7 i mod n).
+    for (int32_t i = 0; i < num_entries; ++i) {
+      entries.positions.push_back(static_cast<int32_t>(3 * (int64_t{7} * i % num_entries)));
+    }
+    for (int32_t window : {0, 1, 100, 2000000000}) {
+      Queries queries(40, {0, 5, 50, 60, 60, 3 * num_entries / 2, 3 * num_entries, 3 * num_entries + 70, INT32_MAX});
+      queries.window = window;
+      for (Isa isa : test::supported_isas()) expect_all_rows_match(isa, entries.view(), queries);
+    }
+  }
+}
+
+TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
+  KvEntries entries(format_of({64, 64, false}, KvCodec::kF16), 700);
+  Queries queries(64, {699, 650, 3, 512, 511});
+  queries.window = 300;
+  for (Isa isa : test::supported_isas()) {
+    entries.positions.clear();
+    const std::vector<State> implicit = test::attend(isa, entries.view(), queries.tile(0, 5));
+    entries.positions.resize(700);
+    std::iota(entries.positions.begin(), entries.positions.end(), 0);
+    EXPECT_EQ(test::attend(isa, entries.view(), queries.tile(0, 5)), implicit) << isa_name(isa);
+  }
+}
+
+TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
+  const KvEntries entries(format_of({64, 64, false}, KvCodec::kF32), 1100);
+  for (int32_t window : {1, 31, 32, 33, 64, 512, 513, 1099, 1100, 5000}) {
+    Queries queries(64, {0, 30, 31, 32, 511, 512, 1000, 1099, 1099, 1099, 1098});
+    queries.window = window;
+    for (Isa isa : test::supported_isas()) expect_all_rows_match(isa, entries.view(), queries);
+  }
+}
+
+TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
+  // A sliding-window layer gives back the blocks that no row can see any more.
+  KvEntries entries(format_of({64, 64, false}, KvCodec::kF16), 1100);
+  Queries queries(64, {1098, 1098, 1099, 1099});
+  queries.window = 40;
+  for (Isa isa : test::supported_isas()) {
+    if (isa == Isa::kReference) continue;
+    const std::vector<State> expected = test::attend(isa, entries.view(), queries.tile(0, 4));
+    KvView view = entries.view();
+    std::vector<const std::byte*> blocks = entries.blocks;
+    std::fill_n(blocks.begin(), (1098 - 40) / kKvBlockSize, nullptr);
+    view.blocks = blocks.data();
+    EXPECT_EQ(test::attend(isa, view, queries.tile(0, 4)), expected) << isa_name(isa);
+  }
+}
+
+TEST(Attention, ASinkTakesItsShareOfTheDenominator) {
+  const KvEntries entries(format_of({32, 19, false}, KvCodec::kF16), 520);
+  const Queries queries(32, {519});
+  const AttentionRows rows = queries.tile(0, 1);
+  for (float sink : {-3.0f, 0.0f, 2.5f, 30.0f, -200.0f}) {
+    for (Isa isa : test::supported_isas()) {
+      const State state = test::attend(isa, entries.view(), rows)[0];
+      test::expect_matches(test::finish(isa, state, &sink), Oracle(entries.view(), rows, 0, &sink),
+                           fmt::format("{} sink {}", isa_name(isa), sink));
+    }
+  }
+}
+
+TEST(Attention, SinksOfEmptyStatesAndOfMinusInfinityAreSane) {
+  for (Isa isa : test::supported_isas()) {
+    const float sink = 1.5f;
+    EXPECT_EQ(test::finish(isa, test::empty_state(20), &sink), std::vector<float>(20, 0.0f)) << isa_name(isa);
+    const float none = -kInfinity;
+    EXPECT_EQ(test::finish(isa, test::empty_state(20), &none), std::vector<float>(20, 0.0f)) << isa_name(isa);
+    const State state = {0.5f, 2.0f, 1.0f, -3.0f};
+    EXPECT_EQ(test::finish(isa, state, &none), test::finish(isa, state)) << isa_name(isa);
+  }
+}
+
+TEST(AttentionState, AnEmptyStateIsNeutralInBothPlaces) {
+  for (Isa isa : test::supported_isas()) {
+    for (int32_t value_dim : {1, 6, 14, 16, 33, 128}) {
+      const auto num_floats = static_cast<size_t>(attention_state_floats(value_dim));
+      State state(num_floats);
+      RandomBits random(7);
+      for (float& x : state) x = random.next_signed_unit();
+      state[1] = 3.0f;
+      State into = test::empty_state(value_dim);
+      merge_attention_state(isa, into.data(), state.data(), value_dim);
+      EXPECT_TRUE(test::same_bits(into, state)) << isa_name(isa);
+      merge_attention_state(isa, into.data(), test::empty_state(value_dim).data(), value_dim);
+      EXPECT_TRUE(test::same_bits(into, state)) << isa_name(isa);
+      State both = test::empty_state(value_dim);
+      merge_attention_state(isa, both.data(), test::empty_state(value_dim).data(), value_dim);
+      EXPECT_TRUE(test::same_bits(both, test::empty_state(value_dim))) << isa_name(isa);
+    }
+  }
+}
+
+TEST(AttentionState, MergingMatchesTheReferenceAndStaysInBounds) {
+  for (Isa isa : test::supported_isas()) {
+    for (int32_t value_dim : {1, 7, 15, 16, 17, 64, 129}) {
+      for (float max_difference : {-200.0f, -5.0f, 0.0f, 5.0f, 200.0f}) {
+        RandomBits random(8);
+        State a(static_cast<size_t>(attention_state_floats(value_dim)));
+        State b(a.size());
+        for (float& x : a) x = random.next_signed_unit();
+        for (float& x : b) x = random.next_signed_unit();
+        a[1] = 2.0f;
+        b[1] = 5.0f;
+        b[0] = a[0] + max_difference;
+        State expected = a;
+        merge_attention_state(Isa::kReference, expected.data(), b.data(), value_dim);
+        a.push_back(12345.0f);
+        merge_attention_state(isa, a.data(), b.data(), value_dim);
+        EXPECT_EQ(a.back(), 12345.0f);
+        // Terms of at most 5, each with a rounded difference of maxima as its exponent, exp within an ulp and a
+        // product.
+        for (size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(a[i], expected[i], 5 * 8 * 1.2e-7) << isa_name(isa);
+      }
+    }
+  }
+}
+
+TEST(Attention, ANaNStaysInItsRowAndIsNotHidden) {
+  const KvEntries entries(format_of({32, 32, false}, KvCodec::kF16), 600);
+  Queries queries(32, {599, 599, 599});
+  const Queries clean = queries;
+  queries.rows[1][4] = kNaN;
+  for (Isa isa : test::supported_isas()) {
+    const std::vector<State> states = test::attend(isa, entries.view(), queries.tile(0, 3));
+    const std::vector<State> expected = test::attend(isa, entries.view(), clean.tile(0, 3));
+    EXPECT_TRUE(test::same_bits(states[0], test::attend(isa, entries.view(), queries.tile(0, 1))[0])) << isa_name(isa);
+    for (float x : test::finish(isa, states[1])) EXPECT_TRUE(std::isnan(x)) << isa_name(isa);
+    EXPECT_TRUE(test::same_bits(states[2], expected[2])) << isa_name(isa);
+  }
+}
+
+TEST(Attention, LargeScoresPickTheirEntry) {
+  // Scores of about +-1e6: all weight goes to the best entry, whatever split it is in.
+  KvEntries entries(format_of({16, 16, false}, KvCodec::kF32), 1030, 9, 0.25f);
+  for (int32_t best : {0, 511, 512, 1029}) {
+    KvEntries with_best(entries.format, 1030, 9, 0.25f);
+    std::vector<float> value(16);
+    std::iota(value.begin(), value.end(), 1.0f);
+    Queries queries(16, {1029});
+    queries.scale = 1e5f;
+    with_best.store(best, queries.rows[0], value);
+    for (Isa isa : test::supported_isas()) {
+      EXPECT_EQ(test::finish(isa, test::attend(isa, with_best.view(), queries.tile(0, 1))[0]), value) << isa_name(isa);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace witan

@@ -1,0 +1,196 @@
+#include "kernels/attention/kv_block.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "tensor/half.h"
+#include "tensor/random_bits.h"
+
+namespace witan {
+namespace {
+
+constexpr KvCodec kAllCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Entry {
+  std::vector<float> key;
+  std::vector<float> value;
+};
+
+Entry random_entry(const KvBlockFormat& format, uint64_t seed) {
+  RandomBits random(seed);
+  Entry entry;
+  for (int32_t i = 0; i < format.key_dim; ++i) entry.key.push_back(2.0f * random.next_signed_unit());
+  for (int32_t i = 0; i < format.value_dim; ++i) entry.value.push_back(0.5f * random.next_signed_unit());
+  return entry;
+}
+
+Entry load_entry(const KvBlockFormat& format, const std::vector<std::byte>& block, int slot) {
+  Entry entry{std::vector<float>(static_cast<size_t>(format.key_dim)),
+              std::vector<float>(static_cast<size_t>(format.value_dim))};
+  kv_load(format, block.data(), slot, entry.key.data(), entry.value.data());
+  return entry;
+}
+
+std::vector<std::byte> empty_block(const KvBlockFormat& format) {
+  return std::vector<std::byte>(static_cast<size_t>(format.block_bytes()));
+}
+
+// Stores x in a block of its own and reads it back.
+std::vector<float> round_trip(KvCodec codec, const std::vector<float>& x) {
+  const auto dim = static_cast<int32_t>(x.size());
+  const KvBlockFormat format{.codec = codec, .key_dim = dim, .value_dim = dim};
+  std::vector<std::byte> block = empty_block(format);
+  kv_store(format, block.data(), 5, x.data(), x.data());
+  const Entry entry = load_entry(format, block, 5);
+  EXPECT_EQ(std::memcmp(entry.key.data(), entry.value.data(), x.size() * sizeof(float)), 0);
+  return entry.key;
+}
+
+template <typename T>
+T read_at(const std::vector<std::byte>& block, size_t byte_offset) {
+  T value;
+  std::memcpy(&value, block.data() + byte_offset, sizeof(value));
+  return value;
+}
+
+TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
+  struct Row {
+    KvBlockFormat format;
+    int64_t key_bytes;
+    int64_t block_bytes;
+  };
+  const Row rows[] = {
+      {{KvCodec::kF32, 128, 128, false}, 16384, 32768},
+      {{KvCodec::kF16, 128, 64, false}, 8192, 8192 + 4096},
+      {{KvCodec::kBF16, 576, 512, true}, 36864, 36864},
+      {{KvCodec::kQ8, 128, 128, false}, 32 * (128 + 16), 2 * 32 * (128 + 16)},
+      {{KvCodec::kQ8, 33, 1, false}, 1344, 1344 + 192},  // 32 (33 + 8) = 1312 and 32 (1 + 4) = 160, rounded up
+      {{KvCodec::kQ8, 576, 512, true}, 32 * (576 + 72), 32 * (576 + 72)},
+  };
+  for (const Row& row : rows) {
+    EXPECT_EQ(row.format.key_bytes(), row.key_bytes) << kv_codec_name(row.format.codec);
+    EXPECT_EQ(row.format.block_bytes(), row.block_bytes) << kv_codec_name(row.format.codec);
+  }
+}
+
+TEST(KvBlock, KeysLieByComponentAndValuesByEntry) {
+  for (KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16}) {
+    const KvBlockFormat format{.codec = codec, .key_dim = 20, .value_dim = 24};
+    std::vector<std::byte> block = empty_block(format);
+    const Entry entry = random_entry(format, 1);
+    kv_store(format, block.data(), 7, entry.key.data(), entry.value.data());
+    const auto element = [&](size_t offset, size_t index) {
+      if (codec == KvCodec::kF32) return read_at<float>(block, offset + 4 * index);
+      const auto half = read_at<uint16_t>(block, offset + 2 * index);
+      return codec == KvCodec::kF16 ? f16_to_f32(half) : bf16_to_f32(half);
+    };
+    const auto rounded = [&](float x) {
+      if (codec == KvCodec::kF32) return x;
+      return codec == KvCodec::kF16 ? f16_to_f32(f32_to_f16(x)) : bf16_to_f32(f32_to_bf16(x));
+    };
+    const auto values = static_cast<size_t>(format.key_bytes());
+    for (size_t d = 0; d < 20; ++d) EXPECT_EQ(element(0, d * 32 + 7), rounded(entry.key[d]));
+    for (size_t c = 0; c < 24; ++c) EXPECT_EQ(element(values, 7 * 24 + c), rounded(entry.value[c]));
+  }
+}
+
+TEST(KvBlock, Q8ScalesFollowTheElementsOfTheirPart) {
+  const KvBlockFormat format{.codec = KvCodec::kQ8, .key_dim = 40, .value_dim = 36};
+  std::vector<std::byte> block = empty_block(format);
+  Entry entry{std::vector<float>(40, 1.0f), std::vector<float>(36, -2.0f)};
+  entry.key[39] = -4.0f;
+  entry.value[35] = 8.0f;
+  kv_store(format, block.data(), 3, entry.key.data(), entry.value.data());
+  EXPECT_EQ(read_at<int8_t>(block, 0 * 32 + 3), 127);
+  EXPECT_EQ(read_at<int8_t>(block, 39 * 32 + 3), -127);
+  EXPECT_EQ(read_at<int8_t>(block, 38 * 32 + 3), 32);  // 127 / 4 = 31.75
+  EXPECT_EQ(read_at<float>(block, 40 * 32 + 4 * 3), 1.0f / 127.0f);
+  EXPECT_EQ(read_at<float>(block, 40 * 32 + 4 * (32 + 3)), 4.0f / 127.0f);
+  const auto values = static_cast<size_t>(format.key_bytes());
+  EXPECT_EQ(read_at<int8_t>(block, values + 3 * 36), -127);
+  EXPECT_EQ(read_at<int8_t>(block, values + 3 * 36 + 35), 127);
+  EXPECT_EQ(read_at<float>(block, values + 32 * 36 + 4 * (3 * 2)), 2.0f / 127.0f);
+  EXPECT_EQ(read_at<float>(block, values + 32 * 36 + 4 * (3 * 2 + 1)), 8.0f / 127.0f);
+}
+
+TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {
+  for (KvCodec codec : kAllCodecs) {
+    for (bool value_in_key : {false, true}) {
+      const KvBlockFormat format{.codec = codec, .key_dim = 45, .value_dim = 37, .value_in_key = value_in_key};
+      std::vector<std::byte> block = empty_block(format);
+      std::vector<Entry> entries;
+      for (int slot = 0; slot < kKvBlockSize; ++slot) {
+        entries.push_back(random_entry(format, static_cast<uint64_t>(slot)));
+        kv_store(format, block.data(), slot, entries.back().key.data(),
+                 value_in_key ? nullptr : entries.back().value.data());
+      }
+      // Half an ulp of each codec; Q8: half a step of max / 127.
+      const float relative = codec == KvCodec::kF32 ? 0.0f : codec == KvCodec::kF16 ? 0x1p-11f : 0x1p-8f;
+      const float step = codec == KvCodec::kQ8 ? 2.0f / 127.0f : 0.0f;
+      for (int slot = 0; slot < kKvBlockSize; ++slot) {
+        const Entry& stored = entries[static_cast<size_t>(slot)];
+        const Entry loaded = load_entry(format, block, slot);
+        for (size_t i = 0; i < 45; ++i) {
+          const float tolerance = codec == KvCodec::kQ8 ? 0.501f * step : relative * std::fabs(stored.key[i]) + 1e-7f;
+          ASSERT_NEAR(loaded.key[i], stored.key[i], tolerance) << kv_codec_name(codec) << " slot " << slot;
+        }
+        for (size_t i = 0; i < 37; ++i) {
+          const float expected = value_in_key ? loaded.key[i] : stored.value[i];
+          const float tolerance = value_in_key            ? 0.0f
+                                  : codec == KvCodec::kQ8 ? 0.1255f * step
+                                                          : relative * std::fabs(expected) + 1e-7f;
+          ASSERT_NEAR(loaded.value[i], expected, tolerance) << kv_codec_name(codec) << " slot " << slot;
+        }
+      }
+    }
+  }
+}
+
+TEST(KvBlock, Q8RoundsToTheNearestEven) {
+  // With a largest magnitude of 127 the scale is 1.
+  const std::vector<float> x = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 3.49f, -126.6f};
+  EXPECT_EQ(round_trip(KvCodec::kQ8, x), (std::vector<float>{127, 0, 2, 2, 0, -2, -2, 3, -127}));
+}
+
+TEST(KvBlock, Q8GroupsOfZerosAndOfSubnormalScalesReadAsZeros) {
+  for (float x : {0.0f, -0.0f, 1e-40f, -1e-38f}) {
+    for (float loaded : round_trip(KvCodec::kQ8, std::vector<float>(40, x))) EXPECT_EQ(loaded, 0.0f) << x;
+  }
+}
+
+TEST(KvBlock, Q8KeepsTheLargestMagnitudeOverTheWholeRange) {
+  RandomBits random(3);
+  for (int exponent = -118; exponent < 128; ++exponent) {
+    std::vector<float> x(32);
+    for (float& v : x) v = std::ldexp(random.next_signed_unit(), exponent);
+    const auto largest = static_cast<size_t>(
+        std::max_element(x.begin(), x.end(), [](float a, float b) { return std::fabs(a) < std::fabs(b); }) - x.begin());
+    const std::vector<float> loaded = round_trip(KvCodec::kQ8, x);
+    EXPECT_NEAR(loaded[largest] / x[largest], 1.0f, 2e-7f) << exponent;
+  }
+}
+
+TEST(KvBlock, NonFiniteComponentsAreNeverReadAsPlausibleNumbers) {
+  for (float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+    std::vector<float> x(70, 1.0f);
+    x[33] = bad;
+    for (KvCodec codec : kAllCodecs) {
+      const std::vector<float> loaded = round_trip(codec, x);
+      EXPECT_EQ(loaded[0], 1.0f);
+      EXPECT_EQ(loaded[69], 1.0f);
+      EXPECT_FALSE(std::isfinite(loaded[33])) << kv_codec_name(codec);
+      if (codec == KvCodec::kQ8) {
+        EXPECT_TRUE(std::isnan(loaded[32]) && std::isnan(loaded[63])) << "the group shares the scale";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace witan

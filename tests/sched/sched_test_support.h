@@ -1,0 +1,223 @@
+#pragma once
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "kv/kv_cache.h"
+#include "memory/memory_pool.h"
+#include "sched/scheduler.h"
+
+namespace witan {
+
+inline constexpr int32_t kVocabSize = 97;
+
+// What the model of these tests says after `tokens`: depends on every one of them and its place.
+inline TokenId next_token(std::span<const TokenId> tokens) {
+  uint64_t hash = 1;
+  for (TokenId token : tokens) hash = (hash ^ static_cast<uint64_t>(token)) * 0x9e3779b97f4a7c15u + 1;
+  return static_cast<TokenId>((hash >> 32) % kVocabSize);
+}
+
+// Prompt of `num_tokens`; prompts of different `kind` differ from the first token on.
+inline std::vector<TokenId> make_prompt(int32_t num_tokens, int32_t kind = 0) {
+  std::vector<TokenId> prompt(num_tokens);
+  for (int32_t i = 0; i < num_tokens; ++i) prompt[i] = (1000 * kind + 7 * i) % 100003;
+  return prompt;
+}
+
+struct TestConfig {
+  int64_t num_rows = 64;  // blocks that the KV cache may hold; the test's cache has one table
+  SchedulerConfig scheduler = {.max_step_tokens = 64, .max_sequences = 16, .context_length = 1024};
+  bool prefix_cache = true;
+};
+
+inline TestConfig with_budget(int32_t max_step_tokens, int64_t num_rows = 64) {
+  TestConfig config;
+  config.scheduler.max_step_tokens = max_step_tokens;
+  config.num_rows = num_rows;
+  return config;
+}
+
+MATCHER_P4(IsSlice, sequence, first_token, num_tokens, samples, "") {
+  *result_listener << "sequence " << arg.sequence << " tokens " << arg.first_token << "+" << arg.num_tokens
+                   << (arg.samples ? " samples" : "");
+  return arg.sequence == sequence && arg.first_token == first_token && arg.num_tokens == num_tokens &&
+         arg.samples == samples;
+}
+
+// A scheduler over a small real KV cache, with a model whose KV entry of a token is the token itself. The model reads
+// all of a sequence from the KV cache, so a wrong block, role or order shows as wrong text.
+class SchedulerHarness {
+ public:
+  explicit SchedulerHarness(const TestConfig& config)
+      : config_(config), kv_(pool_, kv_config(config)), scheduler_(kv_, config.scheduler) {}
+
+  KvCache& kv() { return kv_; }
+  Scheduler& scheduler() { return scheduler_; }
+
+  SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0) {
+    const SequenceId id =
+        scheduler_.add({.prompt = std::move(prompt), .max_new_tokens = max_new_tokens, .priority = priority});
+    priorities_[id] = priority;
+    live_.insert(id);
+    check();
+    return id;
+  }
+
+  void finish(SequenceId id) {
+    scheduler_.finish(id);
+    live_.erase(id);
+    running_.erase(id);
+    check();
+  }
+
+  StepPlan schedule() {
+    StepPlan plan = scheduler_.schedule();
+    for (SequenceId id : plan.preempted) running_.erase(id);
+    for (SequenceId id : plan.admitted) running_.insert(id);
+    check_plan(plan);
+    check();
+    return plan;
+  }
+
+  void commit(const StepPlan& plan) {
+    std::vector<TokenId> sampled;
+    for (const ScheduledSlice& slice : plan.slices) compute(slice, sampled);
+    scheduler_.commit(plan, sampled);
+    check();
+  }
+
+  // schedule, compute, commit, and finish what has all its tokens.
+  StepPlan step() {
+    StepPlan plan = schedule();
+    commit(plan);
+    finish_complete(plan);
+    return plan;
+  }
+
+  void finish_complete(const StepPlan& plan) {
+    for (const ScheduledSlice& slice : plan.slices) {
+      const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
+      if (std::ssize(tokens) < scheduler_.max_tokens(slice.sequence)) continue;
+      done_[slice.sequence].assign(tokens.begin(), tokens.end());
+      finish(slice.sequence);
+    }
+  }
+
+  // Steps until nothing is left; the number of steps.
+  int run_to_end(int max_steps) {
+    int num_steps = 0;
+    while (scheduler_.has_work() && num_steps < max_steps) {
+      step();
+      ++num_steps;
+    }
+    EXPECT_FALSE(scheduler_.has_work()) << "after " << num_steps << " steps";
+    return num_steps;
+  }
+
+  const std::map<SequenceId, std::vector<TokenId>>& done() const { return done_; }
+  bool is_live(SequenceId id) const { return live_.contains(id); }
+  const std::set<SequenceId>& live() const { return live_; }
+  const std::set<SequenceId>& running() const { return running_; }
+  bool more_valuable(SequenceId a, SequenceId b) const {
+    const int32_t priority_a = priorities_.at(a);
+    const int32_t priority_b = priorities_.at(b);
+    return priority_a != priority_b ? priority_a > priority_b : a < b;
+  }
+
+  // Tells that a sequence began to run in a schedule() that gave no plan.
+  void note_running(SequenceId id) { running_.insert(id); }
+
+  // Takes num_rows of the KV cache away from the scheduler, until give_back_rows().
+  void take_rows(int32_t num_rows) {
+    taken_ = kv_.create();
+    ASSERT_TRUE(kv_.reserve(*taken_, num_rows * kKvBlockSize));
+  }
+  void give_back_rows() { kv_.release(*std::exchange(taken_, std::nullopt)); }
+
+ private:
+  static KvCacheConfig kv_config(const TestConfig& config) {
+    const KvLayerSpec layer = {.num_kv_heads = 1, .key_dim = 1, .value_dim = 1};
+    const KvBlockFormat format = {KvCodec::kF32, layer.key_dim, layer.value_dim, false};
+    return {.layers = {layer},
+            .codec = KvCodec::kF32,
+            .capacity_bytes = static_cast<size_t>(config.num_rows * format.block_bytes()),
+            .prefix_cache = config.prefix_cache};
+  }
+
+  void compute(const ScheduledSlice& slice, std::vector<TokenId>& sampled) {
+    const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
+    const int32_t end = slice.first_token + slice.num_tokens;
+    ASSERT_EQ(kv_.num_tokens(slice.kv_sequence), slice.first_token);
+    for (int32_t entry = slice.first_token; entry < end; ++entry) {
+      const KvCache::Slot slot = kv_.slot(slice.kv_sequence, 0, 0, entry);
+      reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(tokens[entry]);
+    }
+    const KvView view = kv_.view(slice.kv_sequence, 0, 0, end);
+    std::vector<TokenId> seen(end);
+    for (int32_t entry = 0; entry < end; ++entry) {
+      seen[entry] =
+          static_cast<TokenId>(reinterpret_cast<const float*>(view.blocks[entry / kKvBlockSize])[entry % kKvBlockSize]);
+    }
+    EXPECT_TRUE(std::ranges::equal(seen, tokens.first(end))) << "sequence " << slice.sequence;
+    EXPECT_EQ(slice.samples, end == std::ssize(tokens));
+    if (slice.samples) sampled.push_back(next_token(seen));
+  }
+
+  // What holds for every plan: the budget, one slice per running sequence, everyone who decodes gets a token and the
+  // most valuable running sequence goes on.
+  void check_plan(const StepPlan& plan) {
+    EXPECT_EQ(plan.empty(), live_.empty());
+    int32_t num_tokens = 0;
+    std::set<SequenceId> planned;
+    for (const ScheduledSlice& slice : plan.slices) {
+      num_tokens += slice.num_tokens;
+      EXPECT_GT(slice.num_tokens, 0);
+      EXPECT_TRUE(running_.contains(slice.sequence)) << slice.sequence;
+      EXPECT_TRUE(planned.insert(slice.sequence).second) << slice.sequence;
+    }
+    EXPECT_EQ(plan.num_tokens, num_tokens);
+    EXPECT_LE(num_tokens, config_.scheduler.max_step_tokens);
+    EXPECT_LE(std::ssize(running_), config_.scheduler.max_sequences);
+    for (SequenceId id : plan.admitted) EXPECT_TRUE(planned.contains(id));
+    const auto less = [&](SequenceId a, SequenceId b) { return more_valuable(a, b); };
+    EXPECT_TRUE(running_.empty() || planned.contains(*std::ranges::min_element(running_, less)));
+    for (SequenceId preempted : plan.preempted) {
+      for (SequenceId id : running_) EXPECT_TRUE(more_valuable(id, preempted)) << id << " " << preempted;
+    }
+  }
+
+  void check() {
+    scheduler_.check_integrity();
+    kv_.check_integrity();
+    EXPECT_EQ(scheduler_.stats().num_running, std::ssize(running_));
+    EXPECT_EQ(scheduler_.stats().num_waiting, std::ssize(live_) - std::ssize(running_));
+  }
+
+  TestConfig config_;
+  MemoryPool pool_{size_t{64} << 20};
+  KvCache kv_;
+  Scheduler scheduler_;
+  std::map<SequenceId, int32_t> priorities_;
+  std::set<SequenceId> live_;
+  std::set<SequenceId> running_;
+  std::map<SequenceId, std::vector<TokenId>> done_;
+  std::optional<SequenceId> taken_;
+};
+
+// The text that follows from a prompt when nothing else runs.
+inline std::vector<TokenId> expected_text(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t context_length) {
+  for (int32_t i = 0; i < max_new_tokens && std::ssize(prompt) < context_length; ++i) {
+    prompt.push_back(next_token(prompt));
+  }
+  return prompt;
+}
+
+}  // namespace witan

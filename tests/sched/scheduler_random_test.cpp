@@ -1,0 +1,138 @@
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+#include <string>
+
+#include "sched/scheduler.h"
+#include "sched_test_support.h"
+
+namespace witan {
+namespace {
+
+struct RandomCase {
+  const char* name;
+  TestConfig config;
+  int32_t num_priorities;
+  int32_t max_prompt_tokens;
+  int32_t max_new_tokens;
+  int32_t num_prompt_kinds;  // few: much is shared
+};
+
+class SchedulerRandomTest : public ::testing::TestWithParam<RandomCase> {};
+
+// Random arrivals, cancellations and priorities; the harness checks every plan, every entry that the model reads and
+// the integrity of scheduler and cache after every call.
+TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
+  const RandomCase& c = GetParam();
+  std::mt19937 random(20240607);
+  const auto pick = [&](int32_t least, int32_t most) {
+    return std::uniform_int_distribution<int32_t>(least, most)(random);
+  };
+  SchedulerHarness harness(c.config);
+  std::map<SequenceId, std::pair<std::vector<TokenId>, int32_t>> requests;
+  int64_t num_cancelled = 0;
+  const auto arrive = [&] {
+    std::vector<TokenId> prompt = make_prompt(pick(1, c.max_prompt_tokens), pick(0, c.num_prompt_kinds - 1));
+    if (pick(0, 2) == 0) prompt[pick(0, static_cast<int32_t>(prompt.size()) - 1)] = 55555;
+    const int32_t max_new_tokens = pick(1, c.max_new_tokens);
+    const SequenceId id = harness.add(prompt, max_new_tokens, pick(1, c.num_priorities));
+    requests[id] = {std::move(prompt), max_new_tokens};
+  };
+  for (int i = 0; i < 1500; ++i) {
+    if (harness.live().size() < 40 && pick(0, 5) == 0) {
+      for (int n = pick(1, 6); n > 0; --n) arrive();
+    }
+    if (!harness.live().empty() && pick(0, 30) == 0) {
+      harness.finish(*std::next(harness.live().begin(), pick(0, static_cast<int32_t>(harness.live().size()) - 1)));
+      ++num_cancelled;
+    }
+    harness.step();
+    if (pick(0, 300) == 0) harness.kv().clear_prefix_cache();
+    if (HasFailure()) FAIL() << "in step " << i;
+  }
+  harness.run_to_end(40 * (c.max_prompt_tokens + c.max_new_tokens));
+  EXPECT_EQ(std::ssize(harness.done()) + num_cancelled, std::ssize(requests));
+  EXPECT_GT(harness.done().size(), 50);
+  for (const auto& [id, text] : harness.done()) {
+    const auto& [prompt, max_new_tokens] = requests.at(id);
+    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length)) << id;
+  }
+  EXPECT_EQ(harness.kv().stats().block_bytes_held, harness.kv().stats().block_bytes_cached);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, SchedulerRandomTest,
+    ::testing::Values(
+        RandomCase{"Plenty", {.num_rows = 400}, 1, 100, 60, 3}, RandomCase{"Tight", {.num_rows = 9}, 3, 150, 120, 3},
+        RandomCase{"TightAndAllDifferent", {.num_rows = 9}, 2, 150, 120, 1000},
+        RandomCase{"TightWithoutPrefixCache", {.num_rows = 12, .prefix_cache = false}, 2, 150, 120, 3},
+        RandomCase{"OneTokenPerStep",
+                   {.num_rows = 12, .scheduler = {.max_step_tokens = 1, .max_sequences = 4, .context_length = 100}},
+                   2,
+                   20,
+                   10,
+                   2},
+        RandomCase{"SmallBudget",
+                   {.num_rows = 10, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
+                   2,
+                   60,
+                   40,
+                   2},
+        RandomCase{
+            "GeneratedEntriesDiffer",
+            {.num_rows = 14,
+             .scheduler =
+                 {.max_step_tokens = 64, .max_sequences = 16, .context_length = 300, .generated_entries_differ = true}},
+            2,
+            200,
+            150,
+            2},
+        RandomCase{"OneSequence",
+                   {.num_rows = 12, .scheduler = {.max_step_tokens = 64, .max_sequences = 1, .context_length = 400}},
+                   3,
+                   40,
+                   10,
+                   2}),
+    [](const auto& test) { return test.param.name; });
+
+// A sequence ends within the steps that all sequences at least as valuable, and those that ran when it arrived, take
+// one after the other.
+TEST(SchedulerRandomTest, NoSequenceStarves) {
+  std::mt19937 random(7);
+  SchedulerHarness harness(
+      {.num_rows = 10, .scheduler = {.max_step_tokens = 32, .max_sequences = 8, .context_length = 400}});
+  struct Arrival {
+    int step;
+    int32_t most_steps;  // of this sequence alone
+    std::set<SequenceId> before;
+  };
+  std::map<SequenceId, Arrival> arrivals;
+  for (int step = 0; step < 3000; ++step) {
+    if (random() % 8 == 0) {
+      const auto num_prompt_tokens = static_cast<int32_t>(1 + random() % 120);
+      const auto max_new_tokens = static_cast<int32_t>(1 + random() % 100);
+      std::set<SequenceId> before = harness.live();
+      const SequenceId id =
+          harness.add(make_prompt(num_prompt_tokens, static_cast<int32_t>(random() % 50)), max_new_tokens);
+      arrivals[id] = {step, num_prompt_tokens + 2 * max_new_tokens, std::move(before)};
+    }
+    harness.step();
+    std::erase_if(arrivals, [&](const auto& entry) {
+      if (harness.is_live(entry.first)) {
+        int32_t bound = entry.second.most_steps;
+        for (SequenceId id : entry.second.before) {
+          const auto other = arrivals.find(id);
+          bound += other == arrivals.end() ? 300 : other->second.most_steps;
+        }
+        EXPECT_LE(step - entry.second.step, bound) << entry.first;
+        return false;
+      }
+      return true;
+    });
+  }
+  EXPECT_GT(harness.done().size(), 100);
+}
+
+}  // namespace
+}  // namespace witan
