@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: where they run, and the compiler cache.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -17,14 +17,14 @@ namespace witan {
 using RequestId = int64_t;
 
 struct GenerationRequest {
-  std::vector<TokenId> prompt;  // not empty
+  std::vector<TokenId> prompt = {};  // not empty
   int32_t max_new_tokens = 256;
-  SamplingParams sampling;                // choice i uses seed + i
-  int32_t num_choices = 1;                // answers to the same prompt
-  std::vector<std::string> stop_strings;  // not empty ones; the answer ends before the first that appears
-  std::vector<TokenId> stop_tokens;       // besides the model's own end tokens
-  bool ignore_end_tokens = false;         // go on after the model's end tokens
-  int32_t priority = 0;                   // higher runs first
+  SamplingParams sampling = {};                // choice i uses seed + i
+  int32_t num_choices = 1;                     // answers to the same prompt
+  std::vector<std::string> stop_strings = {};  // not empty ones; the answer ends before the first that appears
+  std::vector<TokenId> stop_tokens = {};       // besides the model's own end tokens
+  bool ignore_end_tokens = false;              // go on after the model's end tokens
+  int32_t priority = 0;                        // higher runs first
 };
 
 enum class FinishReason : uint8_t {

@@ -24,6 +24,7 @@ ModelOptions complete(ModelOptions options) {
   check_range("memory", options.memory_bytes, 1, int64_t{1} << 50);
   check_range("context", options.context_length, 0, 1 << 30);
   check_range("tokens per step", options.max_step_tokens, 1, 1 << 20);
+  check_range("KV capacity", options.kv_capacity_bytes, 0, options.memory_bytes);
   check_range("sequences", options.max_sequences, 1, 1 << 16);
   return options;
 }
@@ -72,6 +73,7 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
       telemetry_(static_cast<int32_t>(model_->info().moe_layers.size()), model_->info().num_experts,
                  model_->info().top_k) {
   options_.context_length = static_cast<int32_t>(plan_.context_tokens);
+  if (options_.kv_capacity_bytes == 0) options_.kv_capacity_bytes = plan_.kv_available_bytes;
   const auto report = [&](int64_t done, int64_t total) {
     if (progress) progress(done, total);
   };
@@ -80,7 +82,7 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
   loader.check_all_used();
   kv_ = std::make_unique<KvCache>(pool_, KvCacheConfig{.layers = model_->info().kv_layers,
                                                        .codec = options_.kv_codec,
-                                                       .capacity_bytes = static_cast<size_t>(plan_.kv_available_bytes),
+                                                       .capacity_bytes = static_cast<size_t>(options_.kv_capacity_bytes),
                                                        .prefix_cache = options_.prefix_cache,
                                                        .content_salt = content_salt(options_, isa_)});
 }

@@ -29,6 +29,7 @@ struct ModelOptions {
   int32_t max_step_tokens = 512;  // tokens computed in one step
   int32_t max_sequences = 256;    // running at once
   bool prefix_cache = true;
+  int64_t kv_capacity_bytes = 0;  // most that KV blocks may hold; 0: what the budget leaves
 };
 
 // Told the bytes of the file packed so far.

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <optional>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -16,13 +15,18 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// e^x for x <= 0 to within a few units in the last place; 0 below -87, where results would no longer be normal
-// numbers. Exactly 1 at 0. Free of branches, so loops over it vectorise.
+// Below this, e^x is no normal number.
+constexpr float kLeastExponent = -87.0f;
+
+// e^x for x <= 0 to within a few units in the last place; 0 below kLeastExponent. Exactly 1 at 0. Selects by masks and
+// not by conditions, so that loops over it vectorise.
 inline float exp_nonpositive(float x) {
   constexpr float kRound = 12582912.0f;     // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   constexpr float kLn2High = 0.693359375f;  // few enough bits that n * kLn2High is exact
   constexpr float kLn2Low = -2.12194440e-4f;
-  const float clamped = x < -87.0f ? -87.0f : x;
+  const uint32_t mask = 0u - static_cast<uint32_t>(x >= kLeastExponent);
+  const float clamped =
+      std::bit_cast<float>((std::bit_cast<uint32_t>(x) & mask) | (std::bit_cast<uint32_t>(kLeastExponent) & ~mask));
   const float shifted = clamped * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float r = (clamped - n * kLn2High) - n * kLn2Low;
@@ -34,8 +38,8 @@ inline float exp_nonpositive(float x) {
   sum = sum * r + 0.5f;
   sum = sum * r + 1.0f;
   sum = sum * r + 1.0f;
-  const float power_of_two = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
-  return x < -87.0f ? 0.0f : sum * power_of_two;
+  const uint32_t power_of_two = (std::bit_cast<uint32_t>(shifted) << 23) + std::bit_cast<uint32_t>(1.0f);
+  return sum * std::bit_cast<float>(power_of_two & mask);
 }
 
 // The order of tokens: larger logits first, then lower ids.
@@ -71,6 +75,14 @@ class ChunkedLogits {
   float weight(float logit, float inverse_temperature) const {
     return exp_nonpositive((logit - max_) * inverse_temperature);
   }
+  // Tokens of neighbouring ranks, among which the weights of all tokens, summed by rank, reach a fraction in (0, 1) of
+  // their sum; target is what is left of that for these tokens. In linear time.
+  struct Bucket {
+    std::vector<Candidate> candidates;
+    double target;
+  };
+  Bucket bucket_at(double fraction, float inverse_temperature) const;
+
   // The sum of the weights of all tokens.
   double total_weight(float inverse_temperature) const;
   // The token at the place `fraction` in [0, 1) of the kept tokens' weights, in the order of ids.
@@ -152,7 +164,8 @@ std::vector<Candidate> ChunkedLogits::first_by_rank(int64_t count) const {
 double ChunkedLogits::chunk_weights(int64_t index, float inverse_temperature, const Cut& cut,
                                     std::array<float, kChunk>& weights) const {
   const std::span<const float> values = chunk(index);
-  for (size_t i = 0; i < values.size(); ++i) weights[i] = weight(values[i], inverse_temperature);
+  const float max = max_;
+  for (size_t i = 0; i < values.size(); ++i) weights[i] = exp_nonpositive((values[i] - max) * inverse_temperature);
   if (cut.logit > -kInfinity) {
     // Of the tokens at the cut's logit, the first num_at_cut of this chunk are kept.
     const int64_t num_at_cut = cut.token - index * kChunk + int64_t{1};
@@ -167,6 +180,40 @@ double ChunkedLogits::chunk_weights(int64_t index, float inverse_temperature, co
     for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane] += static_cast<double>(weights[i + lane]);
   }
   return std::accumulate(lanes.begin(), lanes.end(), 0.0);
+}
+
+ChunkedLogits::Bucket ChunkedLogits::bucket_at(double fraction, float inverse_temperature) const {
+  // Logits are put into buckets by their distance from the maximum, as far as weights are above 0. That is monotonic,
+  // rounding or not.
+  constexpr int32_t kNumBuckets = 4096;
+  const float scale = std::min(kNumBuckets / -kLeastExponent * inverse_temperature, std::numeric_limits<float>::max());
+  const auto bucket_of = [max = max_, scale](float logit) {
+    const float bucket = (max - logit) * scale;
+    return static_cast<int32_t>(bucket < kNumBuckets - 1 ? bucket : kNumBuckets - 1);
+  };
+
+  std::vector<double> sums(kNumBuckets);
+  std::array<float, kChunk> weights;
+  std::array<int32_t, kChunk> buckets;
+  for (int64_t index = 0; index < num_chunks(); ++index) {
+    const std::span<const float> values = chunk(index);
+    chunk_weights(index, inverse_temperature, Cut(), weights);
+    for (size_t i = 0; i < values.size(); ++i) buckets[i] = bucket_of(values[i]);
+    for (size_t i = 0; i < values.size(); ++i) sums[buckets[i]] += static_cast<double>(weights[i]);
+  }
+
+  Bucket result = {.candidates = {}, .target = fraction * std::accumulate(sums.begin(), sums.end(), 0.0)};
+  int32_t last = 0;
+  while (last < kNumBuckets - 1 && sums[last] < result.target) result.target -= sums[last++];
+  for (int64_t index = 0; index < num_chunks(); ++index) {
+    if (!(chunk_max_[index] > -kInfinity) || bucket_of(chunk_max_[index]) > last) continue;
+    const std::span<const float> values = chunk(index);
+    for (int64_t i = 0; i < std::ssize(values); ++i) {
+      if (!(values[i] > -kInfinity) || bucket_of(values[i]) != last) continue;
+      result.candidates.push_back({values[i], static_cast<TokenId>(index * kChunk + i)});
+    }
+  }
+  return result;
 }
 
 double ChunkedLogits::total_weight(float inverse_temperature) const {
@@ -211,10 +258,9 @@ TokenId ChunkedLogits::draw(float inverse_temperature, const Cut& cut, double fr
 // whose probability misses top_p by less than this reaches it.
 constexpr double kTopPSlack = 1e-6;
 
-// The first candidate by rank with which the candidates' weights, summed by rank, reach `target`; nothing when all
-// together do not. Halves what is in question in each round, so it takes linear time. Reorders the candidates.
-std::optional<Cut> find_cut(const ChunkedLogits& logits, float inverse_temperature, std::span<Candidate> candidates,
-                            double target) {
+// The first candidate by rank with which the candidates' weights, summed by rank, reach `target`, or the last one.
+// Halves what is in question in each round, so it takes linear time. Reorders the candidates.
+Cut find_cut(const ChunkedLogits& logits, float inverse_temperature, std::span<Candidate> candidates, double target) {
   while (candidates.size() > 1) {
     const size_t middle = candidates.size() / 2;
     std::ranges::nth_element(candidates, candidates.begin() + middle, ranks_before);
@@ -229,36 +275,27 @@ std::optional<Cut> find_cut(const ChunkedLogits& logits, float inverse_temperatu
       candidates = candidates.subspan(middle);
     }
   }
-  const Candidate& last = candidates.front();
-  if (static_cast<double>(logits.weight(last.logit, inverse_temperature)) < target) return std::nullopt;
-  return Cut{last.logit, last.token};
+  return {candidates.front().logit, candidates.front().token};
 }
 
 // top_k, then top_p of what that leaves.
 Cut truncate_by_rank(const SamplingParams& params, const ChunkedLogits& logits, float inverse_temperature) {
   const double top_p = static_cast<double>(params.top_p) * (1 - kTopPSlack);
-  if (params.top_k > 0) {
-    std::vector<Candidate> candidates = logits.first_by_rank(params.top_k);
-    const Cut cut{candidates.back().logit, candidates.back().token};
-    if (params.top_p < 1) {
-      double total = 0;
-      for (const Candidate& candidate : candidates) {
-        total += static_cast<double>(logits.weight(candidate.logit, inverse_temperature));
-      }
-      if (const auto found = find_cut(logits, inverse_temperature, candidates, top_p * total)) return *found;
-    }
-    return std::ssize(candidates) == params.top_k ? cut : Cut();
+  if (params.top_k == 0) {
+    if (params.top_p == 1) return Cut();
+    ChunkedLogits::Bucket last = logits.bucket_at(top_p, inverse_temperature);
+    return find_cut(logits, inverse_temperature, last.candidates, last.target);
   }
-  if (params.top_p < 1) {
-    const double target = top_p * logits.total_weight(inverse_temperature);
-    // Most texts' sets have a few dozen tokens, so a few are tried first.
-    for (int64_t count = 256;; count *= 16) {
-      std::vector<Candidate> candidates = logits.first_by_rank(count);
-      if (const auto found = find_cut(logits, inverse_temperature, candidates, target)) return *found;
-      if (std::ssize(candidates) < count) break;
-    }
+  std::vector<Candidate> candidates = logits.first_by_rank(params.top_k);
+  if (params.top_p == 1) {
+    if (std::ssize(candidates) < params.top_k) return Cut();
+    return {candidates.back().logit, candidates.back().token};
   }
-  return Cut();
+  double total = 0;
+  for (const Candidate& candidate : candidates) {
+    total += static_cast<double>(logits.weight(candidate.logit, inverse_temperature));
+  }
+  return find_cut(logits, inverse_temperature, candidates, top_p * total);
 }
 
 Cut truncate(const SamplingParams& params, const ChunkedLogits& logits, float inverse_temperature) {
@@ -314,15 +351,15 @@ void apply_repetition_penalty(float penalty, std::span<const TokenId> prompt, st
 }
 
 void apply_output_penalties(const SamplingParams& params, std::span<const TokenId> output, std::span<float> logits) {
-  std::vector<int32_t> num_occurrences(logits.size());
-  for (TokenId token : output) ++num_occurrences[token];
-  for (TokenId token : output) {
-    const auto count = static_cast<double>(std::exchange(num_occurrences[token], 0));
-    if (count == 0) continue;
+  std::vector<TokenId> tokens(output.begin(), output.end());
+  std::ranges::sort(tokens);
+  for (auto first = tokens.begin(); first != tokens.end();) {
+    const auto last = std::find_if(first, tokens.end(), [&](TokenId token) { return token != *first; });
     // In double, where no product or difference of floats overflows.
-    const double penalty =
-        static_cast<double>(params.presence_penalty) + count * static_cast<double>(params.frequency_penalty);
-    logits[token] = static_cast<float>(static_cast<double>(logits[token]) - penalty);
+    const double penalty = static_cast<double>(params.presence_penalty) +
+                           static_cast<double>(last - first) * static_cast<double>(params.frequency_penalty);
+    logits[*first] = static_cast<float>(static_cast<double>(logits[*first]) - penalty);
+    first = last;
   }
 }
 

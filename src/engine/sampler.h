@@ -12,7 +12,7 @@ namespace witan {
 // How the next token is picked. The steps run in the order of the members; each default leaves the distribution as
 // it is, and the default as a whole is greedy.
 struct SamplingParams {
-  std::vector<std::pair<TokenId, float>> logit_bias;  // added to logits; -inf forbids a token
+  std::vector<std::pair<TokenId, float>> logit_bias = {};  // added to logits; finite, or -inf to forbid a token
   float repetition_penalty = 1.0f;  // > 0; divides positive and multiplies negative logits of tokens seen in prompt or
                                     // output (CTRL, arXiv 1909.05858, 4.1)
   float presence_penalty = 0.0f;    // subtracted once from logits of tokens in the output
@@ -38,13 +38,16 @@ struct SampleResult {
   TokenId token = 0;
   // Of the model's distribution after bias and penalties, before temperature and truncation.
   float logprob = 0.0f;                    // when num_logprobs >= 0
-  std::vector<TokenLogprob> alternatives;  // the num_logprobs most likely, descending, ties by id
+  std::vector<TokenLogprob> alternatives;  // the num_logprobs most likely, descending, ties by id; fewer
+                                           // when fewer are possible
 };
 
 // Picks the next token of one sequence from its logits [vocab_size]. prompt and output are the sequence's tokens so
 // far. The random number is a pure function of (seed, output.size()), so the same seed gives the same text whatever
 // else runs, and a recomputed sequence goes on as it would have.
-// Logits that are all -inf or hold NaN: Error(kInvalidArgument) telling so.
+// Logits of +inf share all the probability evenly, their limit.
+// Logits that are all -inf or hold NaN, tokens outside of the vocabulary: Error(kInvalidArgument) telling so.
+// Thread safety: may be called from any thread.
 SampleResult sample(const SamplingParams& params, std::span<const float> logits, std::span<const TokenId> prompt,
                     std::span<const TokenId> output);
 

@@ -20,7 +20,7 @@ struct TensorEntry {
   std::string name;
   DType dtype = DType::kF32;
   std::vector<int64_t> shape;       // outermost first, in both formats
-  std::span<const std::byte> data;  // row-major, in the mapped file
+  std::span<const std::byte> data;  // row-major, in the mapped file; may be unaligned
   std::string_view file;            // which file holds it, for messages
 
   int64_t num_elements() const;

@@ -2,8 +2,8 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "base/error.h"
 #include "io/printable.h"
@@ -18,7 +18,7 @@ T element(const GgufValue& value, uint64_t index) {
   return number;
 }
 
-// Calls visit with the element as the C++ type that it has in the file; strings are the caller's.
+// Calls visit with the element as the C++ type that it has in the file, or with false if it is not a number.
 template <typename Visit>
 auto visit_number(const GgufValue& value, uint64_t index, Visit visit) {
   switch (value.type) {

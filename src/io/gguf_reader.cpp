@@ -29,7 +29,7 @@ constexpr uint64_t kMinTensorBytes = 8 + 1 + 4 + 4 + 8;
 
 struct TypeRow {
   std::string_view name;
-  uint64_t size_bytes;  // 0: not of fixed size
+  uint64_t size_bytes;  // for strings and arrays the least: without their elements
 };
 constexpr std::array<TypeRow, kNumGgufTypes> kTypes = {{{"uint8", 1},
                                                         {"int8", 1},
@@ -39,8 +39,8 @@ constexpr std::array<TypeRow, kNumGgufTypes> kTypes = {{{"uint8", 1},
                                                         {"int32", 4},
                                                         {"float32", 4},
                                                         {"bool", 1},
-                                                        {"string", 0},
-                                                        {"array", 0},
+                                                        {"string", 8},
+                                                        {"array", 12},
                                                         {"uint64", 8},
                                                         {"int64", 8},
                                                         {"float64", 8}}};
@@ -133,9 +133,7 @@ void read_array_start(ByteCursor& cursor, std::string_view key, GgufValue& value
   }
   value.is_array = true;
   value.count = cursor.read<uint64_t>("an array's length");
-  // A string takes at least the 8 bytes of its length.
-  const uint64_t element_bytes = std::max<uint64_t>(kTypes[static_cast<size_t>(value.type)].size_bytes, 1);
-  const uint64_t limit = cursor.remaining() / (value.type == GgufType::kString ? 8 : element_bytes);
+  const uint64_t limit = cursor.remaining() / kTypes[static_cast<size_t>(value.type)].size_bytes;
   if (value.count > limit) {
     fail(ErrorCode::kBadFile, "{}: {} claims to be an array of {} {}, the {} bytes after it hold {} at most",
          cursor.source(), printable(key), value.count, gguf_type_name(value.type), cursor.remaining(), limit);
@@ -197,6 +195,7 @@ struct Extent {
   size_t tensor;
 };
 
+// Outermost first; the file has the innermost first.
 std::vector<int64_t> read_shape(ByteCursor& cursor, std::string_view name) {
   const auto num_dims = cursor.read<uint32_t>("the number of dimensions");
   if (num_dims > kMaxDims) {

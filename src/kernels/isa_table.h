@@ -7,21 +7,17 @@
 
 namespace witan {
 
-// The variants of one op, listed in the order of Isa. An instruction set without its own (nullptr, or left out at the
-// end) uses the next weaker one's.
+// The variants of one op in the order of Isa. An instruction set without its own (nullptr, or left out at the end) uses
+// the next weaker one's; the reference must be there.
 template <typename Function>
-class IsaTable {
- public:
-  constexpr explicit IsaTable(const std::array<Function, kAllIsas.size()>& variants) : variants_(variants) {
-    for (size_t i = 1; i < variants_.size(); ++i) {
-      if (variants_[i] == nullptr) variants_[i] = variants_[i - 1];
-    }
+struct IsaTable {
+  std::array<Function, kAllIsas.size()> variants;
+
+  Function operator[](Isa isa) const {
+    auto index = static_cast<size_t>(isa);
+    while (variants[index] == nullptr) --index;
+    return variants[index];
   }
-
-  constexpr Function operator[](Isa isa) const { return variants_[static_cast<size_t>(isa)]; }
-
- private:
-  std::array<Function, kAllIsas.size()> variants_;
 };
 
 }  // namespace witan

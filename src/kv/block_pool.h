@@ -64,10 +64,12 @@ class BlockPool {
 
  private:
   static constexpr int kNumLevels = 5;  // groups of 1, 2, 4, 8, 16 blocks
+  // Where a run with free blocks is found. A list below kNumLevels is a level's: runs that serve groups of that level
+  // and have such a group free.
   enum RunList : int8_t {
     kInNone = -1,                // nothing free
-    kInWhollyFree = kNumLevels,  // below: has a free group of the run's own level
-    kInOther = kNumLevels + 1,   // has free blocks, but no free group of its level
+    kInWhollyFree = kNumLevels,  // all 16 blocks free: serves any level next
+    kInOther = kNumLevels + 1,   // free blocks, but no free group of its level
     kNumRunLists = kNumLevels + 2
   };
   struct Run {

@@ -1,6 +1,7 @@
 #include "kv/kv_cache.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
@@ -66,7 +67,11 @@ void BlockTables::grow_rows(int64_t num_blocks) {
 }
 
 KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
-    : memory(pool), config(std::move(cache_config)), index(count_tables(config), root_hash(config)) {
+    : memory(pool),
+      config(std::move(cache_config)),
+      capacity_bytes(
+          static_cast<int64_t>(std::min<size_t>(config.capacity_bytes, std::numeric_limits<int64_t>::max()))),
+      index(count_tables(config), root_hash(config)) {
   for (size_t layer = 0; layer < config.layers.size(); ++layer) {
     const KvBlockFormat format = format_of(config, layer);
     const auto same = std::ranges::find_if(layers, [&](const Layer& l) { return same_format(l.format, format); });
@@ -79,9 +84,9 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
     set_bytes += num_heads * format.block_bytes();
   }
   if (layers.empty()) fail(ErrorCode::kInvalidArgument, "a KV cache needs at least one layer");
-  if (std::cmp_less(config.capacity_bytes, set_bytes)) {
+  if (capacity_bytes < set_bytes) {
     fail(ErrorCode::kOutOfMemory, "the KV cache may hold {} bytes, but one block of each of {} tables takes {}",
-         config.capacity_bytes, num_tables(), set_bytes);
+         capacity_bytes, num_tables(), set_bytes);
   }
   needed_blocks.resize(pools.size());
 }
@@ -102,7 +107,7 @@ KvSequence& KvCache::State::at(SequenceId id) const {
 bool KvCache::State::make_room(std::span<const int64_t> needed) {
   int64_t needed_bytes = 0;
   for (size_t i = 0; i < pools.size(); ++i) needed_bytes += needed[i] * pools[i].blocks.block_bytes();
-  const int64_t room_bytes = static_cast<int64_t>(config.capacity_bytes) - stats.block_bytes_held;
+  const int64_t room_bytes = capacity_bytes - stats.block_bytes_held;
   int64_t num_evicted = ceil_div(std::max<int64_t>(needed_bytes - room_bytes, 0), set_bytes);
   // Frames that others leave are used before any prefix block is dropped. Slabs come first, as another thread may take
   // the memory pool's last frames at any time, and what is dropped cannot be brought back.
@@ -351,7 +356,7 @@ int64_t KvCache::available_bytes() const {
   const State& state = *state_;
   // Blocks are needed in sets, one of every table. The most sets that both bounds allow:
   const int64_t num_evictable = state.index.num_unreferenced();
-  const int64_t free_bytes = static_cast<int64_t>(state.config.capacity_bytes) - state.stats.block_bytes_held;
+  const int64_t free_bytes = state.capacity_bytes - state.stats.block_bytes_held;
   int64_t least = 0;
   int64_t most = (free_bytes + state.evictable_bytes()) / state.set_bytes;
   std::vector<int64_t> needed(state.pools.size());

@@ -1,5 +1,4 @@
 #include <cstdint>
-#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -85,8 +84,7 @@ void KvCache::check_integrity() const {
               state.stats.block_bytes_held);
   WITAN_CHECK(block_bytes <= state.stats.peak_block_bytes_held, "{} bytes held above the peak of {}", block_bytes,
               state.stats.peak_block_bytes_held);
-  WITAN_CHECK(std::cmp_less_equal(block_bytes, state.config.capacity_bytes), "{} bytes held of {} allowed", block_bytes,
-              state.config.capacity_bytes);
+  WITAN_CHECK(block_bytes <= state.capacity_bytes, "{} bytes held of {} allowed", block_bytes, state.capacity_bytes);
   state.memory.check_integrity();
   WITAN_CHECK(slab_bytes <= state.memory.held_bytes(MemoryTag::kKvCache), "{} bytes of slabs, {} held by the pool",
               slab_bytes, state.memory.held_bytes(MemoryTag::kKvCache));

@@ -94,6 +94,7 @@ struct KvCache::State {
 
   MemoryPool& memory;
   KvCacheConfig config;
+  int64_t capacity_bytes;  // config's, at most what fits
   std::vector<Layer> layers;
   std::vector<Pool> pools;             // one per block format
   std::vector<int32_t> pool_of_table;  // tables by layer, then head

@@ -34,6 +34,8 @@ struct ScheduledSlice {
   int32_t first_token = 0;
   int32_t num_tokens = 0;
   bool samples = false;  // the slice reaches the sequence's last token: its logits pick the next one
+
+  bool operator==(const ScheduledSlice&) const = default;
 };
 
 // What one step computes. Plain data.

@@ -131,7 +131,7 @@ void BpeModel::encode_word(std::string_view word, const Vocabulary& vocabulary, 
     std::string spelled;
     if (unit == SymbolUnit::kByte) append_alphabet(word, spelled);
     const std::optional<TokenId> whole = vocabulary.find(unit == SymbolUnit::kByte ? spelled : word);
-    if (whole) return out.push_back(*whole);
+    if (whole && vocabulary.kind(*whole) == TokenKind::kNormal) return out.push_back(*whole);
   }
   std::vector<TokenId> symbols;
   symbols.reserve(word.size());

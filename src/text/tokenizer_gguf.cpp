@@ -114,8 +114,10 @@ void add_byte_level_merges(const GgufTokenizerFields& fields, TokenizerParts& pa
     }
     const std::string_view left = merge.substr(0, space);
     const std::string_view right = merge.substr(space + 1);
-    parts.model.merges.add(find(rank, left), find(rank, right), static_cast<int32_t>(rank),
-                           find(rank, std::string(left).append(right)));
+    const TokenId left_id = find(rank, left);
+    const TokenId right_id = find(rank, right);
+    const TokenId merged_id = find(rank, std::string(left).append(right));
+    parts.model.merges.add(left_id, right_id, static_cast<int32_t>(rank), merged_id);
   }
 }
 

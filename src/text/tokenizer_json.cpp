@@ -63,7 +63,9 @@ void add_merges(const JsonView& merges, const Vocabulary& vocabulary, MergeTable
       }
       return *id;
     };
-    table.add(find(left), find(right), static_cast<int32_t>(rank), find(std::string(left).append(right)));
+    const TokenId left_id = find(left);
+    const TokenId right_id = find(right);
+    table.add(left_id, right_id, static_cast<int32_t>(rank), find(std::string(left).append(right)));
   }
 }
 

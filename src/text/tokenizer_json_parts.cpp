@@ -44,7 +44,7 @@ const std::string& insert_text(const JsonView& json) {
 }
 
 Regex parse_pattern(const JsonView& json) {
-  if (!json["Regex"].is_null()) return Regex(json["Regex"].string(), json.place());
+  if (!json["Regex"].is_null()) return Regex(json["Regex"].string(), json["Regex"].place());
   const JsonView literal = json["String"];
   if (literal.is_null()) json.expected("an object with \"String\" or \"Regex\"");
   if (literal.string().empty()) literal.expected("a string that is not empty");
@@ -196,7 +196,8 @@ ParsedTemplate parse_template(const JsonView& json, int32_t vocab_size) {
 JsonView JsonView::operator[](const char* key) const {
   if (!value_->is_object()) expected("an object");
   const auto member = value_->find(key);
-  return JsonView(member == value_->end() ? kNull : *member, place_ + "." + key);
+  const char* separator = place_.ends_with(": ") ? "" : ".";
+  return JsonView(member == value_->end() ? kNull : *member, fmt::format("{}{}{}", place_, separator, key));
 }
 
 std::vector<JsonView> JsonView::elements() const {

@@ -16,7 +16,7 @@ namespace witan {
 // A value in a parsed JSON file together with its place, so that every complaint can name it. Absent members are null.
 class JsonView {
  public:
-  // The value must outlive the view.
+  // The value must outlive the view. The root's place is "FILE: ".
   JsonView(const nlohmann::json& value, std::string place) : value_(&value), place_(std::move(place)) {}
 
   const nlohmann::json& json() const { return *value_; }

@@ -67,7 +67,8 @@ void expect_array(const GgufFile& file, std::string_view key, GgufType type, con
   EXPECT_TRUE(found->is_array) << key;
   EXPECT_EQ(found->count, values.size()) << key;
   ASSERT_EQ(found->bytes.size(), values.size() * sizeof(T)) << key;
-  EXPECT_EQ(std::memcmp(found->bytes.data(), values.data(), found->bytes.size()), 0) << key;
+  const auto expected = std::as_bytes(std::span(values));
+  EXPECT_TRUE(std::equal(expected.begin(), expected.end(), found->bytes.begin())) << key;
 }
 
 TEST_F(GgufWriterTest, EveryMetadataTypeReadsBackAsItWasSet) {

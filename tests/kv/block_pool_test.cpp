@@ -161,8 +161,8 @@ TEST(BlockPoolTest, HolesAreFilledBeforeMuchMoreMemoryIsTaken) {
   MemoryPool memory(size_t{1} << 30);
   BlockPool pool(memory, 16384);
   std::vector<std::vector<BlockId>> tables(100);
+  for (auto& table : tables) grow(pool, table, 16);
   for (auto& table : tables) {
-    grow(pool, table, 16);
     for (int place = 15; place > 3; --place) pool.release(table[place]);
     table.resize(4);
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -229,6 +230,18 @@ TEST_F(KvCacheTest, CapacityIsMetExactly) {
     EXPECT_TRUE(cache.reserve(a, 4 * 32));
     cache.check_integrity();
   }
+}
+
+TEST_F(KvCacheTest, WithoutACapacityTheMemoryPoolIsTheBound) {
+  MemoryPool pool(2 * kFrame);
+  KvCacheConfig config = small_config(1);
+  config.capacity_bytes = std::numeric_limits<size_t>::max();
+  KvCache cache(pool, config);
+  EXPECT_EQ(cache.available_bytes(), 1024 / 3 * kSmallSetBytes);
+  const SequenceId id = cache.create();
+  EXPECT_FALSE(cache.reserve(id, 342 * 32));
+  EXPECT_TRUE(cache.reserve(id, 341 * 32));
+  cache.check_integrity();
 }
 
 // What a caller can see of a cache and its sequences.

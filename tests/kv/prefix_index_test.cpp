@@ -65,28 +65,45 @@ TEST(PrefixIndexTest, TheChainOfHashesDependsOnRootParentTokensAndRoles) {
 }
 
 TEST(PrefixIndexTest, CollidingHashesKeepTextsApart) {
+  Text generated = text_of(0);
+  generated.roles[5] = TokenRole::kGenerated;
+  // All texts of up to three blocks, each of which is one of these.
+  const std::vector<Text> choices = {text_of(0), text_of(1), generated};
   for (PrefixIndex::Hash weak :
        {+[](const void*, size_t) -> uint64_t { return 4; },
         +[](const void*data, size_t bytes) { return PrefixIndex::default_hash(data, bytes) % 3; }}) {
     PrefixIndex index(kNumTables, 0, weak);
-    std::vector<PrefixId> entries;
-    for (TokenId first = 0; first < 20; ++first) {
-      const PrefixId parent = first % 4 == 0 ? kNoPrefix : entries.back();
-      ASSERT_EQ(find(index, parent, text_of(first)), kNoPrefix);
-      entries.push_back(insert(index, parent, text_of(first)));
+    struct Added {
+      PrefixId parent;
+      Text text;
+      PrefixId entry;
+    };
+    std::vector<Added> added;
+    std::vector<PrefixId> parents = {kNoPrefix};
+    for (int depth = 0; depth < 3; ++depth) {
+      std::vector<PrefixId> children;
+      for (PrefixId parent : parents) {
+        for (const Text& text : choices) {
+          ASSERT_EQ(find(index, parent, text), kNoPrefix);
+          children.push_back(insert(index, parent, text));
+          added.push_back({parent, text, children.back()});
+        }
+      }
+      parents = children;
     }
-    std::vector<int64_t> references(entries.size(), 1);
+    std::vector<int64_t> references(added.size(), 1);
     index.check_integrity(references);
-    for (TokenId first = 0; first < 20; ++first) {
-      EXPECT_EQ(find(index, first % 4 == 0 ? kNoPrefix : entries[first - 1], text_of(first)), entries[first]);
-    }
+    for (const Added& a : added) EXPECT_EQ(find(index, a.parent, a.text), a.entry);
+
     // Dropping one of many under the same hash drops that one.
-    index.unreference(entries[7]);
-    index.erase(entries[7]);
-    EXPECT_EQ(find(index, entries[6], text_of(7)), kNoPrefix);
-    EXPECT_EQ(find(index, entries[5], text_of(6)), entries[6]);
-    references[entries[7]] = 0;
+    const Added dropped = added[20];
+    index.unreference(dropped.entry);
+    index.erase(dropped.entry);
+    references[dropped.entry] = 0;
     index.check_integrity(references);
+    for (const Added& a : added) {
+      EXPECT_EQ(find(index, a.parent, a.text), a.entry == dropped.entry ? kNoPrefix : a.entry);
+    }
   }
 }
 

@@ -4,17 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <string>
-#include <tuple>
+#include <limits>
 
 #include "base/error.h"
 #include "sched_test_support.h"
 
 namespace witan {
-
-bool operator==(const ScheduledSlice& a, const ScheduledSlice& b) {
-  return std::tie(a.sequence, a.kv_sequence, a.first_token, a.num_tokens, a.samples) ==
-         std::tie(b.sequence, b.kv_sequence, b.first_token, b.num_tokens, b.samples);
-}
 
 namespace {
 

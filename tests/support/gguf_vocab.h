@@ -81,20 +81,34 @@ class GgufVocabReader {
     constexpr std::string_view kPrefix = "tokenizer.ggml.";
     if (!key.starts_with(kPrefix)) return skip(type);
     key.remove_prefix(kPrefix.size());
-    if (key == "model") fields_.model = take_string();
-    else if (key == "pre") fields_.pre = take_string();
-    else if (key == "tokens") fields_.tokens = take_strings();
-    else if (key == "merges") fields_.merges = take_strings();
-    else if (key == "scores") fields_.scores = take_array<float>();
-    else if (key == "token_type") fields_.token_types = take_array<int32_t>();
-    else if (key == "bos_token_id") fields_.bos = take<uint32_t>();
-    else if (key == "eos_token_id") fields_.eos = take<uint32_t>();
-    else if (key == "unknown_token_id") fields_.unk = take<uint32_t>();
-    else if (key == "padding_token_id") fields_.pad = take<uint32_t>();
-    else if (key == "add_bos_token") fields_.add_bos = take<uint8_t>() != 0;
-    else if (key == "add_eos_token") fields_.add_eos = take<uint8_t>() != 0;
-    else if (key == "add_space_prefix") fields_.add_space_prefix = take<uint8_t>() != 0;
-    else skip(type);
+    if (key == "model")
+      fields_.model = take_string();
+    else if (key == "pre")
+      fields_.pre = take_string();
+    else if (key == "tokens")
+      fields_.tokens = take_strings();
+    else if (key == "merges")
+      fields_.merges = take_strings();
+    else if (key == "scores")
+      fields_.scores = take_array<float>();
+    else if (key == "token_type")
+      fields_.token_types = take_array<int32_t>();
+    else if (key == "bos_token_id")
+      fields_.bos = take<uint32_t>();
+    else if (key == "eos_token_id")
+      fields_.eos = take<uint32_t>();
+    else if (key == "unknown_token_id")
+      fields_.unk = take<uint32_t>();
+    else if (key == "padding_token_id")
+      fields_.pad = take<uint32_t>();
+    else if (key == "add_bos_token")
+      fields_.add_bos = take<uint8_t>() != 0;
+    else if (key == "add_eos_token")
+      fields_.add_eos = take<uint8_t>() != 0;
+    else if (key == "add_space_prefix")
+      fields_.add_space_prefix = take<uint8_t>() != 0;
+    else
+      skip(type);
   }
 
   std::string bytes_;

@@ -9,13 +9,12 @@
 namespace witan {
 namespace {
 
-constexpr IsaTable<SplitFunction> kSplit({nullptr, attention_split_avx2, attention_split_avx512});
-constexpr IsaTable<MergeFunction> kMerge({merge_attention_state_reference, merge_attention_state_avx2,
-                                          merge_attention_state_avx512});
-constexpr IsaTable<FinishFunction> kFinish({finish_attention_reference, finish_attention_avx2,
-                                            finish_attention_avx512});
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+// The reference has its own signature.
+constexpr IsaTable<SplitFunction> kSplit{{nullptr, attention_split_avx2, attention_split_avx512}};
+constexpr IsaTable<MergeFunction> kMerge{
+    {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
+constexpr IsaTable<FinishFunction> kFinish{
+    {finish_attention_reference, finish_attention_avx2, finish_attention_avx512}};
 
 // How attention_split divides its scratch; offsets in bytes, each a multiple of 64.
 struct ScratchLayout {
@@ -26,9 +25,9 @@ struct ScratchLayout {
   int64_t end;
 
   ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
-      : padded_value_dim(round_up(format.value_dim, kSumPadding)),
+      : padded_value_dim(padded_row_floats(format.value_dim)),
         scores(num_rows * kBlocksPerSplit * static_cast<int64_t>(sizeof(uint32_t))),
-        sums(scores + num_rows * kAttentionSplit * static_cast<int64_t>(sizeof(float))),
+        sums(scores + num_rows * kScoreStride * static_cast<int64_t>(sizeof(float))),
         tile(sums + num_rows * padded_value_dim * static_cast<int64_t>(sizeof(float))),
         end(tile +
             kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) * static_cast<int64_t>(sizeof(float))) {}
@@ -105,8 +104,9 @@ void attention_split(Isa isa, const KvView& view, const AttentionRows& rows, int
   kSplit[isa]({.format = format,
                .blocks = view.blocks + first_block,
                .num_blocks = num_blocks,
+               .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
                .key_scales = int64_t{kKvBlockSize} * format.key_dim,
-               .values = format.key_bytes(),
+               .values = format.value_in_key ? 0 : format.key_bytes(),
                .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
                .queries = rows.queries,
                .num_rows = rows.num_rows,

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -9,14 +10,27 @@ namespace {
 
 constexpr double kNothing = -std::numeric_limits<double>::infinity();
 
-// The entries of a split, decoded.
+bool sees(const KvView& view, const AttentionRows& rows, int32_t row, int32_t entry) {
+  const int64_t query_position = rows.positions[row];
+  const int64_t position = view.positions == nullptr ? entry : view.positions[entry];
+  return position <= query_position && (rows.window <= 0 || position > query_position - rows.window);
+}
+
+bool any_row_sees(const KvView& view, const AttentionRows& rows, int32_t entry) {
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    if (sees(view, rows, r, entry)) return true;
+  }
+  return false;
+}
+
+// The entries of a split, decoded; zeros for those that no row sees, whose blocks may be gone.
 struct Entries {
   int32_t first;
   int32_t count;
   std::vector<float> keys;    // [count][key_dim]
   std::vector<float> values;  // [count][value_dim]
 
-  Entries(const KvView& view, int32_t split)
+  Entries(const KvView& view, const AttentionRows& rows, int32_t split)
       : first(split * kAttentionSplit), count(std::min(kAttentionSplit, view.num_entries - first)) {
     const int64_t key_dim = view.format.key_dim;
     const int64_t value_dim = view.format.value_dim;
@@ -24,17 +38,12 @@ struct Entries {
     values.resize(static_cast<size_t>(count * value_dim));
     for (int32_t i = 0; i < count; ++i) {
       const int32_t entry = first + i;
+      if (!any_row_sees(view, rows, entry)) continue;
       kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, keys.data() + i * key_dim,
               values.data() + i * value_dim);
     }
   }
 };
-
-bool sees(const KvView& view, const AttentionRows& rows, int32_t row, int32_t entry) {
-  const int64_t query_position = rows.positions[row];
-  const int64_t position = view.positions == nullptr ? entry : view.positions[entry];
-  return position <= query_position && (rows.window <= 0 || position > query_position - rows.window);
-}
 
 void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, const Entries& entries, float* state) {
   const int32_t key_dim = view.format.key_dim;
@@ -70,7 +79,7 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
 }  // namespace
 
 void attention_split_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states) {
-  const Entries entries(view, split);
+  const Entries entries(view, rows, split);
   for (int32_t r = 0; r < rows.num_rows; ++r) attend_row(view, rows, r, entries, states[r]);
 }
 

@@ -8,14 +8,17 @@
 namespace witan {
 
 inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
-// Rows of weighted sums are padded to this many floats, a multiple of every instruction set's vector.
-inline constexpr int kSumPadding = 16;
+
+// Scratch rows are a whole and odd number of cache lines long: rows at a power of two would share a few cache sets.
+constexpr int64_t padded_row_floats(int64_t num_floats) { return ((num_floats + 15) / 16 | 1) * 16; }
+inline constexpr int64_t kScoreStride = padded_row_floats(kAttentionSplit);
 
 // One split, checked and laid out for the kernels.
 struct SplitTask {
   KvBlockFormat format;
   const std::byte* const* blocks = nullptr;  // [num_blocks] of this split
   int32_t num_blocks = 0;                    // 1..kBlocksPerSplit
+  const std::byte* next_split = nullptr;     // the next split's first block if there is one; only prefetched
   int64_t key_scales = 0;                    // kQ8: byte offsets within a block
   int64_t values = 0;
   int64_t value_scales = 0;
@@ -27,7 +30,7 @@ struct SplitTask {
   const uint32_t* visible = nullptr;
 
   // Scratch, 64-byte aligned.
-  float* scores = nullptr;  // [num_rows][kAttentionSplit]
+  float* scores = nullptr;  // [num_rows][kScoreStride]
   float* sums = nullptr;    // [num_rows][padded_value_dim]
   float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block
   int64_t padded_value_dim = 0;

@@ -1,8 +1,21 @@
 // How the kernels read each codec: element types, then the keys and the values of one block. Included after a
 // vector_*.inl. All reads give the same bits as kv_load.
 
-inline void prefetch_bytes(const uint8_t* from, int64_t num_bytes) {
-  for (int64_t i = 0; i < num_bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T0);
+constexpr int64_t kLineBytes = 64;  // of the caches
+
+// Asks for the bytes [begin, begin + kNumBytes) of `from`, which are read one block later. The keys or values of a
+// block of single bytes fit into the first-level cache beside those being read; larger ones would evict them.
+// Measured with key and value dims of 128, 8 rows, Zen 4: first level 20 % faster for kQ8, second level 1.6 times for
+// kF32.
+template <int64_t kNumBytes, int kElementBytes>
+inline void prefetch(const uint8_t* from, int64_t begin) {
+  constexpr auto kHint = kElementBytes == 1 ? _MM_HINT_T0 : _MM_HINT_T1;
+  // Ranges of half a line follow each other, so every second one does for both.
+  if (kNumBytes < kLineBytes && begin % kLineBytes != 0) return;
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kNumBytes; i += kLineBytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + begin + i), kHint);
+  }
 }
 
 struct F32Element {

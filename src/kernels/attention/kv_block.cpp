@@ -154,6 +154,7 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
   auto* bytes = const_cast<std::byte*>(block);  // EntryPart serves both directions; nothing is written here
   load_part(format.codec, key_part(format, bytes, slot), key);
+  if (value == nullptr) return;
   if (format.value_in_key) {
     std::copy_n(key, format.value_dim, value);
   } else {

@@ -31,7 +31,7 @@ struct KvBlockFormat {
 // Writes entry `slot` (0..31) of `block`: key [key_dim], value [value_dim] (ignored when value_in_key), float32.
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value);
 
-// Reads it back, as the attention kernels see it. For tests, compaction and re-encoding.
+// Reads it back, as the attention kernels see it; value may be nullptr where only the key is wanted.
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);
 
 }  // namespace witan

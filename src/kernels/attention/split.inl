@@ -12,7 +12,7 @@ struct RowTile {
   int32_t block;
   const uint8_t* ahead;  // nullptr, or what will be read next, to be prefetched at the pace of this block
 
-  float* scores() const { return task.scores + int64_t{first_row} * kAttentionSplit + block * kKvBlockSize; }
+  float* scores() const { return task.scores + first_row * kScoreStride + block * kKvBlockSize; }
   float* sums() const { return task.sums + first_row * task.padded_value_dim; }
   uint32_t visible() const { return task.visible[first_row * kBlocksPerSplit + block]; }
 };
@@ -30,7 +30,7 @@ void score_rows(const RowTile& tile, const Keys& keys) {
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = zero();
     for (int64_t d = 0; d < key_dim; ++d) {
       if (tile.ahead != nullptr && entry == 0) {
-        prefetch_bytes(tile.ahead + d * kKvBlockSize * Keys::kBytes, kKvBlockSize * Keys::kBytes);
+        prefetch<kKvBlockSize * Keys::kBytes, Keys::kBytes>(tile.ahead, d * kKvBlockSize * Keys::kBytes);
       }
       const Float key0 = keys.vector(d, entry);
       const Float key1 = keys.vector(d, entry + kLanes);
@@ -43,8 +43,8 @@ void score_rows(const RowTile& tile, const Keys& keys) {
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      store(scores + r * kAttentionSplit + entry, sums[r][0]);
-      store(scores + r * kAttentionSplit + entry + kLanes, sums[r][1]);
+      store(scores + r * kScoreStride + entry, sums[r][0]);
+      store(scores + r * kScoreStride + entry + kLanes, sums[r][1]);
     }
   }
 }
@@ -61,7 +61,6 @@ void add_values(const RowTile& tile, const Values& values, int64_t c) {
   const float* p = tile.scores();
   float* const out = tile.sums() + c;
   const int64_t out_stride = tile.task.padded_value_dim;
-  constexpr int64_t kSliceBytes = kVectors * kLanes * Values::kBytes;
   Float sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -71,14 +70,15 @@ void add_values(const RowTile& tile, const Values& values, int64_t c) {
   for (uint32_t entries = tile.visible(); entries != 0; entries &= entries - 1) {
     const int64_t entry = __builtin_ctz(entries);
     if (tile.ahead != nullptr) {
-      prefetch_bytes(tile.ahead + (entry * tile.task.format.value_dim + c) * Values::kBytes, kSliceBytes);
+      prefetch<kVectors * kLanes * Values::kBytes, Values::kBytes>(
+          tile.ahead, (entry * tile.task.format.value_dim + c) * Values::kBytes);
     }
     Float value[kVectors];
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) value[v] = values.vector(entry, c + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Float weight = broadcast(p[r * kAttentionSplit + entry]);
+      const Float weight = broadcast(p[r * kScoreStride + entry]);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(weight, value[v], sums[r][v]);
     }
@@ -95,8 +95,9 @@ void add_values_up_to(int num_rows, const RowTile& tile, const Values& values, i
   if (num_rows == kRows) {
     constexpr int kVectors = vectors_per_row(kRows);
     int64_t c = 0;
-    for (; c + kVectors * kLanes <= num_components; c += kVectors * kLanes)
+    for (; c + kVectors * kLanes <= num_components; c += kVectors * kLanes) {
       add_values<kRows, kVectors>(tile, values, c);
+    }
     for (; c < num_components; c += kLanes) add_values<kRows, 1>(tile, values, c);
     return;
   }
@@ -107,11 +108,23 @@ inline uint32_t visible_entries(const SplitTask& task, int32_t row, int32_t bloc
   return task.visible[row * kBlocksPerSplit + block];
 }
 
-inline bool block_is_seen(const SplitTask& task, int32_t block) {
-  uint32_t seen = 0;
-  for (int32_t r = 0; r < task.num_rows; ++r) seen |= visible_entries(task, r, block);
-  return seen != 0;
+inline const uint8_t* block_bytes(const SplitTask& task, int32_t block) {
+  return reinterpret_cast<const uint8_t*>(task.blocks[block]);
 }
+
+// The blocks of which some row sees something; the others are not touched.
+struct SeenBlocks {
+  int32_t blocks[kBlocksPerSplit];
+  int32_t count = 0;
+
+  explicit SeenBlocks(const SplitTask& task) {
+    for (int32_t b = 0; b < task.num_blocks; ++b) {
+      uint32_t seen = 0;
+      for (int32_t r = 0; r < task.num_rows; ++r) seen |= visible_entries(task, r, b);
+      if (seen != 0) blocks[count++] = b;
+    }
+  }
+};
 
 // Scores of the rows that see anything of the block, in tiles of neighbouring rows.
 template <typename Keys>
@@ -164,8 +177,9 @@ PlainValues<F32Element> decode_values(const SplitTask& task, const Values& value
     float* out = task.tile + entry * task.padded_value_dim;
     int64_t c = 0;
     for (; c + kLanes <= value_dim; c += kLanes) store(out + c, values.vector(entry, c));
+    if (c == value_dim) continue;
+    store(out + c, zero());
     for (; c < value_dim; ++c) out[c] = values.single(entry, c);
-    for (; c < task.padded_value_dim; ++c) out[c] = 0.0f;
   }
   return {reinterpret_cast<const uint8_t*>(task.tile), task.padded_value_dim};
 }
@@ -174,7 +188,7 @@ PlainValues<F32Element> decode_values(const SplitTask& task, const Values& value
 template <typename Keys>
 PlainValues<F32Element> decode_values_in_keys(const SplitTask& task, const Keys& keys) {
   const int64_t value_dim = task.format.value_dim;
-  for (int64_t c = 0; c < task.padded_value_dim; c += kLanes) {
+  for (int64_t c = 0; c < value_dim; c += kLanes) {
     for (int64_t entry = 0; entry < kKvBlockSize; entry += kLanes) {
       Float square[kLanes];
 #pragma GCC unroll 16
@@ -189,7 +203,7 @@ PlainValues<F32Element> decode_values_in_keys(const SplitTask& task, const Keys&
 
 // The largest scaled score that a row sees; NaNs are passed over, -inf where there is nothing else.
 inline float max_score(const SplitTask& task, int32_t row) {
-  const float* scores = task.scores + int64_t{row} * kAttentionSplit;
+  const float* scores = task.scores + row * kScoreStride;
   const Float scale = broadcast(task.scale);
   const Float lowest = broadcast(-__builtin_inff());
   Float max = lowest;
@@ -208,7 +222,7 @@ inline float max_score(const SplitTask& task, int32_t row) {
 // the weighted sum.
 inline void weigh_row(const SplitTask& task, int32_t row) {
   const float max = max_score(task, row);
-  float* scores = task.scores + int64_t{row} * kAttentionSplit;
+  float* scores = task.scores + row * kScoreStride;
   const Float scale = broadcast(task.scale);
   const Float shift = broadcast(max == -__builtin_inff() ? 0.0f : max);  // exp(-inf - -inf) would be NaN
   Float denominators = zero();
@@ -227,52 +241,51 @@ inline void weigh_row(const SplitTask& task, int32_t row) {
   task.states[row][1] = sum_of_lanes(denominators);
 }
 
-inline const uint8_t* block_bytes(const SplitTask& task, int32_t block) {
-  return reinterpret_cast<const uint8_t*>(task.blocks[block]);
-}
-
 template <typename Codec>
-void score_split(const SplitTask& task, bool decode) {
-  for (int32_t b = 0; b < task.num_blocks; ++b) {
-    if (!block_is_seen(task, b)) continue;
-    const auto keys = Codec::Keys::of(task, block_bytes(task, b));
+void score_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
+  for (int32_t i = 0; i < seen.count; ++i) {
+    const int32_t block = seen.blocks[i];
+    const auto keys = Codec::Keys::of(task, block_bytes(task, block));
     if (decode) {
-      score_block(task, b, decode_keys(task, keys), nullptr);
+      score_block(task, block, decode_keys(task, keys), nullptr);
     } else {
-      score_block(task, b, keys, b + 1 < task.num_blocks ? block_bytes(task, b + 1) : nullptr);
+      // Then come the next block's keys; after the last, the first block's values.
+      const uint8_t* ahead =
+          i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) : block_bytes(task, seen.blocks[0]) + task.values;
+      score_block(task, block, keys, ahead);
     }
   }
 }
 
 template <typename Codec>
-void add_split(const SplitTask& task, bool decode) {
+void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
   const int64_t value_dim = task.format.value_dim;
-  const bool in_key = task.format.value_in_key;
-  // Whole vectors can be read in place; odd widths, and values inside keys, come from the tile.
-  const bool in_place = !in_key && !decode && value_dim % kLanes == 0;
-  for (int32_t b = 0; b < task.num_blocks; ++b) {
-    if (!block_is_seen(task, b)) continue;
-    const uint8_t* block = block_bytes(task, b);
-    if (in_place) {
-      const uint8_t* ahead = b + 1 < task.num_blocks ? block_bytes(task, b + 1) + task.values : nullptr;
-      add_block(task, b, Codec::Values::of(task, block), value_dim, ahead);
-    } else if (in_key) {
-      add_block(task, b, decode_values_in_keys(task, Codec::Keys::of(task, block)), value_dim, nullptr);
+  for (int32_t i = 0; i < seen.count; ++i) {
+    const int32_t block = seen.blocks[i];
+    const uint8_t* bytes = block_bytes(task, block);
+    if (task.format.value_in_key) {
+      add_block(task, block, decode_values_in_keys(task, Codec::Keys::of(task, bytes)), value_dim, nullptr);
+    } else if (decode || value_dim % kLanes != 0) {
+      add_block(task, block, decode_values(task, Codec::Values::of(task, bytes)), value_dim, nullptr);
     } else {
-      add_block(task, b, decode_values(task, Codec::Values::of(task, block)), value_dim, nullptr);
+      // Then come the next block's values; after the last, the next split's keys.
+      const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) + task.values
+                                                : reinterpret_cast<const uint8_t*>(task.next_split);
+      add_block(task, block, Codec::Values::of(task, bytes), value_dim, ahead);
     }
   }
 }
 
 template <typename Codec>
 void attend(const SplitTask& task) {
-  // One register tile of rows decodes as it reads; more rows share a decoded copy.
+  const SeenBlocks seen(task);
+  // One register tile of rows decodes as it reads; more rows share a decoded copy. Float keys need no decoding.
   const bool decode = Codec::Keys::kBytes < 4 && task.num_rows > kMaxRows;
-  score_split<Codec>(task, decode);
+  score_blocks<Codec>(task, seen, decode);
   for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, r);
   const int64_t num_sums = task.num_rows * task.padded_value_dim;
   for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
-  add_split<Codec>(task, decode);
+  add_blocks<Codec>(task, seen, decode);
   for (int32_t r = 0; r < task.num_rows; ++r) {
     __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
                      static_cast<size_t>(task.format.value_dim) * sizeof(float));

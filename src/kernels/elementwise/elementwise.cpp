@@ -6,10 +6,10 @@
 namespace witan {
 namespace {
 
-constexpr IsaTable<SwigluFunction> kSwiglu({swiglu_reference, swiglu_avx2, swiglu_avx512});
-constexpr IsaTable<AddFunction> kAdd({add_reference, add_avx2, add_avx512});
-constexpr IsaTable<AxpyFunction> kAxpy({axpy_reference, axpy_avx2, axpy_avx512});
-constexpr IsaTable<SoftmaxFunction> kSoftmax({softmax_reference, softmax_avx2, softmax_avx512});
+constexpr IsaTable<SwigluFunction> kSwiglu{{swiglu_reference, swiglu_avx2, swiglu_avx512}};
+constexpr IsaTable<AddFunction> kAdd{{add_reference, add_avx2, add_avx512}};
+constexpr IsaTable<AxpyFunction> kAxpy{{axpy_reference, axpy_avx2, axpy_avx512}};
+constexpr IsaTable<SoftmaxFunction> kSoftmax{{softmax_reference, softmax_avx2, softmax_avx512}};
 
 }  // namespace
 

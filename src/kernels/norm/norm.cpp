@@ -7,7 +7,7 @@
 namespace witan {
 namespace {
 
-constexpr IsaTable<RmsNormFunction> kRmsNorm({rms_norm_reference, rms_norm_avx2, rms_norm_avx512});
+constexpr IsaTable<RmsNormFunction> kRmsNorm{{rms_norm_reference, rms_norm_avx2, rms_norm_avx512}};
 
 }  // namespace
 

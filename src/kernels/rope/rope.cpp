@@ -7,8 +7,8 @@
 namespace witan {
 namespace {
 
-constexpr IsaTable<RopeFunction> kRopeHalves({rope_halves_reference, rope_halves_avx2, rope_halves_avx512});
-constexpr IsaTable<RopeFunction> kRopePairs({rope_pairs_reference, rope_pairs_avx2, rope_pairs_avx512});
+constexpr IsaTable<RopeFunction> kRopeHalves{{rope_halves_reference, rope_halves_avx2, rope_halves_avx512}};
+constexpr IsaTable<RopeFunction> kRopePairs{{rope_pairs_reference, rope_pairs_avx2, rope_pairs_avx512}};
 
 }  // namespace
 

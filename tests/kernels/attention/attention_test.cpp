@@ -216,7 +216,6 @@ TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
   Queries queries(64, {1098, 1098, 1099, 1099});
   queries.window = 40;
   for (Isa isa : test::supported_isas()) {
-    if (isa == Isa::kReference) continue;
     const std::vector<State> expected = test::attend(isa, entries.view(), queries.tile(0, 4));
     KvView view = entries.view();
     std::vector<const std::byte*> blocks = entries.blocks;

@@ -1,0 +1,218 @@
+// Every golden model against logits, experts and greedy tokens of independent implementations.
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "engine/engine.h"
+#include "support/force_isa.h"
+#include "support/goldens.h"
+
+namespace witan {
+namespace {
+
+using nlohmann::json;
+
+struct GoldenCase {
+  const char* folder;
+  const char* file;    // in the folder
+  const char* logits;  // of the prompt
+  const char* logits_long;
+  const char* greedy;  // key in golden.json
+};
+
+constexpr GoldenCase kCases[] = {
+    {"llama-dense", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"llama-dense", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen3-dense", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen3-dense", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"mixtral", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"mixtral", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen3moe", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen3moe", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"deepseek2-v2lite", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"deepseek2-v2lite", "model_legacy.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"deepseek2-v2lite", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen3moe-quant/Q8_0", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"qwen3moe-quant/Q6_K", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"qwen3moe-quant/Q4_K_M", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+};
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> isas;
+  std::ranges::copy_if(kAllIsas, std::back_inserter(isas), cpu_supports);
+  return isas;
+}
+
+class GoldenModelTest : public testing::TestWithParam<std::tuple<GoldenCase, Isa>> {
+ protected:
+  // Skips where the golden is not present.
+  void SetUp() override {
+    const auto& [golden, isa] = GetParam();
+    const std::string folder = golden.folder;
+    const auto found = test::find_golden(folder + "/" + golden.file);
+    if (!found) GTEST_SKIP() << "golden data not present: " << folder << "/" << golden.file;
+    path_ = *found;
+    files_ = path_.substr(0, path_.size() - std::string(golden.file).size());
+    golden_ = json::parse(test::read_file(files_ + "golden.json"));
+    force_.emplace(isa);
+  }
+
+  std::unique_ptr<LoadedModel> open(Precision precision) const {
+    return std::make_unique<LoadedModel>(ModelOptions{.path = path_,
+                                                      .precision = precision,
+                                                      .kv_codec = KvCodec::kF32,
+                                                      .num_threads = 2,
+                                                      .memory_bytes = int64_t{1} << 30,
+                                                      .context_length = 512,
+                                                      .max_step_tokens = 64});
+  }
+
+  std::vector<float> score(LoadedModel& model, const char* tokens_key, int32_t chunk = 64) const {
+    const auto tokens = golden_.at(tokens_key).get<std::vector<TokenId>>();
+    std::vector<float> logits;
+    score_tokens(model, tokens, chunk, [&](int32_t, int32_t, std::span<const float> part) {
+      logits.insert(logits.end(), part.begin(), part.end());
+    });
+    return logits;
+  }
+
+  struct Difference {
+    double max_abs = 0.0;
+    double mean_abs = 0.0;
+    double top1_agreement = 0.0;
+  };
+
+  Difference compare(std::span<const float> actual, const std::vector<float>& expected) const {
+    const auto vocab = golden_.at("n_vocab").get<size_t>();
+    EXPECT_EQ(actual.size(), expected.size());
+    Difference difference;
+    double rows_agreeing = 0.0;
+    for (size_t row = 0; row + vocab <= expected.size(); row += vocab) {
+      for (size_t i = row; i < row + vocab; ++i) {
+        const double error = std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
+        difference.max_abs = std::max(difference.max_abs, error);
+        difference.mean_abs += error / static_cast<double>(expected.size());
+      }
+      const auto best = [&](const float* logits) { return std::max_element(logits, logits + vocab) - logits; };
+      rows_agreeing += best(actual.data() + row) == best(expected.data() + row) ? 1.0 : 0.0;
+    }
+    difference.top1_agreement = rows_agreeing * static_cast<double>(vocab) / static_cast<double>(expected.size());
+    return difference;
+  }
+
+  std::string path_;
+  std::string files_;
+  json golden_;
+  std::optional<test::ForceIsa> force_;
+};
+
+TEST_P(GoldenModelTest, ExactLogitsAreWithinTheStatedTolerance) {
+  const GoldenCase& golden = std::get<0>(GetParam());
+  const std::unique_ptr<LoadedModel> model = open(Precision::kExact);
+  const Difference prompt = compare(score(*model, "prompt"), test::read_array<float>(files_ + golden.logits));
+  EXPECT_LE(prompt.max_abs, 1e-3);
+  EXPECT_LE(prompt.mean_abs, 1e-4);
+  const std::vector<float> all = score(*model, "prompt_long");
+  const std::vector<float> last = test::read_array<float>(files_ + golden.logits_long);
+  const Difference tail = compare(std::span(all).last(last.size()), last);
+  EXPECT_LE(tail.max_abs, 1e-3);
+}
+
+TEST_P(GoldenModelTest, ChosenExpertsMatch) {
+  if (!std::filesystem::exists(files_ + "experts.i32")) GTEST_SKIP() << "a dense model";
+  const std::unique_ptr<LoadedModel> model = open(Precision::kExact);
+  const auto tokens = golden_.at("prompt").get<std::vector<TokenId>>();
+  const std::vector<int32_t> expected = test::read_array<int32_t>(files_ + "experts.i32");
+  const auto num_layers = static_cast<size_t>(model->telemetry().num_moe_layers());
+  const auto top_k = static_cast<size_t>(model->telemetry().top_k());
+  ASSERT_EQ(expected.size(), num_layers * tokens.size() * top_k);
+  score_tokens(*model, tokens, 64, [&](int32_t first, int32_t count, std::span<const float>) {
+    for (size_t layer = 0; layer < num_layers; ++layer) {
+      const std::span<const int32_t> chosen = model->telemetry().last_experts(static_cast<int32_t>(layer));
+      for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+        const int32_t* wanted = &expected[(layer * tokens.size() + static_cast<size_t>(first) + i) * top_k];
+        const auto actual = chosen.subspan(i * top_k, top_k);
+        EXPECT_EQ(std::set<int32_t>(actual.begin(), actual.end()), std::set<int32_t>(wanted, wanted + top_k))
+            << "MoE layer " << layer << ", token " << static_cast<size_t>(first) + i;
+      }
+    }
+  });
+}
+
+TEST_P(GoldenModelTest, GreedyContinuationMatches) {
+  Engine engine({.path = path_,
+                 .precision = Precision::kExact,
+                 .kv_codec = KvCodec::kF32,
+                 .num_threads = 2,
+                 .memory_bytes = int64_t{1} << 30,
+                 .context_length = 512});
+  const auto expected = golden_.at(std::get<0>(GetParam()).greedy).get<std::vector<TokenId>>();
+  std::vector<TokenId> tokens;
+  engine.submit({.prompt = golden_.at("prompt").get<std::vector<TokenId>>(),
+                 .max_new_tokens = static_cast<int32_t>(expected.size()),
+                 .ignore_end_tokens = true},
+                [&](const GenerationOutput& output) { tokens.push_back(output.token->token); });
+  while (engine.step()) {
+  }
+  EXPECT_EQ(tokens, expected);
+}
+
+TEST_P(GoldenModelTest, QuantisedActivationsStayNearTheTruth) {
+  if (!golden_.at("tolerance").contains("quantised_activations")) GTEST_SKIP() << "float weights are always exact";
+  const json& tolerance = golden_.at("tolerance").at("quantised_activations");
+  const std::unique_ptr<LoadedModel> model = open(Precision::kFast);
+  const Difference prompt =
+      compare(score(*model, "prompt"), test::read_array<float>(files_ + std::get<0>(GetParam()).logits));
+  EXPECT_LE(prompt.mean_abs, tolerance.at("mean_abs").get<double>());
+  EXPECT_GE(prompt.top1_agreement, tolerance.at("top1_agreement_min").get<double>());
+  EXPECT_GT(prompt.mean_abs, 0.0);
+}
+
+std::string case_name(const testing::TestParamInfo<std::tuple<GoldenCase, Isa>>& info) {
+  const auto& [golden, isa] = info.param;
+  std::string name = fmt::format("{}_{}_{}", golden.folder, golden.file, isa_name(isa));
+  std::ranges::replace_if(
+      name, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) == 0; }, '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GoldenModelTest,
+                         testing::Combine(testing::ValuesIn(kCases), testing::ValuesIn(supported_isas())), case_name);
+
+// A model with a real tokenizer, from text to text.
+TEST(EndToEndTest, PromptsGiveTheExpectedIdsTokensAndText) {
+  WITAN_GOLDEN_OR_SKIP(path, "e2e-bytes/model.gguf");
+  WITAN_GOLDEN_OR_SKIP(golden_path, "e2e-bytes/golden.json");
+  const json golden = json::parse(test::read_file(golden_path));
+  Engine engine({.path = path,
+                 .precision = Precision::kExact,
+                 .kv_codec = KvCodec::kF32,
+                 .num_threads = 2,
+                 .memory_bytes = int64_t{1} << 30,
+                 .context_length = 512});
+  for (const json& item : golden.at("cases")) {
+    const std::vector<TokenId> prompt = engine.encode(item.at("prompt").get<std::string>());
+    EXPECT_EQ(prompt, item.at("prompt_ids").get<std::vector<TokenId>>());
+    const auto expected = item.at("greedy_tokens").get<std::vector<TokenId>>();
+    std::vector<TokenId> tokens;
+    std::string text;
+    engine.submit(
+        {.prompt = prompt, .max_new_tokens = static_cast<int32_t>(expected.size()), .ignore_end_tokens = true},
+        [&](const GenerationOutput& output) {
+          tokens.push_back(output.token->token);
+          text += output.text;
+        });
+    while (engine.step()) {
+    }
+    EXPECT_EQ(tokens, expected);
+    EXPECT_EQ(text, item.at("greedy_text").get<std::string>());
+  }
+}
+
+}  // namespace
+}  // namespace witan
