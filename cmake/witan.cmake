@@ -13,6 +13,8 @@ endif()
 
 # -ffp-contract=off: an fma happens only where the source says so; the determinism contract needs it.
 add_compile_options(-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror -ffp-contract=off)
+# A pragma that silences a warning of g++ is no fault.
+add_compile_options($<$<CXX_COMPILER_ID:Clang>:-Wno-unknown-warning-option>)
 if(WITAN_SANITIZE)
   add_compile_options(-fsanitize=${WITAN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${WITAN_SANITIZE})

@@ -17,7 +17,7 @@ size_t overlap(std::string_view text, std::string_view stop) {
 }  // namespace
 
 TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop_strings)
-    : detokenizer_(tokenizer), stop_strings_(std::move(stop_strings)) {}
+    : detokenizer_(tokenizer, ShowSpecial::kNo, DecodeFrom::kContinuation), stop_strings_(std::move(stop_strings)) {}
 
 std::string TextStream::push(TokenId token) { return release(detokenizer_.push(token)); }
 

@@ -166,7 +166,7 @@ void Scheduler::State::fail_alone(const Sequence& sequence) const {
        sequence.id, sequence.num_computed, sequence.num_tokens(), kv.config().capacity_bytes, kv.available_bytes());
 }
 
-// Not in a step that had to preempt: who was preempted would be the first to be admitted.
+// Not in a step that had to preempt: what that set free is for those who run.
 void Scheduler::State::plan_admissions(Step& step) {
   if (!step.plan.preempted.empty()) return;
   std::optional<InFlightPrefixes> in_flight;

@@ -119,7 +119,7 @@ const PreTokenizerRow* find_pre_tokenizer(std::string_view name) {
 PreTokenizer make_pre_tokenizer(const PreTokenizerRow& row) {
   std::vector<PreTokenizer::Step> steps;
   for (const std::string_view pattern : row.patterns) {
-    steps.push_back(PreTokenizer::Split{Regex(pattern, "pre-tokenizer " + std::string(row.names.front()))});
+    steps.emplace_back(PreTokenizer::Split{Regex(pattern, "pre-tokenizer " + std::string(row.names.front()))});
   }
   return PreTokenizer(std::move(steps));
 }

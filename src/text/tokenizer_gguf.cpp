@@ -175,7 +175,7 @@ void add_scored_merges(const std::vector<float>& scores, TokenizerParts& parts) 
   const Vocabulary& vocabulary = parts.vocabulary;
   std::vector<float> order = scores;
   std::ranges::sort(order, std::greater<>());
-  order.erase(std::ranges::unique(order).begin(), order.end());
+  order.erase(std::unique(order.begin(), order.end()), order.end());
 
   const auto mergeable = [&](TokenId id) {
     const TokenKind kind = vocabulary.kind(id);
@@ -213,9 +213,9 @@ TokenizerParts sentencepiece_parts(GgufTokenizerFields& fields) {
   }
   const bool space_prefix = fields.add_space_prefix.value_or(true);
   std::vector<Normalizer::Step> steps;
-  if (fields.remove_extra_whitespaces.value_or(false)) steps.push_back(Normalizer::CollapseSpaces{});
-  if (space_prefix) steps.push_back(Normalizer::Prepend{std::string(kSpaceMarker)});
-  steps.push_back(Normalizer::Replace{" ", std::string(kSpaceMarker)});
+  if (fields.remove_extra_whitespaces.value_or(false)) steps.emplace_back(Normalizer::CollapseSpaces{});
+  if (space_prefix) steps.emplace_back(Normalizer::Prepend{std::string(kSpaceMarker)});
+  steps.emplace_back(Normalizer::Replace{" ", std::string(kSpaceMarker)});
   parts.normalizer = Normalizer(std::move(steps));
   parts.strips_leading_space = space_prefix;
   parts.spelling.replacements = {{std::string(kSpaceMarker), " "}};

@@ -109,20 +109,20 @@ PreTokenizer::Metaspace parse_metaspace(const JsonView& json) {
 void add_pre_tokenizer_step(const JsonView& json, std::vector<PreTokenizer::Step>& steps) {
   using Split = PreTokenizer::Split;
   const auto add_split = [&](std::string_view pattern, SplitBehavior behavior, SplitInvert invert = SplitInvert::kNo) {
-    steps.push_back(Split{Regex(pattern, json.place()), behavior, invert});
+    steps.emplace_back(Split{Regex(pattern, json.place()), behavior, invert});
   };
   const std::string& type = json["type"].string();
   if (type == "ByteLevel") {
-    if (json["add_prefix_space"].boolean_or(true)) steps.push_back(PreTokenizer::PrefixSpace{});
+    if (json["add_prefix_space"].boolean_or(true)) steps.emplace_back(PreTokenizer::PrefixSpace{});
     if (json["use_regex"].boolean_or(true)) add_split(kGpt2Pattern, SplitBehavior::kIsolated);
   } else if (type == "Split") {
     const SplitInvert invert = json["invert"].boolean_or(false) ? SplitInvert::kYes : SplitInvert::kNo;
-    steps.push_back(Split{parse_pattern(json["pattern"]), parse_behavior(json["behavior"]), invert});
+    steps.emplace_back(Split{parse_pattern(json["pattern"]), parse_behavior(json["behavior"]), invert});
   } else if (type == "Digits") {
     const bool individual = json["individual_digits"].boolean_or(false);
     add_split(R"(\p{N})", individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous);
   } else if (type == "Metaspace") {
-    steps.push_back(parse_metaspace(json));
+    steps.emplace_back(parse_metaspace(json));
   } else if (type == "Whitespace") {
     // \w as Unicode (UTS 18, annex C) and the file's authors mean it; PCRE2's has fewer characters.
     add_split(R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]+)"
@@ -237,7 +237,7 @@ void JsonView::unsupported(std::string_view what, std::string_view name) const {
 Normalizer parse_normalizer(const JsonView& json) {
   std::vector<Normalizer::Step> steps;
   for_each_part(json, "normalizers", [&](const JsonView& part) {
-    steps.push_back(parse_normalizer_step(part));
+    steps.emplace_back(parse_normalizer_step(part));
     check_num_steps(steps, json);
   });
   return Normalizer(std::move(steps));

@@ -71,7 +71,7 @@ TEST(EngineTest, RequestsThatCannotBeServedAreRefusedAndNothingElseIsAffected) {
   const auto refuse = [&](GenerationRequest request, ErrorCode code, const std::string& part) {
     expect_error([&] { engine.submit(std::move(request), {}); }, code, part);
   };
-  refuse(request_of({}), ErrorCode::kInvalidArgument, "empty");
+  refuse(request_of({}), ErrorCode::kInvalidArgument, "the prompt has no tokens");
   refuse(request_of({5, -1}), ErrorCode::kInvalidArgument, "token 1 is -1");
   refuse(request_of({512}), ErrorCode::kInvalidArgument, "token 0 is 512");
   refuse(request_of(std::vector<TokenId>(256, 5)), ErrorCode::kInvalidArgument, "256");
@@ -133,8 +133,11 @@ TEST(EngineTest, AStopTokenEndsTheAnswerAndIsNotText) {
   run_all(engine);
   EXPECT_EQ(std::ssize(stopped.tokens[0]), first + 1);
   EXPECT_EQ(stopped.last[0].finish, FinishReason::kStop);
-  const std::span<const TokenId> before(whole.tokens[0].data(), static_cast<size_t>(first));
-  EXPECT_EQ(stopped.text[0], decode(*engine.tokenizer(), before));
+  // What the tokens before it were in the whole text.
+  Detokenizer detokenizer(*engine.tokenizer(), ShowSpecial::kNo, DecodeFrom::kContinuation);
+  std::string before;
+  for (int64_t i = 0; i < first; ++i) before += detokenizer.push(whole.tokens[0][i]);
+  EXPECT_EQ(stopped.text[0], before + detokenizer.finish());
 }
 
 TEST(EngineTest, AStopStringEndsTheTextBeforeIt) {

@@ -139,6 +139,23 @@ TEST(SchedulerRoomTest, NobodyPassesTheMostValuableThatWaitsForRoom) {
   EXPECT_THAT(harness.step().admitted, ElementsAre(urgent));
 }
 
+TEST(SchedulerRoomTest, ARefusedSequenceIsAskedAgainWhenOthersEnd) {
+  SchedulerHarness harness(with_budget(150, 10));
+  harness.add(make_prompt(20, 1), 4);                                    // 1 row
+  const SequenceId long_running = harness.add(make_prompt(200, 2), 90);  // 7 rows, then more
+  harness.step();
+  // Refused: of its 7 rows 4 are cached, and of 2 others one is to be kept for the long one. When the short one ends,
+  // that makes 2 for 3; but by then 6 rows are cached.
+  const SequenceId urgent = harness.add(make_prompt(200, 2), 10, 1);
+  EXPECT_THAT(harness.step().admitted, IsEmpty());
+  EXPECT_THAT(harness.step().admitted, IsEmpty());
+  EXPECT_THAT(harness.step().admitted, IsEmpty());
+  EXPECT_THAT(harness.step().admitted, ElementsAre(urgent));
+  EXPECT_EQ(harness.scheduler().num_prefix_hit_tokens(urgent), 192);
+  EXPECT_TRUE(harness.is_live(long_running));
+  harness.run_to_end(200);
+}
+
 TEST(SchedulerRoomTest, APrefillTakesWhatFitsAndThenWaitsWithIt) {
   SchedulerHarness harness(with_budget(64, 16));
   const SequenceId decoding = harness.add(make_prompt(20, 1), 100);

@@ -104,18 +104,6 @@ TEST(SchedulerSharingTest, FollowersGoOnWhenTheirLeaderIsPreempted) {
   EXPECT_EQ(harness.done().at(follower), expected_text(make_prompt(200, 2), 10, 1024));
 }
 
-TEST(SchedulerSharingTest, NobodyWaitsForALessValuableSequence) {
-  SchedulerHarness harness(with_budget(64));
-  harness.add(make_prompt(200), 5);
-  harness.step();
-  harness.step();
-  harness.step();
-  const SequenceId urgent = harness.add(make_prompt(300), 5, 1);
-  harness.step();
-  EXPECT_TRUE(harness.running().contains(urgent));
-  harness.run_to_end(50);
-}
-
 TEST(SchedulerSharingTest, WithoutAPrefixCacheNobodyWaits) {
   TestConfig config = with_budget(300);
   config.prefix_cache = false;
@@ -127,18 +115,22 @@ TEST(SchedulerSharingTest, WithoutAPrefixCacheNobodyWaits) {
   harness.run_to_end(50);
 }
 
-TEST(SchedulerSharingTest, ASequenceWaitsForTheBlockThatADecodeCompletesNext) {
-  SchedulerHarness harness(with_budget(64));
-  const SequenceId decoding = harness.add(make_prompt(60), 20);
-  for (int i = 0; i < 4; ++i) harness.step();
-  std::vector<TokenId> prompt(harness.scheduler().tokens(decoding).begin(), harness.scheduler().tokens(decoding).end());
-  ASSERT_THAT(prompt, SizeIs(64));
-  prompt.push_back(5);
-  const SequenceId follower = harness.add(prompt, 5);
-  EXPECT_THAT(harness.step().admitted, IsEmpty());
-  EXPECT_THAT(harness.step().admitted, ElementsAre(follower));
-  EXPECT_EQ(harness.scheduler().num_prefix_hit_tokens(follower), 64);
-  harness.run_to_end(50);
+TEST(SchedulerSharingTest, ASequenceWaitsForTheBlockThatADecodeCompletesNextUnlessItIsMoreValuable) {
+  for (bool is_more_valuable : {false, true}) {
+    SchedulerHarness harness(with_budget(64));
+    const SequenceId decoding = harness.add(make_prompt(60), 20);
+    for (int i = 0; i < 4; ++i) harness.step();
+    const std::span<const TokenId> tokens = harness.scheduler().tokens(decoding);
+    std::vector<TokenId> prompt(tokens.begin(), tokens.end());
+    ASSERT_THAT(prompt, SizeIs(64));
+    prompt.push_back(5);
+    const SequenceId follower = harness.add(prompt, 5, is_more_valuable ? 1 : 0);
+    if (!is_more_valuable) EXPECT_THAT(harness.step().admitted, IsEmpty());
+    EXPECT_THAT(harness.step().admitted, ElementsAre(follower));
+    EXPECT_EQ(harness.scheduler().num_prefix_hit_tokens(follower), is_more_valuable ? 32 : 64);
+    harness.run_to_end(50);
+    EXPECT_EQ(harness.done().at(follower), expected_text(prompt, 5, 1024));
+  }
 }
 
 }  // namespace

@@ -3,21 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <string>
 #include <limits>
+#include <string>
 
 #include "base/error.h"
 #include "sched_test_support.h"
 
 namespace witan {
-
 namespace {
 
-using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
-using ::testing::Not;
 using ::testing::SizeIs;
 
 TEST(SchedulerTest, WithoutSequencesThePlanIsEmpty) {

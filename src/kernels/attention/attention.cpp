@@ -35,7 +35,7 @@ struct ScratchLayout {
 
 // The entries of one block and the span of their positions.
 struct BlockEntries {
-  const int32_t* positions;  // nullptr: entry e is at first_position + e
+  const int32_t* positions;  // nullptr: entry e is at min_position + e
   int32_t count;             // 1..32
   int32_t min_position;
   int32_t max_position;

@@ -81,8 +81,9 @@ void store_q8(const EntryPart& part, const float* x) {
     part.scale(begin / kQ8Group) = scale;
     const bool all_zero = scale == 0.0f || std::isnan(scale);
     const float inverse = all_zero ? 0.0f : 1.0f / scale;
-    for (int32_t i = begin; i < end; ++i)
+    for (int32_t i = begin; i < end; ++i) {
       part.element<int8_t>(i) = all_zero ? int8_t{0} : round_to_int8(x[i] * inverse);
+    }
   }
 }
 

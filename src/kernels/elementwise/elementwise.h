@@ -15,7 +15,7 @@ void add(Isa isa, const float* x, int64_t n, float* y);
 // y[i] = fma(a, x[i], y[i])
 void axpy(Isa isa, float a, const float* x, int64_t n, float* y);
 
-// x = softmax(x) in place, f32.
+// x = softmax(x) in place, f32. All -inf gives zeros; a NaN makes all of x NaN.
 void softmax(Isa isa, int64_t n, float* x);
 
 }  // namespace witan

@@ -152,6 +152,16 @@ TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {
   }
 }
 
+TEST(KvBlock, AKeyCanBeReadAlone) {
+  const KvBlockFormat format{.codec = KvCodec::kF16, .key_dim = 24, .value_dim = 16};
+  std::vector<std::byte> block = empty_block(format);
+  const Entry entry = random_entry(format, 2);
+  kv_store(format, block.data(), 31, entry.key.data(), entry.value.data());
+  std::vector<float> key(24);
+  kv_load(format, block.data(), 31, key.data(), nullptr);
+  EXPECT_EQ(key, load_entry(format, block, 31).key);
+}
+
 TEST(KvBlock, Q8RoundsToTheNearestEven) {
   // With a largest magnitude of 127 the scale is 1.
   const std::vector<float> x = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 3.49f, -126.6f};
