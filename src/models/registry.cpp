@@ -1,5 +1,10 @@
 #include "models/registry.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <vector>
+
 #include "base/error.h"
 #include "models/models.h"
 
@@ -15,9 +20,18 @@ constexpr Architecture kArchitectures[] = {
     {"deepseek2", "DeepSeek-V2", "deepseek2", "deepseek_v2", true, make_deepseek2},
 };
 
-bool has_experts(const Checkpoint& checkpoint) {
-  return checkpoint.format() == CheckpointFormat::kGguf &&
-         checkpoint.config().get_int(checkpoint.architecture() + ".expert_count", 0) > 0;
+std::string_view name_in(const Architecture& architecture, CheckpointFormat format) {
+  return format == CheckpointFormat::kGguf ? architecture.gguf : architecture.huggingface;
+}
+
+bool matches(const Architecture& architecture, const Checkpoint& checkpoint) {
+  if (checkpoint.architecture() != name_in(architecture, checkpoint.format())) return false;
+  const auto same_name = [&](const Architecture& other) {
+    return name_in(other, checkpoint.format()) == checkpoint.architecture();
+  };
+  if (std::ranges::count_if(kArchitectures, same_name) == 1) return true;
+  const bool has_experts = checkpoint.config().get_int(checkpoint.architecture() + ".expert_count", 0) > 0;
+  return architecture.moe == has_experts;
 }
 
 }  // namespace
@@ -25,17 +39,14 @@ bool has_experts(const Checkpoint& checkpoint) {
 std::span<const Architecture> architectures() { return kArchitectures; }
 
 std::unique_ptr<Model> create_model(const Checkpoint& checkpoint) {
-  const bool gguf = checkpoint.format() == CheckpointFormat::kGguf;
-  std::string known;
+  std::vector<std::string_view> known;
   for (const Architecture& architecture : kArchitectures) {
-    const std::string_view name = gguf ? architecture.gguf : architecture.huggingface;
-    if (checkpoint.architecture() == name && (!gguf || architecture.moe == has_experts(checkpoint))) {
-      return architecture.make(checkpoint);
-    }
-    if (known.find(name) == std::string::npos) known += fmt::format("{}{}", known.empty() ? "" : ", ", name);
+    if (matches(architecture, checkpoint)) return architecture.make(checkpoint);
+    const std::string_view name = name_in(architecture, checkpoint.format());
+    if (std::ranges::find(known, name) == known.end()) known.push_back(name);
   }
   fail(ErrorCode::kUnsupported, "{}: unknown architecture \"{}\"; expected one of {}", checkpoint.path(),
-       checkpoint.architecture(), known);
+       checkpoint.architecture(), fmt::join(known, ", "));
 }
 
 }  // namespace witan

@@ -125,7 +125,9 @@ TEST(SchedulerSharingTest, ASequenceWaitsForTheBlockThatADecodeCompletesNextUnle
     ASSERT_THAT(prompt, SizeIs(64));
     prompt.push_back(5);
     const SequenceId follower = harness.add(prompt, 5, is_more_valuable ? 1 : 0);
-    if (!is_more_valuable) EXPECT_THAT(harness.step().admitted, IsEmpty());
+    if (!is_more_valuable) {
+      EXPECT_THAT(harness.step().admitted, IsEmpty());
+    }
     EXPECT_THAT(harness.step().admitted, ElementsAre(follower));
     EXPECT_EQ(harness.scheduler().num_prefix_hit_tokens(follower), is_more_valuable ? 32 : 64);
     harness.run_to_end(50);

@@ -41,10 +41,12 @@ struct Bf16Element {
 
 constexpr int64_t kGroup = 32;  // components that share a scale in kQ8
 
-// Keys lie as [key_dim][32 entries], values as [32 entries][stride].
-template <typename Element>
+// Keys lie as [key_dim][32 entries], values as [32 entries][stride]. kStored is the size of an element in the cache,
+// which paces prefetching; it differs from the element's in decoded copies.
+template <typename Element, int kStored = Element::kBytes>
 struct PlainKeys {
   static constexpr int kBytes = Element::kBytes;
+  static constexpr int kStoredBytes = kStored;
   const uint8_t* data;
 
   static PlainKeys of(const SplitTask&, const uint8_t* block) { return {block}; }
@@ -52,9 +54,10 @@ struct PlainKeys {
   Float vector(int64_t d, int64_t entry) const { return Element::vector(data + (d * kKvBlockSize + entry) * kBytes); }
 };
 
-template <typename Element>
+template <typename Element, int kStored = Element::kBytes>
 struct PlainValues {
   static constexpr int kBytes = Element::kBytes;
+  static constexpr int kStoredBytes = kStored;
   const uint8_t* data;
   int64_t stride;
 
@@ -67,7 +70,7 @@ struct PlainValues {
 };
 
 struct Q8Keys {
-  static constexpr int kBytes = 1;
+  static constexpr int kStoredBytes = 1;
   const uint8_t* data;
   const float* scales;  // [ceil(key_dim / 32)][32 entries]
 
@@ -80,7 +83,7 @@ struct Q8Keys {
 };
 
 struct Q8Values {
-  static constexpr int kBytes = 1;
+  static constexpr int kStoredBytes = 1;
   const uint8_t* data;
   const float* scales;  // [32 entries][num_groups]
   int64_t stride;

@@ -30,7 +30,8 @@ void score_rows(const RowTile& tile, const Keys& keys) {
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = zero();
     for (int64_t d = 0; d < key_dim; ++d) {
       if (tile.ahead != nullptr && entry == 0) {
-        prefetch<kKvBlockSize * Keys::kBytes, Keys::kBytes>(tile.ahead, d * kKvBlockSize * Keys::kBytes);
+        prefetch<kKvBlockSize * Keys::kStoredBytes, Keys::kStoredBytes>(tile.ahead,
+                                                                        d * kKvBlockSize * Keys::kStoredBytes);
       }
       const Float key0 = keys.vector(d, entry);
       const Float key1 = keys.vector(d, entry + kLanes);
@@ -70,8 +71,8 @@ void add_values(const RowTile& tile, const Values& values, int64_t c) {
   for (uint32_t entries = tile.visible(); entries != 0; entries &= entries - 1) {
     const int64_t entry = __builtin_ctz(entries);
     if (tile.ahead != nullptr) {
-      prefetch<kVectors * kLanes * Values::kBytes, Values::kBytes>(
-          tile.ahead, (entry * tile.task.format.value_dim + c) * Values::kBytes);
+      prefetch<kVectors * kLanes * Values::kStoredBytes, Values::kStoredBytes>(
+          tile.ahead, (entry * tile.task.format.value_dim + c) * Values::kStoredBytes);
     }
     Float value[kVectors];
 #pragma GCC unroll 16
@@ -161,7 +162,7 @@ void add_block(const SplitTask& task, int32_t block, const Values& values, int64
 }
 
 template <typename Keys>
-PlainKeys<F32Element> decode_keys(const SplitTask& task, const Keys& keys) {
+PlainKeys<F32Element, Keys::kStoredBytes> decode_keys(const SplitTask& task, const Keys& keys) {
   for (int64_t d = 0; d < task.format.key_dim; ++d) {
     for (int64_t entry = 0; entry < kKvBlockSize; entry += kLanes) {
       store(task.tile + d * kKvBlockSize + entry, keys.vector(d, entry));
@@ -171,7 +172,7 @@ PlainKeys<F32Element> decode_keys(const SplitTask& task, const Keys& keys) {
 }
 
 template <typename Values>
-PlainValues<F32Element> decode_values(const SplitTask& task, const Values& values) {
+PlainValues<F32Element, Values::kStoredBytes> decode_values(const SplitTask& task, const Values& values) {
   const int64_t value_dim = task.format.value_dim;
   for (int64_t entry = 0; entry < kKvBlockSize; ++entry) {
     float* out = task.tile + entry * task.padded_value_dim;
@@ -186,7 +187,7 @@ PlainValues<F32Element> decode_values(const SplitTask& task, const Values& value
 
 // The values of a block that has them as the first components of its keys: [value_dim][32] turned to [32][value_dim].
 template <typename Keys>
-PlainValues<F32Element> decode_values_in_keys(const SplitTask& task, const Keys& keys) {
+PlainValues<F32Element, Keys::kStoredBytes> decode_values_in_keys(const SplitTask& task, const Keys& keys) {
   const int64_t value_dim = task.format.value_dim;
   for (int64_t c = 0; c < value_dim; c += kLanes) {
     for (int64_t entry = 0; entry < kKvBlockSize; entry += kLanes) {
@@ -263,14 +264,14 @@ void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
   for (int32_t i = 0; i < seen.count; ++i) {
     const int32_t block = seen.blocks[i];
     const uint8_t* bytes = block_bytes(task, block);
+    // Then come the next block's values; after the last, the next split's keys.
+    const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) + task.values
+                                              : reinterpret_cast<const uint8_t*>(task.next_split);
     if (task.format.value_in_key) {
-      add_block(task, block, decode_values_in_keys(task, Codec::Keys::of(task, bytes)), value_dim, nullptr);
+      add_block(task, block, decode_values_in_keys(task, Codec::Keys::of(task, bytes)), value_dim, ahead);
     } else if (decode || value_dim % kLanes != 0) {
-      add_block(task, block, decode_values(task, Codec::Values::of(task, bytes)), value_dim, nullptr);
+      add_block(task, block, decode_values(task, Codec::Values::of(task, bytes)), value_dim, ahead);
     } else {
-      // Then come the next block's values; after the last, the next split's keys.
-      const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) + task.values
-                                                : reinterpret_cast<const uint8_t*>(task.next_split);
       add_block(task, block, Codec::Values::of(task, bytes), value_dim, ahead);
     }
   }
@@ -279,8 +280,8 @@ void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
 template <typename Codec>
 void attend(const SplitTask& task) {
   const SeenBlocks seen(task);
-  // One register tile of rows decodes as it reads; more rows share a decoded copy. Float keys need no decoding.
-  const bool decode = Codec::Keys::kBytes < 4 && task.num_rows > kMaxRows;
+  // Up to two register tiles of rows decode as they read; more rows share a decoded copy. Floats need no decoding.
+  const bool decode = Codec::Keys::kStoredBytes < 4 && task.num_rows > 2 * kMaxRows;
   score_blocks<Codec>(task, seen, decode);
   for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, r);
   const int64_t num_sums = task.num_rows * task.padded_value_dim;

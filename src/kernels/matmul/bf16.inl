@@ -5,7 +5,6 @@
 // the vdpbf16ps instruction adds.
 
 struct Bf16Kernel {
-  static constexpr int kMaxTokens = FloatTile::kTokens;
   static constexpr int64_t kUnitPairs = 32;
   static constexpr int64_t kStepPairs = 8;  // between prefetches
   static constexpr int64_t kUnitBytes = kUnitPairs * kWordVectorBytes;
@@ -30,7 +29,7 @@ struct Bf16Kernel {
    private:
     const uint8_t* panels_[kPanels];
     int64_t num_pairs_;
-    NextCellPrefetch<kPanels, kUnitBytes, kUnitPairs / kStepPairs> prefetch_;
+    StreamPrefetch<kPanels, kUnitBytes, kUnitPairs / kStepPairs> prefetch_;
   };
 
   template <int kPanels, int kTokens, typename Weights>
@@ -69,4 +68,6 @@ struct Bf16Kernel {
   }
 };
 
-inline void multiply_bf16(const MatmulArgs& args) { multiply_packed<Bf16Kernel, FloatTile::kPanels>(args); }
+inline void multiply_bf16(const MatmulArgs& args) {
+  multiply_packed<Bf16Kernel, FloatTile::kPanels, FloatTile::kTokens>(args);
+}

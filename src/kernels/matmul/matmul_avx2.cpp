@@ -6,12 +6,11 @@
 namespace witan {
 namespace {
 
-// With 16 registers, int8 tiles are one panel (2 vectors) x 2 tokens: 4 sums, 4 dot products and what these need.
+// Int8 tiles are one panel (2 vectors) x 2 tokens: 4 sums, 4 dot products and what these need in the 16 registers.
 struct Int8Tile {
+  static constexpr int kDirectTokens = 2;
   static constexpr int kPanels = 1;
   static constexpr int kTokens = 2;
-  static constexpr int64_t kOnePanelTokens = 2;
-  static constexpr int64_t kUnpackTokens = 18;
 };
 
 // Float tiles of one panel x 4 tokens: 8 sums.

@@ -6,13 +6,12 @@
 namespace witan {
 namespace {
 
-// Int8 tiles of 2 panels x 6 tokens: 24 sums and dot products of the 32 registers. Up to 3 rows, one panel at a time
-// streams best from memory; unpacking to a buffer pays from 18 rows on.
+// Int8 tiles. Up to 12 rows are one tile of a single panel: it streams the weights best. More rows make tiles of
+// 2 panels x 6 tokens over unpacked weights. Both have 24 sums and dot products in the 32 registers.
 struct Int8Tile {
+  static constexpr int kDirectTokens = 12;
   static constexpr int kPanels = 2;
   static constexpr int kTokens = 6;
-  static constexpr int64_t kOnePanelTokens = 3;
-  static constexpr int64_t kUnpackTokens = 18;
 };
 
 // Float tiles of 4 panels x 6 tokens: 24 sums of the 32 registers.

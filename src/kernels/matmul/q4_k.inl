@@ -47,7 +47,6 @@ inline void unpack_q4_k_scales(const Q4KCell& cell, Q4KScales& out) {
 }
 
 struct Q4KKernel {
-  static constexpr int kMaxTokens = Int8Tile::kTokens;
   static constexpr int64_t kUnpackedUnits = 3;  // of 256 columns: two panels' fit the L1 cache
 
   static int64_t num_units(const MatmulArgs& args) { return args.cols / kKQuantColumns; }
@@ -77,7 +76,7 @@ struct Q4KKernel {
     const Q4KCell* cells_[kPanels];
     const uint8_t* quants_[kPanels];
     Q4KScales scales_[kPanels];
-    NextCellPrefetch<kPanels, sizeof(Q4KCell), 8> prefetch_;
+    StreamPrefetch<kPanels, sizeof(Q4KCell), 8> prefetch_;
   };
 
   template <int kPanels>

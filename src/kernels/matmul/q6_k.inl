@@ -41,7 +41,6 @@ inline Int q6_k_quants(const Q6KCell::Half& half, int word, int slice) {
 }
 
 struct Q6KKernel {
-  static constexpr int kMaxTokens = Int8Tile::kTokens;
   static constexpr int64_t kUnpackedUnits = 3;  // of 256 columns: two panels' about fill the L1 cache
 
   static int64_t num_units(const MatmulArgs& args) { return args.cols / kKQuantColumns; }
@@ -74,7 +73,7 @@ struct Q6KKernel {
     const Q6KCell* cells_[kPanels];
     const Q6KCell* current_[kPanels];
     alignas(64) float scales_[kPanels][16][16];
-    NextCellPrefetch<kPanels, sizeof(Q6KCell), 8> prefetch_;
+    StreamPrefetch<kPanels, sizeof(Q6KCell), 8> prefetch_;
   };
 
   template <int kPanels>

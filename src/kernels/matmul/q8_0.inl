@@ -5,7 +5,6 @@
 //   y = fma([sum of q x], d * scale of x, y)
 
 struct Q8Kernel {
-  static constexpr int kMaxTokens = Int8Tile::kTokens;
   static constexpr int64_t kUnpackedUnits = 3;  // groups of 256 columns
 
   static int64_t num_blocks(const MatmulArgs& args) { return args.cols / kQ8BlockColumns; }
@@ -44,7 +43,7 @@ struct Q8Kernel {
     [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
 
    private:
-    NextCellPrefetch<kPanels, kQ8GroupBytes, kQ8GroupBlocks> prefetch_;
+    StreamPrefetch<kPanels, kQ8GroupBytes, kQ8GroupBlocks> prefetch_;
   };
 
   template <int kPanels>

@@ -1,0 +1,138 @@
+#include "models/paged_attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "memory/memory_pool.h"
+#include "support/packed.h"
+
+namespace witan {
+namespace {
+
+constexpr int32_t kHeads = 6;
+constexpr int32_t kKvHeads = 2;
+constexpr int32_t kDim = 16;
+
+// Keys and values of one sequence, plain.
+struct History {
+  std::vector<float> keys;    // [tokens, kv heads, dim]
+  std::vector<float> values;  // [tokens, kv heads, dim]
+};
+
+class PagedAttentionTest : public testing::Test {
+ protected:
+  PagedAttentionTest()
+      : kv_(pool_, {.layers = {{kKvHeads, kDim, kDim, false}},
+                    .codec = KvCodec::kF32,
+                    .capacity_bytes = size_t{32} << 20,
+                    .prefix_cache = false}) {}
+
+  // Runs one batch of (sequence, new tokens) and checks every row against the definition.
+  void step(std::vector<std::pair<SequenceId, int32_t>> parts, int32_t window, int num_threads, Isa isa) {
+    ForwardBatch batch;
+    for (const auto& [sequence, count] : parts) {
+      ASSERT_TRUE(kv_.reserve(sequence, count));
+      const int32_t first = kv_.num_tokens(sequence);
+      batch.slices.push_back({.kv_sequence = sequence,
+                              .first_row = static_cast<int32_t>(batch.tokens.size()),
+                              .num_tokens = count,
+                              .first_entry = first});
+      for (int32_t i = 0; i < count; ++i) {
+        batch.tokens.push_back(i);
+        batch.positions.push_back(first + i);
+        batch.roles.push_back(TokenRole::kPrompt);
+      }
+    }
+    const int64_t n = batch.num_tokens();
+    const std::vector<float> q = test::random_floats(n * kHeads * kDim, ++seed_);
+    const std::vector<float> k = test::random_floats(n * kKvHeads * kDim, ++seed_);
+    const std::vector<float> v = test::random_floats(n * kKvHeads * kDim, ++seed_);
+    std::vector<float> out(q.size());
+    ThreadPool threads(num_threads);
+    Scratch scratch(pool_);
+    RouterTelemetry telemetry(0, 0, 0);
+    ForwardContext ctx{.compute = {.threads = threads, .scratch = scratch, .isa = isa, .precision = Precision::kExact},
+                       .kv = kv_,
+                       .telemetry = telemetry};
+    const AttentionSpec spec{.num_heads = kHeads,
+                             .num_kv_heads = kKvHeads,
+                             .key_dim = kDim,
+                             .value_dim = kDim,
+                             .scale = 0.25f,
+                             .window = window};
+    write_kv(ctx, batch, 0, spec, k.data(), v.data());
+    paged_attention(ctx, batch, 0, spec, q.data(), out.data());
+    for (const SequenceSlice& slice : batch.slices) {
+      History& history = histories_[slice.kv_sequence];
+      const auto begin = slice.first_row * kKvHeads * kDim;
+      const auto end = begin + slice.num_tokens * kKvHeads * kDim;
+      history.keys.insert(history.keys.end(), k.begin() + begin, k.begin() + end);
+      history.values.insert(history.values.end(), v.begin() + begin, v.begin() + end);
+      for (int32_t i = 0; i < slice.num_tokens; ++i) check_row(slice, i, window, q, out, history);
+      kv_.commit(slice.kv_sequence, std::span(batch.tokens).subspan(slice.first_row, slice.num_tokens),
+                 std::span(batch.roles).subspan(slice.first_row, slice.num_tokens));
+    }
+    EXPECT_EQ(scratch.bytes_used(), 0u);
+  }
+
+  void check_row(const SequenceSlice& slice, int32_t i, int32_t window, const std::vector<float>& q,
+                 const std::vector<float>& out, const History& history) const {
+    const int32_t position = slice.first_entry + i;
+    const int32_t first = window > 0 ? std::max(0, position - window + 1) : 0;
+    for (int32_t head = 0; head < kHeads; ++head) {
+      const int64_t row = ((slice.first_row + i) * kHeads + head) * kDim;
+      const int32_t kv_head = head / (kHeads / kKvHeads);
+      std::vector<double> expected(kDim);
+      double denominator = 0.0;
+      for (int32_t entry = first; entry <= position; ++entry) {
+        const float* key = &history.keys[(entry * kKvHeads + kv_head) * kDim];
+        double score = 0.0;
+        for (int d = 0; d < kDim; ++d) score += double{q[row + d]} * double{key[d]};
+        const double weight = std::exp(score * 0.25);
+        denominator += weight;
+        for (int d = 0; d < kDim; ++d) {
+          expected[d] += weight * double{history.values[(entry * kKvHeads + kv_head) * kDim + d]};
+        }
+      }
+      for (int d = 0; d < kDim; ++d) ASSERT_NEAR(out[row + d], expected[d] / denominator, 2e-5) << position;
+    }
+  }
+
+  MemoryPool pool_{size_t{128} << 20};
+  KvCache kv_;
+  std::map<SequenceId, History> histories_;
+  uint32_t seed_ = 0;
+};
+
+TEST_F(PagedAttentionTest, MatchesTheDefinitionForMixedChunksAndDecodes) {
+  for (const Isa isa : kAllIsas) {
+    if (!cpu_supports(isa)) continue;
+    const SequenceId a = kv_.create();
+    const SequenceId b = kv_.create();
+    const SequenceId c = kv_.create();
+    step({{a, 70}, {b, 1}}, 0, 2, isa);
+    step({{b, 33}, {a, 1}, {c, 5}}, 0, 1, isa);
+    step({{a, 1}, {b, 1}, {c, 1}}, 0, 2, isa);
+    for (const SequenceId id : {a, b, c}) kv_.release(id);
+  }
+}
+
+// Few rows over several splits of 512 entries: split over the threads.
+TEST_F(PagedAttentionTest, LongContextsAreSplitAndMerged) {
+  const SequenceId a = kv_.create();
+  step({{a, 1100}}, 0, 2, select_isa());
+  step({{a, 1}}, 0, 2, select_isa());
+  step({{a, 3}}, 0, 2, select_isa());
+}
+
+TEST_F(PagedAttentionTest, AWindowHidesWhatLiesBehindIt) {
+  const SequenceId a = kv_.create();
+  step({{a, 600}}, 40, 2, select_isa());
+  step({{a, 1}}, 40, 2, select_isa());
+  step({{a, 600}}, 530, 2, select_isa());
+}
+
+}  // namespace
+}  // namespace witan
