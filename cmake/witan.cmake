@@ -18,6 +18,10 @@ add_compile_options($<$<CXX_COMPILER_ID:Clang>:-Wno-unknown-warning-option>)
 if(WITAN_SANITIZE)
   add_compile_options(-fsanitize=${WITAN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${WITAN_SANITIZE})
+  # GCC 12 sees uninitialised members of std::variant in instrumented code.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    add_compile_options(-Wno-maybe-uninitialized)
+  endif()
 endif()
 
 # witan_layer(NAME SOURCES ... DEPENDS ...): the static library witan_NAME of src/NAME.

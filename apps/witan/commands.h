@@ -4,8 +4,8 @@
 
 namespace witan {
 
-// Each command adds its flags to `app` and a callback that runs it. The program's exit code: 0, 1 for an error in
-// what was asked or computed, 2 for flags that do not parse.
+// Each command adds its flags to `app` and a callback that runs it. The program's exit code: 0; 1 for an error in what
+// was asked or computed; 2 for flags that do not parse, CLI::ParseError; that of a CLI::RuntimeError.
 void add_run_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);

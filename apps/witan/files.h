@@ -41,7 +41,7 @@ class OutputFile {
   [[noreturn]] void fail_write() const;
 
   std::string path_;
-  std::string partial_;  // the name while incomplete; path_ itself for what is no plain file
+  std::string partial_;    // the name while incomplete; path_ itself for what is no plain file
   bool nameless_ = false;  // has not even that name
   std::FILE* file_ = nullptr;
 };

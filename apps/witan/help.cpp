@@ -96,6 +96,18 @@ std::string wrapped(std::string_view text, int indent) {
   }
 }
 
+CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                       const std::string& description) {
+  const auto keep = [&values](const CLI::results_t& results) {
+    values = results;
+    return true;
+  };
+  return app.add_option(name, keep, description)
+      ->type_name("TEXT")
+      ->expected(1, CLI::detail::expected_max_vector_size)
+      ->allow_extra_args(false);
+}
+
 std::shared_ptr<CLI::FormatterBase> make_help_formatter() { return std::make_shared<HelpFormatter>(); }
 
 }  // namespace witan

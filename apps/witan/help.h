@@ -1,9 +1,11 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace witan {
 
@@ -18,10 +20,12 @@ std::string wrapped(std::string_view text, int indent);
 // value.
 std::shared_ptr<CLI::FormatterBase> make_help_formatter();
 
-// CLI11's check for a range, without its addition to the help text. It refuses NaN.
-template <typename T>
-CLI::Validator in_range(T low, T high) {
-  return CLI::Range(low, high).description("");
-}
+// CLI11's check for a range, without its addition to the help text.
+inline CLI::Validator in_range(int64_t low, int64_t high) { return CLI::Range(low, high).description(""); }
+
+// An option for strings that may be repeated; each value is taken as it is, where CLI11 would give "{}" and "[a,b]" a
+// meaning.
+CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                       const std::string& description);
 
 }  // namespace witan

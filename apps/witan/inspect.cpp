@@ -161,7 +161,8 @@ void add_inspect_command(CLI::App& app) {
   add_model_flag(*command, flags->model.options.path);
   command->add_flag("--json", flags->json, "Print JSON, every tensor included");
   command->add_flag("--tensors", flags->tensors, "List every tensor");
-  add_compute_flags(*command, flags->model);
+  add_memory_flags(*command, flags->model, "the model's");
+  add_step_flags(*command, flags->model);
   command->callback([flags] { run_inspect(*flags); });
 }
 

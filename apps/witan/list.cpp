@@ -9,6 +9,7 @@
 namespace witan {
 
 void print_list() {
+  const Isa selected = select_isa();
   fmt::print("Architectures           GGUF        Hugging Face\n");
   for (const Architecture& a : architectures()) {
     fmt::print("  {:<20}  {:<10}  {:<14} {}{}\n", a.name, a.gguf, a.huggingface, a.title, a.moe ? "" : " (dense)");
@@ -22,7 +23,6 @@ void print_list() {
     fmt::print(" {}", kv_codec_name(codec));
   }
   fmt::print("\n\nKernel variants\n");
-  const Isa selected = select_isa();
   for (const Isa isa : kAllIsas) {
     fmt::print("  {:<20}  {}{}\n", isa_name(isa), cpu_supports(isa) ? "this CPU has it" : "not on this CPU",
                isa == selected ? ", selected" : "");

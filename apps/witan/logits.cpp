@@ -6,7 +6,10 @@
 #include "base/error.h"
 #include "commands.h"
 #include "engine/loaded_model.h"
+#include "files.h"
+#include "help.h"
 #include "model_flags.h"
+#include "progress_bar.h"
 
 namespace witan {
 namespace {
@@ -21,6 +24,9 @@ struct LogitsFlags {
 
 void run_logits(const LogitsFlags& flags) {
   const std::vector<TokenId> tokens = read_token_file(flags.tokens_path);
+  if (flags.experts_path == flags.out_path) {
+    fail(ErrorCode::kInvalidArgument, "--out and --experts-out are both {}", flags.out_path);
+  }
   OutputFile out(flags.out_path);
   std::unique_ptr<OutputFile> experts_out;
   if (!flags.experts_path.empty()) experts_out = std::make_unique<OutputFile>(flags.experts_path);
@@ -30,22 +36,22 @@ void run_logits(const LogitsFlags& flags) {
   options.max_sequences = flags.chunk;  // logits of every row of a step
   options.prefix_cache = false;
   if (options.context_length == 0) options.context_length = static_cast<int32_t>(tokens.size());
-  ProgressBar loading("loading");
-  LoadedModel model(options, [&](int64_t done, int64_t total) { loading.update(done, total); });
+  auto bar = std::make_unique<ProgressBar>("loading");
+  LoadedModel model(options, [&](int64_t done, int64_t total) { bar->update(done, total); });
   if (experts_out != nullptr && model.info().moe_layers.empty()) {
     fail(ErrorCode::kInvalidArgument, "--experts-out: {} is a dense model", options.path);
   }
 
   const auto& telemetry = model.telemetry();
   std::vector<std::vector<int32_t>> experts(static_cast<size_t>(telemetry.num_moe_layers()));
-  ProgressBar computing("computing");
+  bar = std::make_unique<ProgressBar>("computing");
   score_tokens(model, tokens, flags.chunk, [&](int32_t first, int32_t count, std::span<const float> logits) {
     out.write(logits.data(), logits.size_bytes());
     for (int32_t layer = 0; layer < telemetry.num_moe_layers(); ++layer) {
       const auto chosen = telemetry.last_experts(layer);
       experts[layer].insert(experts[layer].end(), chosen.begin(), chosen.end());
     }
-    computing.update(first + count, std::ssize(tokens));
+    bar->update(first + count, std::ssize(tokens));
   });
   if (experts_out != nullptr) {
     for (const auto& layer : experts) experts_out->write(layer.data(), layer.size() * sizeof(int32_t));
@@ -60,17 +66,22 @@ void add_logits_command(CLI::App& app) {
   auto flags = std::make_shared<LogitsFlags>();
   CLI::App* command = app.add_subcommand("logits", "Write the logits of every position of a token sequence");
   command->footer(
-      "Files: logits are little-endian float32 [tokens, vocabulary]; experts int32 [MoE layers, tokens, top_k]\n"
-      "in descending selection score. No tokenizer is needed.");
+      "Files: logits are little-endian float32 [tokens, vocabulary]; experts int32 [MoE layers, tokens, top_k] in "
+      "descending selection score. A file of that name is replaced. No tokenizer is needed.");
   add_model_flag(*command, flags->model.options.path);
   command->add_option("--tokens", flags->tokens_path, "File of token ids separated by white space; -: standard input")
+      ->type_name("FILE")
       ->required();
-  command->add_option("--out", flags->out_path, "File for the logits")->required();
-  command->add_option("--experts-out", flags->experts_path, "File for the experts chosen");
+  command->add_option("--out", flags->out_path, "File for the logits")->type_name("FILE")->required();
+  command->add_option("--experts-out", flags->experts_path, "File for the experts chosen")
+      ->type_name("FILE")
+      ->default_str("none");
   command->add_option("--chunk", flags->chunk, "Tokens computed at once; does not change the result")
-      ->check(CLI::Range(1, 1 << 16))
+      ->type_name("N")
+      ->check(in_range(1, 1 << 16))
       ->capture_default_str();
-  add_compute_flags(*command, flags->model);
+  add_exact_flag(*command, flags->model);
+  add_memory_flags(*command, flags->model, "as many as the file has");
   command->callback([flags] { run_logits(*flags); });
 }
 

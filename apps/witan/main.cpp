@@ -1,54 +1,97 @@
-#include <clocale>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "commands.h"
+#include "files.h"
+#include "help.h"
 #include "version.h"
 
 namespace {
 
+constexpr int kUsageExitCode = 2;
+
+// A standard stream that is closed would be taken by the first file opened, which output would then go into. Using
+// these placeholders fails.
+void occupy_standard_streams() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(descriptor, F_GETFD) >= 0) continue;
+    if (open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) std::abort();
+  }
+}
+
+std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<CLI::App*> commands = app.get_subcommands();
+  // CLI11 complains of what is missing before what is too much, which more often is the cause.
+  const std::vector<std::string> unknown = app.remaining(true);
+  if (commands.empty()) {
+    const std::string what = unknown.empty() ? "no command is given" : fmt::format("'{}' is unknown", unknown.front());
+    return fmt::format("{}\nwitan --help lists commands and flags", what);
+  }
+  const std::string& name = commands.front()->get_name();
+  const std::string what = unknown.empty() ? error.what() : fmt::format("'{}' is unknown", unknown.front());
+  return fmt::format("{}: {}\nwitan {} --help lists its flags", name, what, name);
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Witan: inference for Mixture-of-Experts language models with long contexts", "witan"};
-  app.set_version_flag("--version", std::string("witan ") + WITAN_VERSION);
-  app.get_formatter()->column_width(30);
+  app.formatter(witan::make_help_formatter());
+  app.set_help_flag("-h,--help", "Print this help");
+  app.set_version_flag("--version", std::string("witan ") + WITAN_VERSION, "Print the version");
   app.add_flag_callback(
       "--list",
       [] {
         witan::print_list();
         throw CLI::Success();
       },
-      "Show architectures, weight types, kernel variants and which of these this CPU has");
-  app.footer(
-      "Environment: WITAN_ISA forces a kernel variant (witan --list names them).\nHelp for a command: witan COMMAND "
-      "--help");
+      "Print architectures, weight types, kernel variants and which of these this CPU has");
   app.require_subcommand(1);
   witan::add_run_command(app);
   witan::add_inspect_command(app);
   witan::add_tokenize_command(app);
   witan::add_logits_command(app);
   witan::add_make_model_command(app);
+  app.footer(
+      "witan COMMAND --help lists the flags of a command.\n\nThe environment variable WITAN_ISA forces a kernel "
+      "variant; "
+      "witan --list names them.");
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {
     return app.exit(success);  // --help, --version, --list
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
-    app.exit(error);
-    return 2;
+    fmt::print(stderr, "witan: {}\n", usage_error(app, error));
+    return kUsageExitCode;
   }
   return 0;
+}
+
+void print_error(std::string_view message) {
+  if (message.ends_with('\n')) message.remove_suffix(1);
+  fmt::print(stderr, "witan: {}\n", message);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    return run(argc, argv);
+    occupy_standard_streams();
+    const int exit_code = run(argc, argv);
+    witan::flush_stdout();
+    return exit_code;
   } catch (const std::bad_alloc&) {
     std::fputs("witan: the system has no memory left\n", stderr);
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "witan: %s\n", error.what());
+    print_error(error.what());
   }
   return 1;
 }

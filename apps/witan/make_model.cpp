@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "commands.h"
+#include "help.h"
 
 namespace witan {
 namespace {
@@ -24,8 +25,10 @@ struct MakeModelFlags {
 std::string preset_table() {
   std::string table = "Architectures and presets (GGUF names):\n";
   for (const ModelPreset& preset : model_presets()) {
-    table += fmt::format("  {:<10} {:<20} {}\n", preset.arch, preset.name, preset.description);
+    const std::string name = fmt::format("  {:<10} {:<18}", preset.arch, preset.name);
+    table += name + wrapped(preset.description, static_cast<int>(name.size())) + "\n";
   }
+  table.pop_back();
   return table;
 }
 
@@ -54,14 +57,19 @@ void add_make_model_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "make-model", "Write a GGUF file of a real model's shape with random weights, for tests and benchmarks");
   command->footer(preset_table());
-  command->add_option("--arch", flags->arch, "Architecture, as GGUF files name it")->required();
-  command->add_option("--preset", flags->preset, "Whose shape")->required();
-  command->add_option("--layers", flags->options.num_layers, "Only this many layers; 0: all")
-      ->check(CLI::Range(0, 4096))
+  command->add_option("OUT", flags->out, "File to write; one of that name is replaced")->required();
+  command->add_option("--arch", flags->arch, "Architecture, as GGUF files name it")->type_name("NAME")->required();
+  command->add_option("--preset", flags->preset, "Whose shape")->type_name("NAME")->required();
+  command->add_option("--type", flags->type, "Type of the matrices: F32, F16, BF16, Q8_0, Q4_K or Q6_K")
+      ->type_name("TYPE")
+      ->required();
+  command->add_option("--layers", flags->options.num_layers, "How many layers; 0: as the preset")
+      ->type_name("N")
+      ->check(in_range(0, 4096))
       ->capture_default_str();
-  command->add_option("--type", flags->type, "Type of the matrices: F32, F16, BF16, Q8_0, Q4_K or Q6_K")->required();
-  command->add_option("--seed", flags->options.seed, "The same seed gives the same file")->capture_default_str();
-  command->add_option("OUT", flags->out, "File to write")->required();
+  command->add_option("--seed", flags->options.seed, "The same seed gives the same file")
+      ->type_name("N")
+      ->capture_default_str();
   command->callback([flags] { run_make_model(*flags); });
 }
 

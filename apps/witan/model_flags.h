@@ -1,67 +1,29 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <memory>
+#include <cstdint>
 #include <string>
-#include <vector>
 
 #include "engine/loaded_model.h"
 
 namespace witan {
 
-// The flags of every command that computes with a model.
+// The flags of every command that computes with a model, or plans to.
 struct ModelFlags {
   ModelOptions options;
   bool exact = false;
-  bool no_prefix_cache = false;
 
   // The options as the flags set them.
   ModelOptions finished() const;
 };
 void add_model_flag(CLI::App& app, std::string& path);
-void add_compute_flags(CLI::App& app, ModelFlags& flags);
+void add_exact_flag(CLI::App& app, ModelFlags& flags);
+// --kv-type, --threads, --memory and --context; `default_context` says what a context of 0 means.
+void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context);
+// --step-tokens and --sequences.
+void add_step_flags(CLI::App& app, ModelFlags& flags);
 
-// A progress bar on standard error for work over a second; nothing when that is no terminal.
-class ProgressBar {
- public:
-  explicit ProgressBar(std::string title);
-  ~ProgressBar();
-  ProgressBar(const ProgressBar&) = delete;
-  ProgressBar& operator=(const ProgressBar&) = delete;
-  void update(int64_t done, int64_t total);
-
- private:
-  std::string title_;
-  bool enabled_;
-  bool drawn_ = false;
-  int64_t last_percent_ = -1;
-  std::chrono::steady_clock::time_point start_;
-};
-
-// All of a file, or of standard input for "-". Throws Error(kIo) naming it.
-std::string read_text_file(const std::string& path);
-
-// Token ids separated by white space. Throws Error(kInvalidArgument) naming file, place and text of what is no id.
-std::vector<TokenId> read_token_file(const std::string& path);
-
-// A file that appears under its name only when complete. Devices and pipes are written as they are.
-class OutputFile {
- public:
-  // Throws Error(kIo) when it cannot be written.
-  explicit OutputFile(std::string path);
-  ~OutputFile();
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-
-  void write(const void* data, size_t bytes);
-  void commit();
-
- private:
-  [[noreturn]] void fail_write() const;
-
-  std::string path_;
-  std::string partial_;  // the name while incomplete; path_ itself for devices
-  std::FILE* file_ = nullptr;
-};
+// Bytes of a size such as "8GB", "1.5 GiB", "512m" or "4096"; units are powers of 1024. Throws Error(kInvalidArgument).
+int64_t parse_size(const std::string& text);
 
 }  // namespace witan

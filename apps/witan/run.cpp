@@ -13,7 +13,10 @@
 #include "base/error.h"
 #include "commands.h"
 #include "engine/engine.h"
+#include "files.h"
+#include "help.h"
 #include "model_flags.h"
+#include "progress_bar.h"
 #include "sampling_flags.h"
 
 namespace witan {
@@ -27,7 +30,8 @@ struct RunFlags {
   std::vector<std::string> texts;
   std::vector<std::string> files;
   std::vector<std::string> token_files;
-  std::string jsonl_path;
+  std::vector<std::string> jsonl_files;
+  bool no_prefix_cache = false;
   bool json_out = false;
   bool parse_special = false;
   bool quiet = false;
@@ -53,6 +57,8 @@ struct Answer {
 
 volatile std::sig_atomic_t interrupted = 0;
 
+constexpr int kInterruptedExitCode = 130;  // what shells report of a process that Ctrl-C ended
+
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
 std::vector<Prompt> read_jsonl(const std::string& path) {
@@ -67,25 +73,28 @@ std::vector<Prompt> read_jsonl(const std::string& path) {
     }
     prompts.push_back({.name = fmt::format("{}:{}", path, number), .text = object["prompt"], .tokens = {}});
   }
+  if (prompts.empty()) fail(ErrorCode::kInvalidArgument, "{}: no prompts in it", path);
   return prompts;
 }
 
 std::vector<Prompt> read_prompts(const RunFlags& flags) {
   std::vector<Prompt> prompts;
-  for (const std::string& text : flags.texts) prompts.push_back({.name = "prompt", .text = text, .tokens = {}});
+  for (const std::string& text : flags.texts) {
+    std::string name = flags.texts.size() == 1 ? "prompt" : fmt::format("prompt {}", prompts.size() + 1);
+    prompts.push_back({.name = std::move(name), .text = text, .tokens = {}});
+  }
   for (const std::string& path : flags.files) {
     prompts.push_back({.name = path, .text = read_text_file(path), .tokens = {}});
   }
   for (const std::string& path : flags.token_files) {
     prompts.push_back({.name = path, .text = {}, .tokens = read_token_file(path)});
   }
-  if (!flags.jsonl_path.empty()) std::ranges::move(read_jsonl(flags.jsonl_path), std::back_inserter(prompts));
+  for (const std::string& path : flags.jsonl_files) std::ranges::move(read_jsonl(path), std::back_inserter(prompts));
   for (const Prompt& prompt : prompts) {
     if (prompt.text.empty() && prompt.tokens.empty()) {
       fail(ErrorCode::kInvalidArgument, "{}: the prompt is empty", prompt.name);
     }
   }
-  if (prompts.empty()) fail(ErrorCode::kInvalidArgument, "{}: no prompts in it", flags.jsonl_path);
   return prompts;
 }
 
@@ -93,29 +102,32 @@ std::vector<Prompt> read_prompts(const RunFlags& flags) {
 class Printer {
  public:
   Printer(const RunFlags& flags, size_t num_answers, bool has_tokenizer)
-      : json_(flags.json_out), streams_(num_answers == 1 && !flags.json_out), text_(has_tokenizer) {}
+      : json_(flags.json_out),
+        streams_(num_answers == 1 && !flags.json_out),
+        choices_(flags.generation.request.num_choices > 1),
+        text_(has_tokenizer) {}
 
   void update(const GenerationOutput& output) {
     if (!streams_) return;
     if (text_) {
-      std::fwrite(output.text.data(), 1, output.text.size(), stdout);
+      write_stdout(output.text);
     } else if (output.token) {
-      fmt::print("{} ", output.token->token);
+      write_stdout(fmt::format("{} ", output.token->token));
     }
-    std::fflush(stdout);
-    if (output.finish) std::fputc('\n', stdout);
+    if (output.finish) write_stdout("\n");
+    flush_stdout();
   }
 
   void finish(const Answer& answer) {
     if (streams_) return;
     if (json_) {
-      fmt::print("{}\n", dump(to_json(answer)));
+      write_stdout(dump(to_json(answer)) + "\n");
     } else {
-      fmt::print("==> {}{} <==\n{}\n", answer.prompt->name,
-                 answer.choice > 0 ? fmt::format(" (choice {})", answer.choice) : "",
-                 text_ ? answer.text : fmt::format("{}", fmt::join(answer.tokens, " ")));
+      write_stdout(fmt::format("==> {}{} <==\n{}\n", answer.prompt->name,
+                               choices_ ? fmt::format(", choice {}", answer.choice) : "",
+                               text_ ? answer.text : fmt::format("{}", fmt::join(answer.tokens, " "))));
     }
-    std::fflush(stdout);
+    flush_stdout();
   }
 
  private:
@@ -139,6 +151,7 @@ class Printer {
 
   bool json_;
   bool streams_;
+  bool choices_;
   bool text_;
 };
 
@@ -204,17 +217,47 @@ std::string stats_line(const EngineStats& stats, const ModelInfo& info) {
   return line;
 }
 
+std::unique_ptr<Engine> load(const ModelOptions& options) {
+  ProgressBar progress("loading");
+  return std::make_unique<Engine>(options, [&](int64_t done, int64_t total) { progress.update(done, total); });
+}
+
+// Steps until everything submitted has ended. The first Ctrl-C ends it early, a second one the process; true when
+// there was one.
+bool run_to_end(Engine& engine, const std::vector<RequestId>& requests) {
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  bool cancelled = false;
+  while (engine.step()) {
+    if (interrupted == 0 || cancelled) continue;
+    cancelled = true;
+    std::signal(SIGINT, SIG_DFL);
+    for (const RequestId request : requests) engine.cancel(request);
+  }
+  return cancelled;
+}
+
+void report(const Engine& engine, bool quiet, OutputFile* stats_file) {
+  const EngineStats stats = engine.stats();
+  if (!quiet) fmt::print(stderr, "{}\n", stats_line(stats, engine.model_info()));
+  if (stats_file == nullptr) return;
+  const std::string text = stats_json(stats, engine.model_info()).dump(2) + "\n";
+  stats_file->write(text.data(), text.size());
+  stats_file->commit();
+}
+
 void run_prompts(const RunFlags& flags) {
+  if (flags.generation.request.sampling.num_logprobs >= 0 && !flags.json_out) {
+    fail(ErrorCode::kInvalidArgument, "--logprobs needs --json");
+  }
+  flags.generation.check();
   const std::vector<Prompt> prompts = read_prompts(flags);
   std::unique_ptr<OutputFile> stats_file;
   if (!flags.stats_path.empty()) stats_file = std::make_unique<OutputFile>(flags.stats_path);
-  std::unique_ptr<Engine> engine;
-  {
-    ProgressBar progress("loading");
-    engine = std::make_unique<Engine>(flags.model.finished(),
-                                      [&](int64_t done, int64_t total) { progress.update(done, total); });
-  }
-  const auto num_choices = static_cast<size_t>(std::max(1, flags.generation.request.num_choices));
+  ModelOptions options = flags.model.finished();
+  options.prefix_cache = !flags.no_prefix_cache;
+  const std::unique_ptr<Engine> engine = load(options);
+
+  const auto num_choices = static_cast<size_t>(flags.generation.request.num_choices);
   std::vector<Answer> answers(prompts.size() * num_choices);
   Printer printer(flags, answers.size(), engine->tokenizer() != nullptr);
   std::vector<RequestId> requests;
@@ -239,25 +282,14 @@ void run_prompts(const RunFlags& flags) {
     }
   }
 
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  while (engine->step()) {
-    if (interrupted == 0) continue;
-    for (const RequestId request : requests) engine->cancel(request);
-    std::signal(SIGINT, SIG_DFL);
-    interrupted = 0;
-  }
-  const EngineStats stats = engine->stats();
-  if (!flags.quiet) fmt::print(stderr, "{}\n", stats_line(stats, engine->model_info()));
-  if (stats_file != nullptr) {
-    const std::string text = stats_json(stats, engine->model_info()).dump(2) + "\n";
-    stats_file->write(text.data(), text.size());
-    stats_file->commit();
-  }
+  const bool cancelled = run_to_end(*engine, requests);
+  report(*engine, flags.quiet, stats_file.get());
   for (const Answer& answer : answers) {
     if (answer.last->finish == FinishReason::kError) {
       fail(ErrorCode::kInvalidArgument, "{}: {}", answer.prompt->name, answer.last->error);
     }
   }
+  if (cancelled) throw CLI::RuntimeError(kInterruptedExitCode);
 }
 
 }  // namespace
@@ -266,26 +298,37 @@ void add_run_command(CLI::App& app) {
   auto flags = std::make_shared<RunFlags>();
   CLI::App* command = app.add_subcommand("run", "Answer one or several prompts");
   command->footer(
-      "Several prompts run as one batch; their answers appear in the prompts' order. The last line, on standard "
-      "error:\n"
-      "prompt tokens computed, and their speed over the steps that computed any; generated tokens, and the speed of "
-      "the\n"
-      "steps that only generated; the most bytes that KV blocks held; distinct (layer, expert) pairs used.");
+      "A single answer appears as it grows. Several run as one batch and appear whole, in the order of --prompt, "
+      "--file, --tokens and --jsonl.\n\nThe last line, on standard error: prompt tokens computed, and their speed over "
+      "the steps that computed any; generated tokens, and the speed of the steps that only generated; the most bytes "
+      "that KV blocks held; prompt tokens taken from the prefix cache, and preemptions, where there were any; distinct "
+      "(layer, expert) pairs used.\n\nThe first Ctrl-C ends all answers where they are; the exit code is 130 then.");
   add_model_flag(*command, flags->model.options.path);
-  CLI::Option_group* prompt = command->add_option_group("Prompt", "At least one; each may be repeated");
-  prompt->add_option("-p,--prompt", flags->texts, "Text")->allow_extra_args(false);
-  prompt->add_option("-f,--file", flags->files, "File of text; -: standard input")->allow_extra_args(false);
-  prompt->add_option("--tokens", flags->token_files, "File of token ids separated by white space")
-      ->allow_extra_args(false);
-  prompt->add_option("--jsonl", flags->jsonl_path, "File of {\"prompt\"} lines, a prompt each");
-  prompt->require_option(1, 0);
+  const auto add_prompts = [&](const char* name, std::vector<std::string>& values, const char* type, const char* help) {
+    add_texts(*command, name, values, help)->type_name(type)->group("Prompts (at least one of these)");
+  };
+  add_prompts("-p,--prompt", flags->texts, "TEXT", "Text; may be repeated");
+  add_prompts("-f,--file", flags->files, "FILE", "File of text, taken as it is; -: standard input; may be repeated");
+  add_prompts("--tokens", flags->token_files, "FILE", "File of token ids separated by white space; may be repeated");
+  add_prompts("--jsonl", flags->jsonl_files, "FILE",
+              "File of {\"prompt\"} lines, a prompt each; other keys are ignored; may be repeated");
   command->add_flag("--parse-special", flags->parse_special, "Text such as <|im_end|> becomes the control token");
   command->add_flag("--json", flags->json_out, "Print each answer as a line of JSON");
   command->add_flag("-q,--quiet", flags->quiet, "No line of statistics");
-  command->add_option("--stats-json", flags->stats_path, "File for the statistics as JSON");
+  command->add_option("--stats-json", flags->stats_path, "File for the statistics as JSON")
+      ->type_name("FILE")
+      ->default_str("none");
   add_generation_flags(*command, flags->generation);
-  add_compute_flags(*command, flags->model);
-  command->callback([flags] { run_prompts(*flags); });
+  add_exact_flag(*command, flags->model);
+  add_memory_flags(*command, flags->model, "the model's, as far as memory allows");
+  add_step_flags(*command, flags->model);
+  command->add_flag("--no-prefix-cache", flags->no_prefix_cache, "Do not share KV blocks between equal beginnings");
+  command->callback([flags] {
+    if (flags->texts.empty() && flags->files.empty() && flags->token_files.empty() && flags->jsonl_files.empty()) {
+      throw CLI::RequiredError("One of --prompt, --file, --tokens and --jsonl");
+    }
+    run_prompts(*flags);
+  });
 }
 
 }  // namespace witan

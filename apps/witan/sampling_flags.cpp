@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "help.h"
 
 namespace witan {
 namespace {
@@ -14,8 +15,9 @@ std::pair<TokenId, float> parse_bias(const std::string& text) {
   float bias = 0.0f;
   if (equals != std::string::npos) {
     const char* end = text.data() + text.size();
+    const size_t number = equals + (text[equals + 1] == '+' ? 2 : 1);
     const auto id = std::from_chars(text.data(), text.data() + equals, token);
-    const auto value = std::from_chars(text.data() + equals + 1, end, bias);
+    const auto value = std::from_chars(text.data() + number, end, bias);
     if (id.ec == std::errc{} && id.ptr == text.data() + equals && value.ec == std::errc{} && value.ptr == end) {
       return {token, bias};
     }
@@ -32,34 +34,47 @@ GenerationRequest GenerationFlags::finished(std::vector<TokenId> prompt) const {
   return result;
 }
 
+void GenerationFlags::check() const {
+  // The vocabulary is not known yet.
+  finished({}).sampling.validate(std::numeric_limits<int32_t>::max());
+}
+
 void add_generation_flags(CLI::App& app, GenerationFlags& flags) {
   GenerationRequest& request = flags.request;
   SamplingParams& sampling = request.sampling;
-  const auto add = [&app](const char* name, auto& value, const char* help) {
-    app.add_option(name, value, help)->capture_default_str()->group("Generation");
+  const char* const kGroup = "Generation";
+  const auto add = [&](const char* name, auto& value, const char* type, const char* help) {
+    return app.add_option(name, value, help)->type_name(type)->group(kGroup)->capture_default_str();
   };
-  add("-n,--num-tokens", request.max_new_tokens, "Most tokens generated per answer");
-  add("--choices", request.num_choices, "Answers to each prompt");
-  add("--temperature,--temp", sampling.temperature, "0: always the most likely token");
-  add("--top-k", sampling.top_k, "Sample among the k most likely; 0: all");
-  add("--top-p", sampling.top_p, "Sample among the most likely that reach this probability together");
-  add("--min-p", sampling.min_p, "Drop tokens less likely than this times the most likely");
-  add("--repetition-penalty", sampling.repetition_penalty, "Over 1 makes tokens seen so far less likely");
-  add("--presence-penalty", sampling.presence_penalty, "Subtracted from logits of tokens generated so far");
-  add("--frequency-penalty", sampling.frequency_penalty, "The same, per occurrence");
-  add("--seed", sampling.seed, "The same seed gives the same text");
-  add("--logprobs", sampling.num_logprobs,
-      "Report log probabilities with this many alternatives (with --json); -1: none");
-  app.add_option("--logit-bias", flags.logit_bias, "ID=BIAS added to a token's logit; may be repeated")
+  add("-n,--num-tokens", request.max_new_tokens, "N", "Most tokens generated per answer")
+      ->check(in_range(1, std::numeric_limits<int32_t>::max()));
+  add("--choices", request.num_choices, "N", "Answers to each prompt; answer i is sampled with seed + i")
+      ->check(in_range(1, 128));
+  add("--temperature,--temp", sampling.temperature, "X", "0: always the most likely token");
+  add("--top-k", sampling.top_k, "N", "Sample among the N most likely; 0: all");
+  add("--top-p", sampling.top_p, "X", "Sample among the most likely that reach this probability together; 1: all");
+  add("--min-p", sampling.min_p, "X", "Drop tokens less likely than this times the most likely");
+  add("--repetition-penalty", sampling.repetition_penalty, "X",
+      "Over 1 makes tokens of the prompt and the answer so far less likely");
+  add("--presence-penalty", sampling.presence_penalty, "X", "Subtracted from logits of tokens generated so far");
+  add("--frequency-penalty", sampling.frequency_penalty, "X", "The same, per occurrence");
+  add("--seed", sampling.seed, "N", "The same seed gives the same text");
+  add("--logprobs", sampling.num_logprobs, "N",
+      "Report log probabilities with this many alternatives (needs --json); -1: none")
+      ->check(in_range(-1, std::numeric_limits<int32_t>::max()));
+  add_texts(app, "--logit-bias", flags.logit_bias, "Added to a token's logit; may be repeated")
+      ->type_name("ID=X")
+      ->group(kGroup)
+      ->default_str("none");
+  add_texts(app, "--stop", request.stop_strings, "End the answer before this text; may be repeated")
+      ->group(kGroup)
+      ->default_str("none");
+  app.add_option("--stop-token", request.stop_tokens, "End the answer at this token; may be repeated")
+      ->type_name("ID")
       ->allow_extra_args(false)
-      ->group("Generation");
-  app.add_option("--stop", request.stop_strings, "End the answer before this text; may be repeated")
-      ->allow_extra_args(false)
-      ->group("Generation");
-  app.add_option("--stop-token", request.stop_tokens, "End the answer at this token id; may be repeated")
-      ->allow_extra_args(false)
-      ->group("Generation");
-  app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group("Generation");
+      ->group(kGroup)
+      ->default_str("none");
+  app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(kGroup);
 }
 
 }  // namespace witan

@@ -15,6 +15,8 @@ struct GenerationFlags {
 
   // A request for this prompt. Throws Error(kInvalidArgument) for a bias that does not parse.
   GenerationRequest finished(std::vector<TokenId> prompt) const;
+  // What can be found wrong before a model is loaded. Throws Error(kInvalidArgument) naming it.
+  void check() const;
 };
 void add_generation_flags(CLI::App& app, GenerationFlags& flags);
 

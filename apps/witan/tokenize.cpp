@@ -1,7 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <iostream>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "commands.h"
 #include "engine/loaded_model.h"
+#include "files.h"
 #include "model_flags.h"
 
 namespace witan {
@@ -72,7 +73,7 @@ void run_tokenize(const TokenizeFlags& flags) {
     const std::vector<TokenId> ids = read_token_file(flags.ids_path);
     check_token_ids(ids, tokenizer->vocab_size());
     const std::string text = decode(*tokenizer, ids, flags.no_special ? ShowSpecial::kNo : ShowSpecial::kYes);
-    std::cout << text << '\n';
+    write_stdout(text + "\n");
   } else {
     const std::string text = flags.text_path.empty() ? flags.text : read_text_file(flags.text_path);
     print_tokens(*tokenizer,
@@ -88,18 +89,25 @@ void add_tokenize_command(CLI::App& app) {
   auto flags = std::make_shared<TokenizeFlags>();
   CLI::App* command = app.add_subcommand("tokenize", "Token ids and pieces of a text, and back");
   add_model_flag(*command, flags->model_path);
-  CLI::Option_group* input = command->add_option_group("Input", "One of");
-  input->add_option("-p,--prompt", flags->text, "Text");
-  input->add_option("-f,--file", flags->text_path, "File of text; -: standard input");
-  input->add_option("--ids", flags->ids_path, "File of token ids separated by white space, to turn into text");
-  input->add_option("--jsonl", flags->jsonl_path,
-                    "File of {\"text\", \"add_special\", \"parse_special\"} lines (flags default to\n"
-                    "false); writes {\"ids\", \"text\"} lines, text decoded again");
-  input->require_option(1);
+  const auto add_input = [&](const char* name, std::string& value, const char* type, const char* help) {
+    return command->add_option(name, value, help)->type_name(type)->group("Input (one of these)");
+  };
+  const std::vector<CLI::Option*> inputs = {
+      add_input("-p,--prompt", flags->text, "TEXT", "Text"),
+      add_input("-f,--file", flags->text_path, "FILE", "File of text; -: standard input"),
+      add_input("--ids", flags->ids_path, "FILE", "File of token ids separated by white space, to turn into text"),
+      add_input("--jsonl", flags->jsonl_path, "FILE",
+                "File of {\"text\", \"add_special\", \"parse_special\"} lines, where the latter two may be left out "
+                "and are then false; writes {\"ids\", \"text\"} lines, text decoded again")};
   command->add_flag("--no-special", flags->no_special, "Do not add BOS or EOS; leave control tokens out of text");
   command->add_flag("--parse-special", flags->parse_special, "Text such as <|im_end|> becomes the control token");
   command->add_flag("--ids-only", flags->ids_only, "Print ids on one line, without pieces");
-  command->callback([flags] { run_tokenize(*flags); });
+  command->callback([flags, inputs] {
+    if (std::ranges::count_if(inputs, [](const CLI::Option* input) { return input->count() > 0; }) != 1) {
+      throw CLI::RequiredError("Exactly one of --prompt, --file, --ids and --jsonl");
+    }
+    run_tokenize(*flags);
+  });
 }
 
 }  // namespace witan

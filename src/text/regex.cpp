@@ -102,6 +102,11 @@ class PatternTranslator {
     const char kind = at_ + 1 < pattern_.size() ? pattern_[at_ + 1] : '\0';
     // \h is a hexadecimal digit to Oniguruma; \Q quotes and \E ends quoting in PCRE2 alone.
     if (kind == 'h' || kind == 'H' || kind == 'Q' || kind == 'E') refuse(fmt::format("unsupported escape \\{}", kind));
+    if (kind == 's' || kind == 'S') {  // PCRE2's has U+180E, which has not been white space since Unicode 6.3
+      out_ += kind == 's' ? R"(\p{White_Space})" : R"(\P{White_Space})";
+      at_ += 2;
+      return;
+    }
     if ((kind == 'p' || kind == 'P') && pattern_.substr(at_ + 2).starts_with('{')) return property();
     copy(2);
   }

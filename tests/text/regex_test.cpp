@@ -38,7 +38,8 @@ TEST(Regex, ReadsPatternsAsModelFilesMeanThem) {
       {R"(\s+$)", "a  \nb ", "a[  ]\nb[ ]"},  // $ matches at line ends
       {R"(^\w)", "ab\ncd", "[a]b\n[c]d"},
       {R"(.+)", "ab\ncd", "[ab]\n[cd]"},
-      {R"(\s)", "a\u00A0b\u3000", "a[\u00A0]b[\u3000]"},
+      {R"(\s)", "a\u00A0b\u3000\u180E", "a[\u00A0]b[\u3000]\u180E"},
+      {R"([^\s\S]|[\S]+)", "a\tb", "[a]\t[b]"},
       {R"(\d)", "a7\u0663½", "a[7][\u0663]½"},
       {R"(\p{Han}+)", "我ー々", "[我]ー[々]"},  // the script, not its extensions
       {R"(\p{^Han}+)", "我ab", "我[ab]"},
