@@ -1,9 +1,12 @@
 #pragma once
 
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <cstdio>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/types.h"
@@ -19,6 +22,10 @@ std::vector<TokenId> read_token_file(const std::string& path);
 
 // Standard output; what is written may wait for the next flush. Throw Error(kIo): output that is lost is no success.
 void write_stdout(std::string_view text);
+template <typename... Args>
+void print_stdout(fmt::format_string<Args...> format, Args&&... args) {
+  write_stdout(fmt::format(format, std::forward<Args>(args)...));
+}
 void flush_stdout();
 
 // A file that appears under its name, replacing one that has it, only when complete; a process that is killed before

@@ -9,13 +9,16 @@ namespace witan {
 namespace {
 
 constexpr int kDescriptionColumn = 28;
+constexpr char kUnbrokenSpace = '\x1f';
 
 // "  name   description", the description in its column, below a name that reaches into it.
 std::string entry(const std::string& name, const std::string& description) {
   std::string line = "  " + name;
   const int gap = kDescriptionColumn - static_cast<int>(line.size());
   line += gap >= 2 ? std::string(static_cast<size_t>(gap), ' ') : "\n" + std::string(kDescriptionColumn, ' ');
-  return line + wrapped(description, kDescriptionColumn) + "\n";
+  line += wrapped(description, kDescriptionColumn) + "\n";
+  std::ranges::replace(line, kUnbrokenSpace, ' ');
+  return line;
 }
 
 bool takes_value(const CLI::Option& option) { return option.get_items_expected_max() > 0; }
@@ -34,7 +37,7 @@ std::string description(const CLI::Option& option) {
   std::string result = option.get_description();
   if (option.get_required()) return result + " (required)";
   if (takes_value(option) && !option.get_default_str().empty()) {
-    result += fmt::format(" (default: {})", option.get_default_str());
+    result += fmt::format(" (default:{}{})", kUnbrokenSpace, option.get_default_str());
   }
   return result;
 }

@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "commands.h"
 #include "engine/memory_plan.h"
+#include "files.h"
+#include "in_words.h"
 #include "model_flags.h"
 #include "models/registry.h"
 
@@ -98,35 +100,35 @@ json to_json(const Inspection& i) {
 
 void print_text(const Inspection& i, bool with_tensors) {
   const KvLayerSpec& kv = i.info.kv_layers.front();
-  fmt::print("{}\n", i.checkpoint.path());
-  fmt::print("architecture       {} ({})\n", i.info.architecture,
-             i.checkpoint.format() == CheckpointFormat::kGguf ? "GGUF" : "Hugging Face");
-  fmt::print("parameters         {:.3f} billion, {:.1f} MiB\n", static_cast<double>(i.num_parameters) / 1e9,
-             static_cast<double>(i.file_bytes) / (1 << 20));
-  fmt::print("layers             {}, of width {}\n", i.info.num_layers, i.info.model_dim);
-  fmt::print("attention          {} heads, {} kv heads, keys {}, values {}{}\n", i.info.num_heads, kv.num_kv_heads,
-             kv.key_dim, kv.value_dim, kv.value_in_key ? " (latent, MLA)" : "");
+  print_stdout("{}\n", i.checkpoint.path());
+  print_stdout("architecture       {} ({})\n", i.info.architecture,
+               i.checkpoint.format() == CheckpointFormat::kGguf ? "GGUF" : "Hugging Face");
+  print_stdout("parameters         {}, {:.1f} MiB\n", in_words(i.num_parameters),
+               static_cast<double>(i.file_bytes) / (1 << 20));
+  print_stdout("layers             {}, of width {}\n", i.info.num_layers, i.info.model_dim);
+  print_stdout("attention          {} heads, {} kv heads, keys {}, values {}{}\n", i.info.num_heads, kv.num_kv_heads,
+               kv.key_dim, kv.value_dim, kv.value_in_key ? " (latent, MLA)" : "");
   if (i.info.moe_layers.empty()) {
-    fmt::print("experts            none (dense)\n");
+    print_stdout("experts            none (dense)\n");
   } else {
-    fmt::print("experts            {} per layer in {} layers, {} per token, {:.2f} MiB each\n", i.info.num_experts,
-               i.info.moe_layers.size(), i.info.top_k, static_cast<double>(i.expert_bytes) / (1 << 20));
+    print_stdout("experts            {} per layer in {} layers, {} per token, {:.2f} MiB each\n", i.info.num_experts,
+                 i.info.moe_layers.size(), i.info.top_k, static_cast<double>(i.expert_bytes) / (1 << 20));
   }
-  fmt::print("vocabulary         {}\n", i.info.vocab_size);
-  fmt::print("tokenizer          {}\n", i.tokenizer == nullptr ? "none" : i.tokenizer->description());
-  fmt::print("context            {} tokens\n", i.info.context_length);
-  fmt::print("KV cache           {} bytes per token\n", i.plan.kv_bytes_per_token);
-  fmt::print("tensors            {}\n", i.checkpoint.tensors().size());
+  print_stdout("vocabulary         {}\n", i.info.vocab_size);
+  print_stdout("tokenizer          {}\n", i.tokenizer == nullptr ? "none" : i.tokenizer->description());
+  print_stdout("context            {} tokens\n", i.info.context_length);
+  print_stdout("KV cache           {} bytes per token\n", i.plan.kv_bytes_per_token);
+  print_stdout("tensors            {}\n", i.checkpoint.tensors().size());
   for (const auto& [name, sums] : i.types) {
-    fmt::print("  {:<16} {:>6} tensors {:>12.1f} MiB\n", name, sums.first,
-               static_cast<double>(sums.second) / (1 << 20));
+    print_stdout("  {:<16} {:>6} tensors {:>12.1f} MiB\n", name, sums.first,
+                 static_cast<double>(sums.second) / (1 << 20));
   }
-  fmt::print("{}", describe(i.plan));
-  if (i.plan.kv_available_bytes < i.plan.kv_context_bytes) fmt::print("  does not fit the budget\n");
+  print_stdout("{}", describe(i.plan));
+  if (i.plan.kv_available_bytes < i.plan.kv_context_bytes) print_stdout("  does not fit the budget\n");
   if (!with_tensors) return;
   for (const TensorEntry& tensor : i.checkpoint.tensors()) {
-    fmt::print("{:<5} {:<24} {}\n", quant_type(tensor.dtype).name, fmt::format("[{}]", fmt::join(tensor.shape, ", ")),
-               tensor.name);
+    print_stdout("{:<5} {:<24} {}\n", quant_type(tensor.dtype).name, fmt::format("[{}]", fmt::join(tensor.shape, ", ")),
+                 tensor.name);
   }
 }
 
@@ -147,7 +149,7 @@ void run_inspect(const InspectFlags& flags) {
                    .num_threads = threads});
   const Inspection result = inspect(*checkpoint, model->info(), tokenizer.get(), plan);
   if (flags.json) {
-    fmt::print("{}\n", to_json(result).dump(2, ' ', false, json::error_handler_t::replace));
+    print_stdout("{}\n", to_json(result).dump(2, ' ', false, json::error_handler_t::replace));
   } else {
     print_text(result, flags.tensors);
   }

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -40,6 +41,11 @@ std::string usage_error(const CLI::App& app, const CLI::ParseError& error) {
   return fmt::format("{}: {}\nwitan {} --help lists its flags", name, what, name);
 }
 
+void print_error(std::string message) {
+  if (message.empty() || message.back() != '\n') message += '\n';
+  std::fputs(("witan: " + message).c_str(), stderr);
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Witan: inference for Mixture-of-Experts language models with long contexts", "witan"};
   app.formatter(witan::make_help_formatter());
@@ -69,15 +75,10 @@ int run(int argc, char** argv) {
   } catch (const CLI::RuntimeError& error) {
     return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
-    fmt::print(stderr, "witan: {}\n", usage_error(app, error));
+    print_error(usage_error(app, error));
     return kUsageExitCode;
   }
   return 0;
-}
-
-void print_error(std::string_view message) {
-  if (message.ends_with('\n')) message.remove_suffix(1);
-  fmt::print(stderr, "witan: {}\n", message);
 }
 
 }  // namespace
@@ -89,7 +90,7 @@ int main(int argc, char** argv) {
     witan::flush_stdout();
     return exit_code;
   } catch (const std::bad_alloc&) {
-    std::fputs("witan: the system has no memory left\n", stderr);
+    print_error("the system has no memory left");
   } catch (const std::exception& error) {
     print_error(error.what());
   }

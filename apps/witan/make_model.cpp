@@ -9,7 +9,9 @@
 
 #include "base/error.h"
 #include "commands.h"
+#include "files.h"
 #include "help.h"
+#include "in_words.h"
 
 namespace witan {
 namespace {
@@ -44,10 +46,9 @@ void run_make_model(MakeModelFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
   const MadeModel made = make_model(find_model_preset(flags.arch, flags.preset), flags.options, flags.out, threads);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  for (const std::string& note : made.notes) fmt::print("note: {}\n", note);
-  fmt::print("{}: {:.3f} billion random weights in {} tensors, {:.1f} MiB, {:.1f} s\n", flags.out,
-             static_cast<double>(made.num_parameters) / 1e9, made.num_tensors,
-             static_cast<double>(made.file_bytes) / (1 << 20), seconds);
+  for (const std::string& note : made.notes) print_stdout("note: {}\n", note);
+  print_stdout("{}: {} random weights in {} tensors, {:.1f} MiB, {:.1f} s\n", flags.out, in_words(made.num_parameters),
+               made.num_tensors, static_cast<double>(made.file_bytes) / (1 << 20), seconds);
 }
 
 }  // namespace

@@ -238,7 +238,7 @@ bool run_to_end(Engine& engine, const std::vector<RequestId>& requests) {
 
 void report(const Engine& engine, bool quiet, OutputFile* stats_file) {
   const EngineStats stats = engine.stats();
-  if (!quiet) fmt::print(stderr, "{}\n", stats_line(stats, engine.model_info()));
+  if (!quiet) std::fputs((stats_line(stats, engine.model_info()) + "\n").c_str(), stderr);
   if (stats_file == nullptr) return;
   const std::string text = stats_json(stats, engine.model_info()).dump(2) + "\n";
   stats_file->write(text.data(), text.size());

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 #include <string>
 
@@ -19,10 +20,10 @@ using nlohmann::json;
 
 struct TokenizeFlags {
   std::string model_path;
-  std::string text;
-  std::string text_path;
-  std::string jsonl_path;
-  std::string ids_path;
+  std::optional<std::string> text;
+  std::optional<std::string> text_path;
+  std::optional<std::string> jsonl_path;
+  std::optional<std::string> ids_path;
   bool no_special = false;
   bool parse_special = false;
   bool ids_only = false;
@@ -32,10 +33,10 @@ std::string dump(const json& value) { return value.dump(-1, ' ', false, json::er
 
 void print_tokens(const Tokenizer& tokenizer, const std::vector<TokenId>& ids, bool ids_only) {
   if (ids_only) {
-    fmt::print("{}\n", fmt::join(ids, " "));
+    print_stdout("{}\n", fmt::join(ids, " "));
     return;
   }
-  for (const TokenId id : ids) fmt::print("{:>8}  {}\n", id, dump(json(tokenizer.token_piece(id))));
+  for (const TokenId id : ids) print_stdout("{:>8}  {}\n", id, dump(json(tokenizer.token_piece(id))));
 }
 
 // One {"text", "add_special", "parse_special"} a line, in; one {"ids", "text"} a line, out.
@@ -59,7 +60,7 @@ void tokenize_jsonl(const Tokenizer& tokenizer, const std::string& path) {
                                                       flag("add_special") ? AddSpecial::kYes : AddSpecial::kNo,
                                                       flag("parse_special") ? ParseSpecial::kYes : ParseSpecial::kNo);
     const ShowSpecial show = flag("parse_special") ? ShowSpecial::kYes : ShowSpecial::kNo;
-    fmt::print("{}\n", dump({{"ids", ids}, {"text", decode(tokenizer, ids, show)}}));
+    print_stdout("{}\n", dump({{"ids", ids}, {"text", decode(tokenizer, ids, show)}}));
   }
 }
 
@@ -67,15 +68,15 @@ void run_tokenize(const TokenizeFlags& flags) {
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(flags.model_path);
   const std::unique_ptr<Tokenizer> tokenizer = checkpoint->load_tokenizer();
   if (tokenizer == nullptr) fail(ErrorCode::kUnsupported, "{}: the model has no tokenizer", flags.model_path);
-  if (!flags.jsonl_path.empty()) {
-    tokenize_jsonl(*tokenizer, flags.jsonl_path);
-  } else if (!flags.ids_path.empty()) {
-    const std::vector<TokenId> ids = read_token_file(flags.ids_path);
+  if (flags.jsonl_path) {
+    tokenize_jsonl(*tokenizer, *flags.jsonl_path);
+  } else if (flags.ids_path) {
+    const std::vector<TokenId> ids = read_token_file(*flags.ids_path);
     check_token_ids(ids, tokenizer->vocab_size());
     const std::string text = decode(*tokenizer, ids, flags.no_special ? ShowSpecial::kNo : ShowSpecial::kYes);
     write_stdout(text + "\n");
   } else {
-    const std::string text = flags.text_path.empty() ? flags.text : read_text_file(flags.text_path);
+    const std::string text = flags.text ? *flags.text : read_text_file(*flags.text_path);
     print_tokens(*tokenizer,
                  tokenizer->encode(text, flags.no_special ? AddSpecial::kNo : AddSpecial::kYes,
                                    flags.parse_special ? ParseSpecial::kYes : ParseSpecial::kNo),
@@ -89,7 +90,7 @@ void add_tokenize_command(CLI::App& app) {
   auto flags = std::make_shared<TokenizeFlags>();
   CLI::App* command = app.add_subcommand("tokenize", "Token ids and pieces of a text, and back");
   add_model_flag(*command, flags->model_path);
-  const auto add_input = [&](const char* name, std::string& value, const char* type, const char* help) {
+  const auto add_input = [&](const char* name, std::optional<std::string>& value, const char* type, const char* help) {
     return command->add_option(name, value, help)->type_name(type)->group("Input (one of these)");
   };
   const std::vector<CLI::Option*> inputs = {

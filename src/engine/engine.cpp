@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -100,6 +100,7 @@ struct Engine::State {
                                             std::string& text) const;
   Delivery end(SequenceId sequence, GenerationOutput output);
   void count_step(const StepPlan& plan, double seconds);
+  void forbid_unnamed_tokens(std::span<float> logits) const;
 
   LoadedModel model;
   std::unique_ptr<Tokenizer> tokenizer;
@@ -334,6 +335,17 @@ void Engine::State::count_step(const StepPlan& plan, double seconds) {
   }
 }
 
+// Embeddings are padded to round sizes: the last ids may be of no token, and are never to be sampled.
+void Engine::State::forbid_unnamed_tokens(std::span<float> logits) const {
+  const int32_t vocab_size = model.info().vocab_size;
+  if (tokenizer == nullptr || tokenizer->vocab_size() == vocab_size) return;
+  for (size_t row = 0; row < logits.size(); row += static_cast<size_t>(vocab_size)) {
+    const std::span<float> ids = logits.subspan(row, static_cast<size_t>(vocab_size));
+    std::ranges::fill(ids.subspan(static_cast<size_t>(tokenizer->vocab_size())),
+                      -std::numeric_limits<float>::infinity());
+  }
+}
+
 bool Engine::State::step() {
   const std::lock_guard step_lock(step_mutex);
   StepPlan plan;
@@ -356,7 +368,8 @@ bool Engine::State::step() {
 
   std::vector<Delivery> deliveries;
   try {
-    const std::span<const float> logits = model.forward(batch);
+    const std::span<float> logits = model.forward(batch);
+    forbid_unnamed_tokens(logits);
     const std::lock_guard lock(mutex);
     count_step(plan, seconds_since(start));
     deliveries = finish_step(plan, logits);

@@ -80,14 +80,15 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
   WeightLoader loader(*checkpoint_, weights_, experts_, threads_, report);
   model_->load(loader);
   loader.check_all_used();
-  kv_ = std::make_unique<KvCache>(pool_, KvCacheConfig{.layers = model_->info().kv_layers,
-                                                       .codec = options_.kv_codec,
-                                                       .capacity_bytes = static_cast<size_t>(options_.kv_capacity_bytes),
-                                                       .prefix_cache = options_.prefix_cache,
-                                                       .content_salt = content_salt(options_, isa_)});
+  kv_ =
+      std::make_unique<KvCache>(pool_, KvCacheConfig{.layers = model_->info().kv_layers,
+                                                     .codec = options_.kv_codec,
+                                                     .capacity_bytes = static_cast<size_t>(options_.kv_capacity_bytes),
+                                                     .prefix_cache = options_.prefix_cache,
+                                                     .content_salt = content_salt(options_, isa_)});
 }
 
-std::span<const float> LoadedModel::forward(const ForwardBatch& batch) {
+std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
   scratch_.reset();
   telemetry_.begin_step();
   const size_t size = batch.logit_rows.size() * static_cast<size_t>(info().vocab_size);

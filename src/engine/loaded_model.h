@@ -53,7 +53,7 @@ class LoadedModel {
   const RouterTelemetry& telemetry() const { return telemetry_; }
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.
-  std::span<const float> forward(const ForwardBatch& batch);
+  std::span<float> forward(const ForwardBatch& batch);
 
  private:
   ModelOptions options_;

@@ -277,7 +277,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
 }
 
 StepPlan Scheduler::schedule() {
-  WITAN_CHECK(!state_->plan_is_open, "the last plan was not committed");
+  WITAN_CHECK(!state_->plan_is_open, "the last plan was neither committed nor abandoned");
   Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
   step.plan.slices.reserve(state_->running.size());
   state_->plan_decodes(step);
@@ -315,12 +315,14 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
 }
 
 void Scheduler::abandon(const StepPlan& plan) {
+  WITAN_CHECK(state_->plan_is_open == !plan.empty(), "{} slices abandoned, but a plan is {}open", plan.slices.size(),
+              state_->plan_is_open ? "" : "not ");
   for (const ScheduledSlice& slice : plan.slices) state_->at(slice.sequence).num_planned = 0;
   state_->plan_is_open = false;
 }
 
 void Scheduler::finish(SequenceId id) {
-  WITAN_CHECK(!state_->plan_is_open, "sequence {} finished before the plan was committed", id);
+  WITAN_CHECK(!state_->plan_is_open, "sequence {} finished before the plan was committed or abandoned", id);
   Sequence& sequence = state_->at(id);
   if (sequence.kv_sequence) {
     state_->stop_running(sequence);

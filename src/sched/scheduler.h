@@ -57,7 +57,7 @@ struct SchedulerStats {
 // Decides which sequences run in each step and how many tokens each: continuous batching with chunked prefill, where
 // prefill and decode are one path. Owns the sequences' tokens and their KV sequences; knows no model.
 //
-//   (add | schedule commit | finish)*
+//   (add | schedule (commit | abandon) | finish)*
 //
 // A sequence is more valuable than another if its priority is higher or, among equals, if it arrived earlier. A step
 // serves, each by value and all under max_step_tokens: running sequences that decode (one token each), running
@@ -99,8 +99,8 @@ class Scheduler {
   StepPlan schedule();
 
   // The plan was computed. sampled has one token per slice with samples == true, in the slices' order; they are
-  // appended to their sequences. Every plan is committed before the next schedule() or finish(); a sequence that has
-  // max_tokens then is finished before the next schedule().
+  // appended to their sequences. Every plan is committed or abandoned before the next schedule() or finish(); a
+  // sequence that has max_tokens then is finished before the next schedule().
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
@@ -110,13 +110,13 @@ class Scheduler {
   // Ends a sequence in any state (done, stopped, cancelled) and frees what it held.
   void finish(SequenceId sequence);
 
-  bool has_work() const;
+  bool has_work() const;                                       // any sequence that was not finished
   std::span<const TokenId> tokens(SequenceId sequence) const;  // prompt, then generated; valid until the next commit
   int32_t num_prompt_tokens(SequenceId sequence) const;
   int32_t num_generated(SequenceId sequence) const;
   int32_t max_tokens(SequenceId sequence) const;  // prompt and generated together; the caller finishes it there
-  int32_t num_prefix_hit_tokens(
-      SequenceId sequence) const;  // prompt tokens found in the prefix cache when first admitted
+  // Prompt tokens found in the prefix cache when first admitted.
+  int32_t num_prefix_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;
 

@@ -9,8 +9,8 @@ namespace witan {
 
 namespace {
 
-// Up to this many symbols, looking through all pairs for each merge beats a heap. Measured on prose and code: 16 to 48
-// are equally fast.
+// Up to this many symbols, looking through all pairs for each merge beats a heap: with the vocabularies of GPT-2 and
+// Llama 3, 32 and 64 encode prose a tenth faster than 8, and code as fast.
 constexpr size_t kFewSymbols = 32;
 
 }  // namespace

@@ -69,7 +69,7 @@ class PatternTranslator {
   std::string translate() {
     // A step of DeepSeek's: quadratic on a long run of spaces inside a text, unless it is kept from starting in the
     // middle of one. The match is the same, since the leftmost one begins where the run does.
-    if (pattern_ == R"(\s+$)") return R"((?<!\s)\s+$)";
+    if (pattern_ == R"(\s+$)") pattern_ = R"((?<!\s)\s+$)";
     while (at_ < pattern_.size()) {
       const char c = pattern_[at_];
       if (c == '\\') {

@@ -1,16 +1,21 @@
 #include "engine/engine.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <condition_variable>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <mutex>
 #include <thread>
 
 #include "base/error.h"
+#include "support/goldens.h"
 #include "support/made_model.h"
 
 namespace witan {
@@ -102,6 +107,28 @@ TEST(EngineTest, ARequestThatCouldNeverFitIsRefusedWithTheNumbers) {
   engine.submit(request_of(std::vector<TokenId>(40, 5), 8), fits.callback());
   run_all(engine);
   EXPECT_EQ(fits.tokens[0].size(), 8u);
+}
+
+TEST(EngineTest, IdsThatTheTokenizerDoesNotNameAreNeverSampled) {
+  WITAN_GOLDEN_OR_SKIP(golden, "qwen3moe/hf");
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / fmt::format("witan-padded-vocabulary-{}", getpid());
+  std::filesystem::create_directories(folder);
+  for (const char* file : {"config.json", "model.safetensors"}) {
+    std::filesystem::copy_file(golden + "/" + file, folder / file, std::filesystem::copy_options::overwrite_existing);
+  }
+  std::ofstream(folder / "tokenizer.json") << R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2},
+      "merges": []}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}, "decoder": {"type": "ByteLevel"}})";
+  Engine engine({.path = folder.string(), .num_threads = 1, .memory_bytes = int64_t{512} << 20, .context_length = 256});
+  GenerationRequest request = request_of({5, 300, 7}, 100);  // prompts may use them
+  request.sampling.temperature = 50.0f;
+  Received received;
+  engine.submit(request, received.callback());
+  run_all(engine);
+  std::filesystem::remove_all(folder);
+  ASSERT_EQ(received.tokens[0].size(), 100u);
+  for (const TokenId token : received.tokens[0]) EXPECT_LT(token, 3);
+  EXPECT_EQ(received.text[0].size(), 100u);
 }
 
 TEST(EngineTest, AnswersEndAtTheirLengthAndAtTheContextsEnd) {

@@ -296,7 +296,7 @@ TEST(SamplerTest, DrawsFollowTheDefinition) {
 }
 
 TEST(SamplerTest, FlatDistributionsOverManyTokensAreTruncatedExactly) {
-  // More tokens reach top_p than the sampler tries at first (256, then 4096).
+  // Sets of hundreds and thousands of tokens, with many of nearly the same weight at the border.
   for (int64_t size : {600, 6000}) {
     const std::vector<float> logits = random_logits(size, 0.1f, 3);
     for (float top_p : {0.3f, 0.8f, 0.999f}) {

@@ -94,6 +94,11 @@ class SchedulerHarness {
     check();
   }
 
+  void abandon(const StepPlan& plan) {
+    scheduler_.abandon(plan);
+    check();
+  }
+
   // schedule, compute, commit, and finish what has all its tokens.
   StepPlan step() {
     StepPlan plan = schedule();

@@ -21,8 +21,8 @@ struct RandomCase {
 
 class SchedulerRandomTest : public ::testing::TestWithParam<RandomCase> {};
 
-// Random arrivals, cancellations and priorities; the harness checks every plan, every entry that the model reads and
-// the integrity of scheduler and cache after every call.
+// Random arrivals, cancellations, failed steps and priorities; the harness checks every plan, every entry that the
+// model reads and the integrity of scheduler and cache after every call.
 TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
   const RandomCase& c = GetParam();
   std::mt19937 random(20240607);
@@ -47,6 +47,7 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
       harness.finish(*std::next(harness.live().begin(), pick(0, static_cast<int32_t>(harness.live().size()) - 1)));
       ++num_cancelled;
     }
+    if (pick(0, 50) == 0) harness.abandon(harness.schedule());
     harness.step();
     if (pick(0, 300) == 0) harness.kv().clear_prefix_cache();
     if (HasFailure()) FAIL() << "in step " << i;
@@ -118,8 +119,8 @@ TEST(SchedulerRandomTest, NoSequenceStarves) {
     harness.step();
     for (SequenceId id : harness.live()) EXPECT_LE(step, last_steps.at(id)) << id;
   }
-  EXPECT_GT(harness.done().size(), 100);
-  EXPECT_GT(harness.scheduler().stats().num_preemptions, 10);
+  EXPECT_GT(harness.done().size(), 60);
+  EXPECT_GT(harness.scheduler().stats().num_preemptions, 3);
 }
 
 }  // namespace

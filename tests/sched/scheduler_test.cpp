@@ -250,6 +250,26 @@ TEST(SchedulerTest, ASequenceIsFinishedInAnyState) {
   }
 }
 
+TEST(SchedulerTest, AnAbandonedPlanLeavesNoTraceInItsSequences) {
+  SchedulerHarness harness(with_budget(40));
+  const SequenceId decoding = harness.add(make_prompt(10, 1), 30);
+  harness.step();
+  const SequenceId prefilling = harness.add(make_prompt(60, 2), 5);
+  harness.step();
+  const StepPlan plan = harness.schedule();
+  EXPECT_THAT(plan.slices, ElementsAre(IsSlice(decoding, 11, 1, true), IsSlice(prefilling, 39, 21, true)));
+  harness.abandon(plan);
+  EXPECT_EQ(harness.scheduler().num_generated(decoding), 2);
+  const StepPlan again = harness.schedule();
+  EXPECT_EQ(again.slices, plan.slices);
+  EXPECT_THAT(again.admitted, SizeIs(0));
+  harness.abandon(again);
+  harness.finish(decoding);
+  harness.run_to_end(50);
+  EXPECT_EQ(harness.done().at(prefilling), expected_text(make_prompt(60, 2), 5, 1024));
+  EXPECT_EQ(harness.kv().stats().block_bytes_held, harness.kv().stats().block_bytes_cached);
+}
+
 TEST(SchedulerTest, ASchedulerGivesItsKvSequencesBack) {
   MemoryPool pool(size_t{8} << 20);
   KvCache kv(pool, {.layers = {{.num_kv_heads = 1, .key_dim = 1, .value_dim = 1}}, .capacity_bytes = 4096});
@@ -270,7 +290,8 @@ TEST(SchedulerDeathTest, WrongUseAborts) {
     const StepPlan plan = harness.schedule();
     use(harness, a, plan);
   };
-  EXPECT_DEATH(with_open_plan([](auto& h, SequenceId, const StepPlan&) { h.scheduler().schedule(); }), "not committed");
+  EXPECT_DEATH(with_open_plan([](auto& h, SequenceId, const StepPlan&) { h.scheduler().schedule(); }),
+               "neither committed nor abandoned");
   EXPECT_DEATH(with_open_plan([](auto& h, SequenceId a, const StepPlan&) { h.scheduler().finish(a); }), "committed");
   EXPECT_DEATH(with_open_plan([](auto& h, SequenceId, const StepPlan& plan) { h.scheduler().commit(plan, {}); }),
                "do not suffice");
