@@ -4,4 +4,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  # A second clone of the same sources finds what the first one compiled.
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 fi

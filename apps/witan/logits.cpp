@@ -1,4 +1,5 @@
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,7 +25,8 @@ struct LogitsFlags {
 
 void run_logits(const LogitsFlags& flags) {
   const std::vector<TokenId> tokens = read_token_file(flags.tokens_path);
-  if (flags.experts_path == flags.out_path) {
+  namespace fs = std::filesystem;
+  if (!flags.experts_path.empty() && fs::weakly_canonical(flags.experts_path) == fs::weakly_canonical(flags.out_path)) {
     fail(ErrorCode::kInvalidArgument, "--out and --experts-out are both {}", flags.out_path);
   }
   OutputFile out(flags.out_path);

@@ -66,7 +66,6 @@ void add_make_model_command(CLI::App& app) {
       ->required();
   command->add_option("--layers", flags->options.num_layers, "How many layers; 0: as the preset")
       ->type_name("N")
-      ->check(in_range(0, 4096))
       ->capture_default_str();
   command->add_option("--seed", flags->options.seed, "The same seed gives the same file")
       ->type_name("N")

@@ -59,7 +59,11 @@ double read_bandwidth(ThreadPool& threads, std::span<const std::byte> memory) {
   for (int i = 0; i < 3; ++i) {
     best = std::min(best, busy_seconds(threads, num_items, [&](int64_t item) {
                       const std::byte* from = memory.data() + static_cast<size_t>(item) * kItemBytes;
-                      total += sum_words(reinterpret_cast<const uint64_t*>(from), kItemBytes / sizeof(uint64_t));
+                      if (cpu_supports(Isa::kAvx512Bf16)) {
+                        avx512::read_lines(from, kItemBytes / 64);
+                      } else {
+                        total += sum_words(reinterpret_cast<const uint64_t*>(from), kItemBytes / sizeof(uint64_t));
+                      }
                     }));
   }
   return static_cast<double>(num_items) * static_cast<double>(kItemBytes) / best;

@@ -32,5 +32,8 @@ namespace avx512 {
 void int8_rounds(int64_t steps);
 void bf16_rounds(int64_t steps);
 
+// Reads num_lines times 64 bytes, asking for lines 8 KiB ahead: without that, a Zen 4 core reads a quarter slower.
+void read_lines(const std::byte* from, int64_t num_lines);
+
 }  // namespace avx512
 }  // namespace witan

@@ -18,6 +18,15 @@ void int8_rounds(int64_t steps) {
   for (int j = 0; j < 12; ++j) asm volatile("" : : "v"(sums[j]));
 }
 
+void read_lines(const std::byte* from, int64_t num_lines) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t line = 0; line < num_lines; ++line) {
+    asm volatile("prefetcht1 %0" : : "m"(from[64 * line + 8192]));
+    sum = _mm512_xor_si512(sum, _mm512_loadu_si512(from + 64 * line));
+  }
+  asm volatile("" : : "v"(sum));
+}
+
 void bf16_rounds(int64_t steps) {
   __m512 sums[12] = {};
 #pragma GCC unroll 12

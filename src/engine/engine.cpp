@@ -137,7 +137,7 @@ std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_sp
   return state_->tokenizer->encode(text, AddSpecial::kYes, parse_special);
 }
 
-RequestId Engine::submit(GenerationRequest request, OutputCallback on_output) {
+RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_output) {
   State& s = *state_;
   validate(request, s.model.info(), s.tokenizer != nullptr);
   std::vector<TokenId> stop_tokens = request.stop_tokens;

@@ -101,7 +101,7 @@ class Engine {
 
   // Queues a request. Throws Error(kInvalidArgument) naming what is wrong with it; Error(kOutOfMemory), with the
   // numbers, when it could never fit. Nothing else is affected.
-  RequestId submit(GenerationRequest request, OutputCallback on_output);
+  RequestId submit(const GenerationRequest& request, OutputCallback on_output);
 
   // Ends a request; unknown and finished ids are ignored. Its choices finish with kCancelled in the next step.
   void cancel(RequestId request);

@@ -27,7 +27,7 @@ std::string TextStream::finish() {
   return text;
 }
 
-std::string TextStream::release(std::string text) {
+std::string TextStream::release(std::string_view text) {
   if (stopped_) return {};
   held_ += text;
   size_t first = std::string::npos;

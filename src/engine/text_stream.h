@@ -23,7 +23,7 @@ class TextStream {
   bool stopped() const { return stopped_; }
 
  private:
-  std::string release(std::string text);
+  std::string release(std::string_view text);
 
   Detokenizer detokenizer_;
   std::vector<std::string> stop_strings_;

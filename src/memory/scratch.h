@@ -37,9 +37,9 @@ class Scratch {
   // reset(mark) drops what was allocated since the mark was taken.
   class Mark {
     friend class Scratch;
-    size_t region = 0;
-    size_t offset = 0;
-    size_t bytes_used = 0;
+    size_t region_ = 0;
+    size_t offset_ = 0;
+    size_t bytes_used_ = 0;
   };
   Mark mark() const { return position_; }
   void reset(Mark mark);
@@ -47,15 +47,15 @@ class Scratch {
   // Drops everything.
   void reset();
 
-  size_t bytes_used() const { return position_.bytes_used; }  // of live buffers, rounded up to kAlignment
-  size_t bytes_peak() const { return bytes_peak_; }           // the most that was used at once
-  size_t bytes_held() const { return bytes_held_; }           // of the pool's frames
+  size_t bytes_used() const { return position_.bytes_used_; }  // of live buffers, rounded up to kAlignment
+  size_t bytes_peak() const { return bytes_peak_; }            // the most that was used at once
+  size_t bytes_held() const { return bytes_held_; }            // of the pool's frames
 
  private:
   MemoryPool& pool_;
   MemoryTag tag_;
   std::vector<MemoryRegion> regions_;
-  Mark position_;  // the next free byte: offset in regions_[region], which may not exist yet
+  Mark position_;  // the next free byte: offset_ in regions_[region_], which may not exist yet
   size_t bytes_peak_ = 0;
   size_t bytes_held_ = 0;
 };

@@ -282,7 +282,7 @@ RolesOfRows split_by_role(const ForwardBatch& batch) {
   for (const SequenceSlice& slice : batch.slices) {
     int32_t num_prompt = 0;
     while (num_prompt < slice.num_tokens &&
-           batch.roles[static_cast<size_t>(slice.first_row + num_prompt)] == TokenRole::kPrompt) {
+           batch.roles[static_cast<size_t>(slice.first_row) + static_cast<size_t>(num_prompt)] == TokenRole::kPrompt) {
       ++num_prompt;
     }
     if (num_prompt > 0) {

@@ -70,7 +70,7 @@ const TensorEntry& WeightLoader::entry(const std::string& name, const std::vecto
   return *tensor;
 }
 
-const TensorEntry& WeightLoader::tensor(TensorName name, int32_t layer, std::vector<int64_t> shape) {
+const TensorEntry& WeightLoader::tensor(TensorName name, int32_t layer, const std::vector<int64_t>& shape) {
   const TensorEntry& found = entry(full_name(name, layer), shape);
   count_done(found);
   return found;

@@ -64,7 +64,7 @@ class WeightLoader {
                                   int64_t model_dim);
 
   // The file's tensor, its shape checked and counted as used; for models that transform weights themselves.
-  const TensorEntry& tensor(TensorName name, int32_t layer, std::vector<int64_t> shape);
+  const TensorEntry& tensor(TensorName name, int32_t layer, const std::vector<int64_t>& shape);
   // Packs a matrix of `rows` rows whose row r is row_bytes(r), in `type`.
   PackedMatrix pack(DType type, int64_t rows, int64_t cols, FunctionRef<const std::byte*(int64_t row)> row_of,
                     Arena& arena);

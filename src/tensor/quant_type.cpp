@@ -9,9 +9,9 @@ namespace witan {
 namespace {
 
 const std::array<QuantType, kNumDTypes>& table() {
-  static const std::array<QuantType, kNumDTypes> types = {f32_type(),  f16_type(),  bf16_type(),
-                                                          q8_0_type(), q4_k_type(), q6_k_type()};
-  return types;
+  static const std::array<QuantType, kNumDTypes> kTypes = {f32_type(),  f16_type(),  bf16_type(),
+                                                           q8_0_type(), q4_k_type(), q6_k_type()};
+  return kTypes;
 }
 
 template <typename Predicate>

@@ -105,8 +105,8 @@ std::vector<PreTokenizerRow> make_table() {
 }  // namespace
 
 std::span<const PreTokenizerRow> pre_tokenizer_table() {
-  static const std::vector<PreTokenizerRow> table = make_table();
-  return table;
+  static const std::vector<PreTokenizerRow> kTable = make_table();
+  return kTable;
 }
 
 const PreTokenizerRow* find_pre_tokenizer(std::string_view name) {

@@ -35,7 +35,7 @@ struct ByteAlphabet {
 
 // Printable Latin-1 bytes keep their character; the others take U+0100 onwards in order.
 const ByteAlphabet& byte_alphabet() {
-  static const ByteAlphabet alphabet = [] {
+  static const ByteAlphabet kAlphabet = [] {
     ByteAlphabet a;
     a.to_byte.fill(-1);
     char32_t next = 0x100;
@@ -47,7 +47,7 @@ const ByteAlphabet& byte_alphabet() {
     }
     return a;
   }();
-  return alphabet;
+  return kAlphabet;
 }
 
 }  // namespace

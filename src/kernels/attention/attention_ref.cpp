@@ -55,7 +55,8 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
     double dot = 0.0;
     for (int32_t d = 0; d < key_dim; ++d) {
       dot += static_cast<double>(rows.queries[row][d]) *
-             static_cast<double>(entries.keys[static_cast<size_t>(i * key_dim + d)]);
+             static_cast<double>(
+                 entries.keys[static_cast<size_t>(i) * static_cast<size_t>(key_dim) + static_cast<size_t>(d)]);
     }
     scores[static_cast<size_t>(i)] = dot * static_cast<double>(rows.scale);
     max = std::fmax(max, scores[static_cast<size_t>(i)]);
@@ -68,7 +69,9 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
     const double p = score == kNothing ? 0.0 : std::exp(score - max);
     denominator += p;
     for (int32_t c = 0; c < value_dim; ++c) {
-      sum[static_cast<size_t>(c)] += p * static_cast<double>(entries.values[static_cast<size_t>(i * value_dim + c)]);
+      sum[static_cast<size_t>(c)] +=
+          p * static_cast<double>(
+                  entries.values[static_cast<size_t>(i) * static_cast<size_t>(value_dim) + static_cast<size_t>(c)]);
     }
   }
   state[0] = static_cast<float>(max);

@@ -1,0 +1,282 @@
+"""witan run: prompts in, answers and statistics out."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+
+import program
+from program import STATISTICS, golden, golden_json, made_model
+
+BYTES_MODEL = "e2e-bytes/model.gguf"
+
+
+def cases():
+    return golden_json("e2e-bytes/golden.json")["cases"]
+
+
+class RunTestCase(program.WitanTestCase):
+    def run_model(self, *args, **options):
+        """A run of the golden model with a tokenizer."""
+        return self.succeeds("run", "-m", golden(BYTES_MODEL), *args, **options)
+
+    def run_fails(self, *args, **options):
+        return self.fails("run", "-m", golden(BYTES_MODEL), *args, **options)
+
+    def answers(self, *args, **options):
+        return self.run_model("--json", *args, **options).json_lines()
+
+
+class PromptsTest(RunTestCase):
+    def test_each_golden_prompt_gives_its_text(self):
+        for case in cases():
+            with self.subTest(case["prompt"]):
+                args = ["-p", case["prompt"], "-n", len(case["greedy_tokens"]), "--exact", "--kv-type", "f32"]
+                self.assertEqual(self.run_model(*args).out, case["greedy_text"] + "\n")
+
+    def test_takes_prompts_from_every_source_as_one_batch(self):
+        texts = [case["prompt"] for case in cases()]
+        args = ["-p", texts[0], "-p", texts[1]]
+        args += ["-f", self.file("a.txt", texts[2]), "-f", "-"]
+        args += ["--tokens", self.file("b.ids", cases()[4]["prompt_ids"])]
+        args += ["--jsonl", self.file("c.jsonl", "".join(json.dumps({"prompt": t, "id": 7}) + "\n\n" for t in texts))]
+        answers = self.answers(*args, "-n", 24, "--exact", "--kv-type", "f32", stdin=texts[3])
+        expected = [case["greedy_tokens"] for case in cases()]
+        self.assertEqual([answer["tokens"] for answer in answers], expected + expected)
+        names = ["prompt 1", "prompt 2", self.folder / "a.txt", "-", self.folder / "b.ids"]
+        names += [f"{self.folder / 'c.jsonl'}:{line}" for line in (1, 3, 5, 7, 9)]
+        self.assertEqual([answer["prompt"] for answer in answers], [str(name) for name in names])
+
+    def test_several_answers_appear_under_headings(self):
+        alone = [self.run_model("-p", text, "-n", 5).out for text in "ab"]
+        together = self.run_model("-p", "a", "-p", "b", "-n", 5).out
+        self.assertEqual(together, f"==> prompt 1 <==\n{alone[0]}==> prompt 2 <==\n{alone[1]}")
+        choices = self.run_model("-p", "a", "-n", 5, "--choices", 2).out
+        self.assertEqual(choices, f"==> prompt, choice 0 <==\n{alone[0]}==> prompt, choice 1 <==\n{alone[0]}")
+
+    def test_takes_texts_as_they_are(self):
+        for text in ["{}", "[a,b]", "a,b", "-n", "--json", "'q'", '"q"', "%%", "\\n", " ", "\n"]:
+            with self.subTest(text):
+                answer = self.answers("-p", text, "-n", 1)[0]
+                ids = self.succeeds("tokenize", "-m", golden(BYTES_MODEL), "--ids-only", "-f", "-", stdin=text).out
+                self.assertEqual(answer["usage"]["prompt_tokens"], len(ids.split()))
+
+    def test_takes_bytes_that_are_no_utf8_one_by_one(self):
+        answer = self.answers("-f", self.file("bytes.txt", b"\xff\xfe\x80abc"), "-n", 2)[0]
+        self.assertEqual(answer["finish_reason"], "length")
+        self.assertEqual(self.run_model("-p", b"\xff\xfe".decode("utf-8", "surrogateescape"), "-n", 2).code, 0)
+
+    def test_control_tokens_in_text_are_text_unless_asked_for(self):
+        plain = self.answers("-p", "</s>", "-n", 1)[0]["usage"]["prompt_tokens"]
+        parsed = self.answers("-p", "</s>", "-n", 1, "--parse-special")[0]["usage"]["prompt_tokens"]
+        self.assertGreater(plain, parsed)
+        self.assertEqual(parsed, 2)
+
+    def test_refuses_prompts_that_are_none(self):
+        missing = self.folder / "missing"
+        refusals = [
+            (["-p", ""], "prompt: the prompt is empty"),
+            (["-p", "a", "-p", ""], "prompt 2: the prompt is empty"),
+            (["-f", missing], [missing, "No such file"]),
+            (["-f", self.folder], [self.folder, "directory"]),
+            (["-f", self.file("empty", "")], ["empty: the prompt is empty"]),
+            (["-f", "-"], "-: the prompt is empty"),
+            (["--tokens", missing], [missing, "No such file"]),
+            (["--tokens", self.file("blank.ids", " \n")], ["blank.ids", "no token ids"]),
+            (["--tokens", self.file("text.ids", "1 2 abc")], ["text.ids", "token 2", '"abc"']),
+            (["--tokens", self.file("fraction.ids", "1 2.5")], ["fraction.ids", "token 1", '"2.5"']),
+            (["--tokens", self.file("big.ids", "99999999999")], ["big.ids", "99999999999"]),
+            (["--tokens", self.file("negative.ids", "5 -3")], ["negative.ids", "token 1", "-3", "0 to 319"]),
+            (["--tokens", self.file("high.ids", "5 320")], ["high.ids", "token 1", "320", "0 to 319"]),
+            (["--jsonl", self.file("none.jsonl", "\n")], ["none.jsonl", "no prompts"]),
+            (["--jsonl", self.file("bad.jsonl", '{"prompt": "a"}\n{"prompt": ')], ["bad.jsonl", "line 2"]),
+            (["--jsonl", self.file("number.jsonl", '{"prompt": 5}')], ["number.jsonl", "line 1"]),
+            (["--jsonl", self.file("list.jsonl", "[]")], ["list.jsonl", "line 1"]),
+            (["--jsonl", self.file("empty.jsonl", '{"prompt": ""}')], ["empty.jsonl:1: the prompt is empty"]),
+        ]
+        for args, says in refusals:
+            with self.subTest(args):
+                self.run_fails(*args, "-n", 1, says=says)
+
+    def test_a_prompt_longer_than_the_context_is_an_error_naming_both(self):
+        self.run_fails("-p", "Hello", "-c", 4, says=["prompt of 7 tokens", "context of 4"])
+
+    def test_a_model_without_a_tokenizer_takes_and_prints_ids(self):
+        data = golden_json("mixtral/golden.json")
+        model = golden("mixtral/model.gguf")
+        self.fails("run", "-m", model, "-p", "Hello", says=[model, "no tokenizer"])
+        self.fails("run", "-m", model, "--tokens", self.file("a.ids", "5"), "--stop", "x", says="tokenizer")
+        args = ["--tokens", self.file("p.ids", data["prompt"]), "-n", 24, "--exact", "--kv-type", "f32"]
+        result = self.succeeds("run", "-m", model, *args)
+        self.assertEqual(result.out.split(), [str(token) for token in data["greedy_tokens"]])
+
+
+class AnswersTest(RunTestCase):
+    def test_json_has_all_of_an_answer(self):
+        case = cases()[0]
+        answer = self.answers("-p", case["prompt"], "-n", 24, "--exact", "--kv-type", "f32")[0]
+        usage = answer.pop("usage")
+        expected = {"prompt": "prompt", "choice": 0, "text": case["greedy_text"], "tokens": case["greedy_tokens"]}
+        self.assertEqual(answer, {**expected, "finish_reason": "length"})
+        self.assertEqual((usage["prompt_tokens"], usage["cached_prompt_tokens"], usage["generated_tokens"]), (7, 0, 24))
+        self.assertTrue(0 < usage["first_token_seconds"] <= usage["total_seconds"])
+
+    def test_logprobs_come_with_each_token(self):
+        answer = self.answers("-p", "Hello", "-n", 3, "--logprobs", 2)[0]
+        self.assertEqual([entry["token"] for entry in answer["logprobs"]], answer["tokens"])
+        for entry in answer["logprobs"]:
+            self.assertEqual(len(entry["top"]), 2)
+            self.assertEqual(entry["top"][0]["token"], entry["token"])
+            self.assertLess(entry["logprob"], 0)
+            self.assertGreaterEqual(entry["logprob"], entry["top"][1]["logprob"])
+        self.run_fails("-p", "Hello", "--logprobs", 2, says="--logprobs needs --json")
+
+    def test_ends_at_stop_texts_and_tokens_and_end_tokens(self):
+        case = cases()[0]
+        end_token = ["--logit-bias", "2=1000"]
+        runs = [
+            (["--stop", "reva"], "stop", "U/ they\\"),
+            (["--stop", "zzz", "--stop", "they"], "stop", "U/ "),
+            (["--stop-token", case["greedy_tokens"][2]], "stop", "U/"),
+            (["-c", 10], "length", None),
+            (end_token, "stop", ""),
+            ([*end_token, "--ignore-eos"], "length", None),
+        ]
+        for args, reason, text in runs:
+            with self.subTest(args):
+                answer = self.answers("-p", case["prompt"], "-n", 24, "--exact", *args)[0]
+                self.assertEqual(answer["finish_reason"], reason)
+                if text is not None:
+                    self.assertEqual(answer["text"], text)
+        self.run_fails("-p", "a", "--stop", "", says="empty stop")
+
+    def test_neither_batch_nor_threads_nor_step_size_change_a_text(self):
+        texts = [case["prompt"] for case in cases()]
+        sampled = ["-n", 12, "--temperature", 1.5, "--seed", 3]
+        alone = [self.answers("-p", text, *sampled)[0]["tokens"] for text in texts]
+        together = [option for text in texts for option in ("-p", text)]
+        for args in ([], ["-t", 1], ["-t", 3, "--step-tokens", 5], ["--sequences", 2], ["--no-prefix-cache"]):
+            with self.subTest(args):
+                answers = self.answers(*together, *sampled, *args)
+                self.assertEqual([answer["tokens"] for answer in answers], alone)
+
+    def test_the_seed_decides_the_text(self):
+        def text(seed):
+            return self.run_model("-p", "Hello", "-n", 12, "--temperature", 2, "--seed", seed).out
+
+        self.assertEqual(text(5), text(5))
+        self.assertNotEqual(text(5), text(6))
+        choices = self.answers("-p", "Hello", "-n", 12, "--temperature", 2, "--seed", 5, "--choices", 2)
+        self.assertEqual([choice["text"] + "\n" for choice in choices], [text(5), text(6)])
+        self.assertEqual([choice["choice"] for choice in choices], [0, 1])
+
+    def test_kv_types_take_the_memory_they_should(self):
+        held = {}
+        for kv_type in ("f32", "f16", "bf16", "q8_0"):
+            path = self.folder / "stats.json"
+            out = self.run_model("-p", "Hello", "-n", 8, "--kv-type", kv_type, "--stats-json", path).out
+            self.assertGreaterEqual(len(out), 4)
+            held[kv_type] = json.loads(path.read_text())["kv_peak_bytes"]
+        self.assertEqual(held["f32"], 2 * held["f16"])
+        self.assertEqual(held["bf16"], held["f16"])
+        self.assertLess(held["q8_0"], held["f16"])
+
+
+class StatisticsTest(RunTestCase):
+    def test_the_line_on_standard_error_counts_tokens_and_experts(self):
+        result = self.run_model("-p", "Hello", "-n", 5)
+        line = STATISTICS.fullmatch(result.err)
+        self.assertIsNotNone(line, result.err)
+        self.assertEqual((line["prompt"], line["generated"], line["all_experts"]), ("7", "5", "12"))
+        self.assertTrue(0 < int(line["experts"]) <= 12)
+
+    def test_a_dense_model_has_no_experts_in_it(self):
+        line = STATISTICS.fullmatch(self.succeeds("run", "-m", made_model("llama"), "-p", "a", "-n", 2).err)
+        self.assertIsNone(line["experts"])
+
+    def test_quiet_leaves_it_out(self):
+        self.assertEqual(self.run_model("-p", "Hello", "-n", 2, "--quiet").err, "")
+        self.assertEqual(self.run_model("-p", "Hello", "-n", 2, "-q").err, "")
+
+    def test_a_terminal_sees_no_progress_bar_for_quick_work(self):
+        master, slave = pty.openpty()
+        try:
+            args = ["run", "-m", golden(BYTES_MODEL), "-p", "a", "-n", "2"]
+            self.assertEqual(program.start(*args, stdout=subprocess.DEVNULL, stderr=slave).wait(), 0)
+            with open(slave, "wb", closefd=False) as terminal:
+                terminal.write(b"end\n")
+            seen = b""
+            while not seen.endswith(b"end\r\n"):
+                seen += os.read(master, 4096)
+        finally:
+            os.close(master)
+            os.close(slave)
+        self.assertIsNotNone(STATISTICS.match(seen.decode().replace("\r\n", "\n")), seen)
+
+    def test_the_same_as_json(self):
+        path = self.folder / "stats.json"
+        line = STATISTICS.fullmatch(self.run_model("-p", "Hello", "-n", 5, "--stats-json", path).err)
+        stats = json.loads(path.read_text())
+        self.assertEqual((stats["prompt_tokens"], stats["generated_tokens"], stats["decode_tokens"]), (7, 5, 4))
+        self.assertEqual((stats["distinct_experts"], stats["all_experts"]), (int(line["experts"]), 12))
+        self.assertEqual(stats["steps"], 5)
+        self.assertAlmostEqual(stats["decode_tokens_per_second"], 4 / stats["decode_seconds"], places=1)
+        for key in ("prefill_seconds", "kv_peak_bytes", "weight_bytes", "peak_memory_bytes"):
+            self.assertGreater(stats[key], 0, key)
+
+    def test_a_file_that_cannot_be_written_is_found_before_loading(self):
+        for path in (self.folder / "missing" / "stats.json", self.folder):
+            # The model is not there either, which is not what the error is about.
+            self.fails("run", "-m", "missing.gguf", "-p", "a", "--stats-json", path, says=path)
+
+    def test_no_file_is_left_by_a_run_that_failed(self):
+        self.fails("run", "-m", "missing.gguf", "-p", "a", "--stats-json", self.folder / "stats.json")
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+
+class MemoryTest(RunTestCase):
+    def test_a_budget_too_small_is_an_error_with_the_plan_before_loading(self):
+        model = made_model("llama", layers=20)
+        result = self.fails("run", "-m", model, "-p", "a", "--memory", "60MB", says=[model, "budget", "60.0 MiB"])
+        for part in ("weights", "routed experts", "activations", "left for KV"):
+            self.assertIn(part, result.err)
+        self.assertLess(result.cpu_seconds, 1)
+        self.check_peak_memory(result, model.stat().st_size)
+
+    def test_sizes_have_units_of_powers_of_1024(self):
+        for size, mib in [("2GB", 2048), ("1.5 gib", 1536), ("512m", 512), ("536870912", 512), ("524288K", 512)]:
+            plan = self.succeeds("inspect", "-m", golden(BYTES_MODEL), "--memory", size, "--json").out
+            self.assertEqual(json.loads(plan)["memory"]["budget_bytes"], mib << 20, size)
+
+    def test_a_process_holds_little_more_than_it_reports(self):
+        model = made_model("qwen3moe")
+        path = self.folder / "stats.json"
+        args = ["-p", "a", "-n", 20, "--memory", "512MB", "--stats-json", path]
+        result = self.succeeds("run", "-m", model, *args)
+        reported = json.loads(path.read_text())["peak_memory_bytes"]
+        self.assertLess(reported, 512 << 20)
+        # What is not from the pool: the program and its libraries, the tokenizer, pages of the mapped file.
+        self.check_peak_memory(result, reported + model.stat().st_size + (64 << 20))
+
+
+class InterruptTest(RunTestCase):
+    def test_ctrl_c_ends_the_answer_with_its_statistics(self):
+        path = self.folder / "stats.json"
+        args = ["run", "-m", made_model("qwen3moe"), "-p", "a", "-n", "100000", "--ignore-eos", "--stats-json", path]
+        slow = {"WITAN_ISA": "reference"}
+        with program.start(*args, env=slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.read(1)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 130)
+        self.assertTrue(out.endswith(b"\n"))
+        line = STATISTICS.fullmatch(err.decode())
+        self.assertIsNotNone(line, err)
+        generated = json.loads(path.read_text())["generated_tokens"]
+        self.assertEqual(int(line["generated"]), generated)
+        self.assertTrue(0 < generated < 8000, generated)
+
+
+if __name__ == "__main__":
+    program.main()
