@@ -60,5 +60,5 @@ function(witan_test name)
   target_compile_definitions(${name} PRIVATE
     WITAN_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data"
     WITAN_GOLDENS="${PROJECT_SOURCE_DIR}/../shared/goldens")
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}")
+  gtest_discover_tests(${name} NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}")
 endfunction()
