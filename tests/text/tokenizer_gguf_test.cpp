@@ -90,7 +90,8 @@ TEST(GoldenModel, EncodesItsPromptsAndDecodesWhatFollowsThem) {
   WITAN_GOLDEN_OR_SKIP(path, "e2e-bytes/model.gguf");
   WITAN_GOLDEN_OR_SKIP(cases, "e2e-bytes/golden.json");
   const auto tokenizer = tokenizer_from_gguf(test::GgufVocabReader::read(path));
-  for (const auto& golden : nlohmann::json::parse(test::read_file(cases))["cases"]) {
+  const auto file = nlohmann::json::parse(test::read_file(cases));
+  for (const auto& golden : file["cases"]) {
     const Ids prompt = tokenizer->encode(golden["prompt"].get<std::string>(), AddSpecial::kYes, ParseSpecial::kYes);
     EXPECT_EQ(prompt, golden["prompt_ids"].get<Ids>()) << golden["prompt"];
     EXPECT_EQ(decode(*tokenizer, prompt), golden["prompt"]);
