@@ -34,7 +34,7 @@ void run_logits(const LogitsFlags& flags) {
   if (!flags.experts_path.empty()) experts_out = std::make_unique<OutputFile>(flags.experts_path);
 
   ModelOptions options = flags.model.finished();
-  options.max_step_tokens = 512;
+  options.max_step_tokens = flags.chunk;
   options.max_sequences = flags.chunk;  // logits of every row of a step
   options.prefix_cache = false;
   if (options.context_length == 0) options.context_length = static_cast<int32_t>(tokens.size());

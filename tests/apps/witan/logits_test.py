@@ -111,6 +111,10 @@ class LogitsErrorsTest(LogitsTestCase):
 
     def test_a_budget_too_small(self):
         self.check_fails("--out", self.out, "--memory", "10MB", says=[self.model, "budget"])
+        # A chunk is a step of the plan.
+        self.check_fails("--out", self.out, "--memory", "100MB", "--chunk", 65536, says="budget")
+        path = self.file("ids", [5])
+        self.succeeds("logits", "-m", self.model, "--tokens", path, "--out", self.out, "--memory", "100MB")
 
     def test_files_that_cannot_be_written_are_found_before_the_model_is_opened(self):
         self.model = "missing.gguf"
