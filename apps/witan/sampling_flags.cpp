@@ -42,9 +42,9 @@ void GenerationFlags::check() const {
 void add_generation_flags(CLI::App& app, GenerationFlags& flags) {
   GenerationRequest& request = flags.request;
   SamplingParams& sampling = request.sampling;
-  const char* const kGroup = "Generation";
+  const char* const group_name = "Generation";
   const auto add = [&](const char* name, auto& value, const char* type, const char* help) {
-    return app.add_option(name, value, help)->type_name(type)->group(kGroup)->capture_default_str();
+    return app.add_option(name, value, help)->type_name(type)->group(group_name)->capture_default_str();
   };
   add("-n,--num-tokens", request.max_new_tokens, "N", "Most tokens generated per answer")
       ->check(in_range(1, std::numeric_limits<int32_t>::max()));
@@ -64,17 +64,17 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags) {
       ->check(in_range(-1, std::numeric_limits<int32_t>::max()));
   add_texts(app, "--logit-bias", flags.logit_bias, "Added to a token's logit; may be repeated")
       ->type_name("ID=X")
-      ->group(kGroup)
+      ->group(group_name)
       ->default_str("none");
   add_texts(app, "--stop", request.stop_strings, "End the answer before this text; may be repeated")
-      ->group(kGroup)
+      ->group(group_name)
       ->default_str("none");
   app.add_option("--stop-token", request.stop_tokens, "End the answer at this token; may be repeated")
       ->type_name("ID")
       ->allow_extra_args(false)
-      ->group(kGroup)
+      ->group(group_name)
       ->default_str("none");
-  app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(kGroup);
+  app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(group_name);
 }
 
 }  // namespace witan
