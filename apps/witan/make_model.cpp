@@ -12,6 +12,7 @@
 #include "files.h"
 #include "help.h"
 #include "in_words.h"
+#include "progress_bar.h"
 
 namespace witan {
 namespace {
@@ -44,7 +45,11 @@ void run_make_model(MakeModelFlags& flags) {
   flags.options.dtype = *dtype;
   ThreadPool threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   const auto start = std::chrono::steady_clock::now();
-  const MadeModel made = make_model(find_model_preset(flags.arch, flags.preset), flags.options, flags.out, threads);
+  const ModelPreset& preset = find_model_preset(flags.arch, flags.preset);
+  auto bar = std::make_unique<ProgressBar>("writing");
+  const MadeModel made = make_model(preset, flags.options, flags.out, threads,
+                                    [&](int64_t done, int64_t total) { bar->update(done, total); });
+  bar.reset();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   for (const std::string& note : made.notes) print_stdout("note: {}\n", note);
   print_stdout("{}: {} random weights in {} tensors, {:.1f} MiB, {:.1f} s\n", flags.out, in_words(made.num_parameters),
