@@ -74,6 +74,7 @@ void add_make_model_command(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", flags->options.seed, "The same seed gives the same file")
       ->type_name("N")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->callback([flags] { run_make_model(*flags); });
 }

@@ -117,7 +117,7 @@ class AnswerProgress {
   void after_step(const EngineStats& stats) {
     if (ended_) return;
     const int64_t generated = new_tokens_ > 0 ? stats.generated_tokens : 0;
-    bar_.update(stats.prompt_tokens + stats.kv.prefix_hit_tokens + generated + not_needed_, total_);
+    bar_.update(stats.prompt_tokens + stats.scheduler.num_prefix_hit_tokens + generated + not_needed_, total_);
   }
 
  private:
@@ -223,7 +223,7 @@ json stats_json(const EngineStats& stats, const ModelInfo& info) {
           {"decode_tokens_per_second", rate(stats.decode_tokens, stats.decode_seconds)},
           {"steps", stats.num_steps},
           {"schedule_seconds", stats.schedule_seconds},
-          {"prefix_hit_tokens", stats.kv.prefix_hit_tokens},
+          {"prefix_hit_tokens", stats.scheduler.num_prefix_hit_tokens},
           {"preemptions", stats.scheduler.num_preemptions},
           {"recomputed_tokens", stats.scheduler.num_recomputed_tokens},
           {"kv_peak_bytes", stats.kv.peak_block_bytes_held},
@@ -239,8 +239,9 @@ std::string stats_line(const EngineStats& stats, const ModelInfo& info) {
       stats.prompt_tokens, stats.prefill_seconds, rate(stats.prompt_tokens, stats.prefill_seconds),
       stats.generated_tokens, stats.decode_seconds, rate(stats.decode_tokens, stats.decode_seconds),
       static_cast<double>(stats.kv.peak_block_bytes_held) / (1 << 20));
-  if (stats.kv.prefix_hit_tokens > 0)
-    line += fmt::format(" | {} prompt tokens from the prefix cache", stats.kv.prefix_hit_tokens);
+  if (stats.scheduler.num_prefix_hit_tokens > 0) {
+    line += fmt::format(" | {} prompt tokens from the prefix cache", stats.scheduler.num_prefix_hit_tokens);
+  }
   if (stats.scheduler.num_preemptions > 0) line += fmt::format(" | {} preemptions", stats.scheduler.num_preemptions);
   if (!info.moe_layers.empty()) {
     line += fmt::format(" | {} of {} experts used", stats.distinct_experts,
@@ -257,13 +258,15 @@ std::unique_ptr<Engine> load(const ModelOptions& options) {
 // Steps until everything submitted has ended, calling after_step each time. The first Ctrl-C ends it early, a second
 // one the process; true when there was one.
 bool run_to_end(Engine& engine, const std::vector<RequestId>& requests, FunctionRef<void()> after_step) {
-  std::signal(SIGINT, [](int) { interrupted = 1; });
+  struct sigaction once {};
+  once.sa_handler = [](int) { interrupted = 1; };
+  once.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &once, nullptr);
   bool cancelled = false;
   while (engine.step()) {
     after_step();
     if (interrupted == 0 || cancelled) continue;
     cancelled = true;
-    std::signal(SIGINT, SIG_DFL);
     for (const RequestId request : requests) engine.cancel(request);
   }
   return cancelled;

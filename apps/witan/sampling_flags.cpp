@@ -58,7 +58,7 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags) {
       "Over 1 makes tokens of the prompt and the answer so far less likely");
   add("--presence-penalty", sampling.presence_penalty, "X", "Subtracted from logits of tokens generated so far");
   add("--frequency-penalty", sampling.frequency_penalty, "X", "The same, per occurrence");
-  add("--seed", sampling.seed, "N", "The same seed gives the same text");
+  add("--seed", sampling.seed, "N", "The same seed gives the same text")->check(CLI::NonNegativeNumber);
   add("--logprobs", sampling.num_logprobs, "N",
       "Report log probabilities with this many alternatives (needs --json); -1: none")
       ->check(in_range(-1, std::numeric_limits<int32_t>::max()));

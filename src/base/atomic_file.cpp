@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -52,6 +53,8 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::commit() {
+  struct stat replaced {};
+  if (stat(path_.c_str(), &replaced) == 0) fchmod(descriptor_, replaced.st_mode & 07777);
   if (!has_name_) {
     std::remove(partial_path_.c_str());  // of a process that had this one's id
     const std::string source = open_file_name(descriptor_);

@@ -8,6 +8,7 @@ namespace witan {
 // the name, and a process that is killed before leaves nothing where the file system has nameless files (Linux:
 // O_TMPFILE), elsewhere a file NAME.partial-PID. A power cut just after commit() may still lose it: commit() does not
 // wait for the disk.
+// A file that is replaced hands its permissions on.
 //   write through descriptor()* commit; without commit the file is dropped.
 class AtomicFile {
  public:

@@ -38,13 +38,33 @@ struct Delivery {
   GenerationOutput output;
 };
 
-void deliver(const std::vector<Delivery>& deliveries) {
-  for (const Delivery& delivery : deliveries) {
-    if (*delivery.on_output) (*delivery.on_output)(delivery.output);
+// What picking the next token of one sequence takes and gives.
+struct SampleJob {
+  const SamplingParams* params;
+  std::span<const TokenId> prompt;
+  std::span<const TokenId> generated;
+  SampleResult result = {};
+  std::string error = {};
+};
+
+void run_job(SampleJob& job, std::span<const float> logits) {
+  try {
+    job.result = sample(*job.params, logits, job.prompt, job.generated);
+  } catch (const std::exception& e) {
+    job.error = e.what();
   }
 }
 
-void validate(const GenerationRequest& request, const ModelInfo& info, bool has_tokenizer) {
+void validate(const GenerationRequest& request, const LoadedModel& model, bool has_tokenizer) {
+  const ModelInfo& info = model.info();
+  const int32_t context = model.options().context_length;
+  if (std::ssize(request.prompt) >= context && context < info.context_length && model.plan().is_limited_by_memory) {
+    fail(
+        ErrorCode::kInvalidArgument,
+        "a prompt of {} tokens leaves no room in the context of {} tokens, which is what the memory budget allows (the "
+        "model's own is {})",
+        request.prompt.size(), context, info.context_length);
+  }
   check_token_ids(request.prompt, info.vocab_size);
   check_token_ids(request.stop_tokens, info.vocab_size);
   request.sampling.validate(info.vocab_size);
@@ -88,12 +108,17 @@ struct Engine::State {
   std::vector<SequenceId> all_sequences() const;
   ForwardBatch make_batch(const StepPlan& plan) const;
   std::vector<Delivery> end_cancelled();
-  std::vector<Delivery> finish_step(const StepPlan& plan, std::span<const float> logits);
-  std::vector<Delivery> fail_step(std::span<const SequenceId> sequences, const std::string& what);
+  StepPlan schedule(std::vector<Delivery>& deliveries);
+  void compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries);
+  std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
+  void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
+  void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
+  void deliver(const std::vector<Delivery>& deliveries);
   std::optional<FinishReason> finish_reason(SequenceId sequence, Generation& generation, TokenId token,
                                             std::string& text) const;
   Delivery end(SequenceId sequence, GenerationOutput output);
-  void count_step(const StepPlan& plan, double seconds);
+  int64_t num_prompt_tokens(const StepPlan& plan) const;
+  void count_step(const StepPlan& plan, int64_t num_prompt_tokens, double seconds);
   void forbid_unnamed_tokens(std::span<float> logits) const;
 
   LoadedModel model;
@@ -132,7 +157,7 @@ std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_sp
 
 RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_output) {
   State& s = *state_;
-  validate(request, s.model.info(), s.model.tokenizer() != nullptr);
+  validate(request, s.model, s.model.tokenizer() != nullptr);
   std::vector<TokenId> stop_tokens = request.stop_tokens;
   if (!request.ignore_end_tokens) stop_tokens.insert(stop_tokens.end(), s.end_tokens.begin(), s.end_tokens.end());
   const auto callback = std::make_shared<OutputCallback>(std::move(on_output));
@@ -187,6 +212,7 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
 Delivery Engine::State::end(SequenceId sequence, GenerationOutput output) {
   const auto found = generations.find(sequence);
   Generation& generation = found->second;
+  if (generation.text) output.text += generation.text->finish();
   generation.usage.total_seconds = seconds_since(generation.submitted);
   output.usage = generation.usage;
   Delivery delivery{.on_output = generation.on_output, .output = std::move(output)};
@@ -232,58 +258,59 @@ std::optional<FinishReason> Engine::State::finish_reason(SequenceId sequence, Ge
   if (!reason && std::ssize(scheduler.tokens(sequence)) >= scheduler.max_tokens(sequence)) {
     reason = FinishReason::kLength;
   }
-  if (reason && generation.text) text += generation.text->finish();
   return reason;
 }
 
-std::vector<Delivery> Engine::State::finish_step(const StepPlan& plan, std::span<const float> logits) {
-  const auto vocab_size = static_cast<size_t>(model.info().vocab_size);
-  std::vector<TokenId> sampled;
-  std::vector<SampleResult> results;
-  std::vector<std::string> errors;
-  for (const ScheduledSlice& slice : plan.slices) {
-    if (!slice.samples) continue;
-    const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
-    const auto num_prompt = static_cast<size_t>(scheduler.num_prompt_tokens(slice.sequence));
-    SampleResult result;
-    std::string error;
-    try {
-      result = sample(generations.at(slice.sequence).sampling, logits.subspan(sampled.size() * vocab_size, vocab_size),
-                      tokens.first(num_prompt), tokens.subspan(num_prompt));
-    } catch (const Error& e) {
-      error = e.what();
+// Without the mutex: what is read belongs to sequences in the plan, which nobody changes until it is committed.
+std::vector<SampleJob> Engine::State::sample_all(const StepPlan& plan, std::span<const float> logits) {
+  std::vector<SampleJob> jobs;
+  {
+    const std::lock_guard lock(mutex);
+    for (const ScheduledSlice& slice : plan.slices) {
+      if (!slice.samples) continue;
+      const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+      const auto num_prompt = static_cast<size_t>(scheduler.num_prompt_tokens(slice.sequence));
+      jobs.push_back({.params = &generations.at(slice.sequence).sampling,
+                      .prompt = tokens.first(num_prompt),
+                      .generated = tokens.subspan(num_prompt)});
     }
-    sampled.push_back(result.token);
-    results.push_back(std::move(result));
-    errors.push_back(std::move(error));
   }
+  const auto vocab_size = static_cast<size_t>(model.info().vocab_size);
+  model.threads().parallel_for(std::ssize(jobs), [&](int64_t i, int) {
+    run_job(jobs[static_cast<size_t>(i)], logits.subspan(static_cast<size_t>(i) * vocab_size, vocab_size));
+  });
+  return jobs;
+}
+
+void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries) {
+  std::vector<TokenId> sampled;
+  for (const SampleJob& job : jobs) sampled.push_back(job.result.token);
   scheduler.commit(plan, sampled);
 
-  std::vector<Delivery> deliveries;
   size_t i = 0;
   for (const ScheduledSlice& slice : plan.slices) {
     Generation& generation = generations.at(slice.sequence);
     generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
     if (!slice.samples) continue;
+    SampleJob& job = jobs[i++];
+    if (!job.error.empty()) {
+      fail_sequence(slice.sequence, job.error, deliveries);
+      continue;
+    }
     GenerationOutput output{.request = generation.request,
                             .choice = generation.choice,
                             .text = {},
                             .token = std::nullopt,
                             .finish = std::nullopt,
-                            .error = errors[i],
+                            .error = {},
                             .usage = {}};
-    if (errors[i].empty()) {
-      ++generation.usage.generated_tokens;
-      ++stats.generated_tokens;
-      if (generation.usage.generated_tokens == 1) {
-        generation.usage.first_token_seconds = seconds_since(generation.submitted);
-      }
-      output.finish = finish_reason(slice.sequence, generation, results[i].token, output.text);
-      output.token = std::move(results[i]);
-    } else {
-      output.finish = FinishReason::kError;
+    ++generation.usage.generated_tokens;
+    ++stats.generated_tokens;
+    if (generation.usage.generated_tokens == 1) {
+      generation.usage.first_token_seconds = seconds_since(generation.submitted);
     }
-    ++i;
+    output.finish = finish_reason(slice.sequence, generation, job.result.token, output.text);
+    output.token = std::move(job.result);
     if (output.finish) {
       deliveries.push_back(end(slice.sequence, std::move(output)));
     } else {
@@ -292,35 +319,33 @@ std::vector<Delivery> Engine::State::finish_step(const StepPlan& plan, std::span
       deliveries.push_back({.on_output = generation.on_output, .output = std::move(output)});
     }
   }
-  return deliveries;
 }
 
-// The step found no memory: the sequences it was for end.
-std::vector<Delivery> Engine::State::fail_step(std::span<const SequenceId> sequences, const std::string& what) {
-  std::vector<Delivery> deliveries;
-  for (const SequenceId sequence : sequences) {
-    const Generation& generation = generations.at(sequence);
-    deliveries.push_back(end(sequence, {.request = generation.request,
-                                        .choice = generation.choice,
-                                        .text = {},
-                                        .token = std::nullopt,
-                                        .finish = FinishReason::kError,
-                                        .error = what,
-                                        .usage = {}}));
-  }
-  return deliveries;
+void Engine::State::fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries) {
+  const Generation& generation = generations.at(sequence);
+  deliveries.push_back(end(sequence, {.request = generation.request,
+                                      .choice = generation.choice,
+                                      .text = {},
+                                      .token = std::nullopt,
+                                      .finish = FinishReason::kError,
+                                      .error = what,
+                                      .usage = {}}));
 }
 
-void Engine::State::count_step(const StepPlan& plan, double seconds) {
-  ++stats.num_steps;
-  stats.distinct_experts = model.telemetry().distinct_ever();
-  int64_t prompt_tokens = 0;
+int64_t Engine::State::num_prompt_tokens(const StepPlan& plan) const {
+  int64_t num_tokens = 0;
   for (const ScheduledSlice& slice : plan.slices) {
     const int32_t num_prompt = scheduler.num_prompt_tokens(slice.sequence);
-    prompt_tokens += std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
+    num_tokens += std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
   }
-  stats.prompt_tokens += prompt_tokens;
-  if (prompt_tokens > 0) {
+  return num_tokens;
+}
+
+void Engine::State::count_step(const StepPlan& plan, int64_t num_prompt_tokens, double seconds) {
+  ++stats.num_steps;
+  stats.distinct_experts = model.telemetry().distinct_ever();
+  stats.prompt_tokens += num_prompt_tokens;
+  if (num_prompt_tokens > 0) {
     stats.prefill_seconds += seconds;
   } else {
     stats.decode_seconds += seconds;
@@ -340,42 +365,73 @@ void Engine::State::forbid_unnamed_tokens(std::span<float> logits) const {
   }
 }
 
+// The next plan. A sequence that finds no room even alone ends; the others go on.
+StepPlan Engine::State::schedule(std::vector<Delivery>& deliveries) {
+  for (;;) {
+    try {
+      return scheduler.schedule();
+    } catch (const SequenceError& error) {
+      fail_sequence(error.sequence(), error.what(), deliveries);
+    }
+  }
+}
+
+void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries) {
+  const Clock::time_point start = Clock::now();
+  std::vector<SampleJob> jobs;
+  try {
+    const std::span<float> logits = model.forward(batch);
+    forbid_unnamed_tokens(logits);
+    jobs = sample_all(plan, logits);
+  } catch (const std::exception& error) {  // no memory: the sequences that the step was for end
+    const std::lock_guard lock(mutex);
+    scheduler.abandon(plan);
+    for (const ScheduledSlice& slice : plan.slices) fail_sequence(slice.sequence, error.what(), deliveries);
+    return;
+  }
+  const std::lock_guard lock(mutex);
+  const int64_t num_prompt = num_prompt_tokens(plan);
+  finish_step(plan, jobs, deliveries);
+  count_step(plan, num_prompt, seconds_since(start));
+}
+
+// Calls everybody, whoever throws, then throws the first exception.
+void Engine::State::deliver(const std::vector<Delivery>& deliveries) {
+  std::exception_ptr first;
+  for (const Delivery& delivery : deliveries) {
+    try {
+      if (*delivery.on_output) (*delivery.on_output)(delivery.output);
+    } catch (...) {
+      if (!first) first = std::current_exception();
+      const std::lock_guard lock(mutex);
+      if (!delivery.output.finish) cancelled.push_back(delivery.output.request);
+    }
+  }
+  if (first) std::rethrow_exception(first);
+}
+
 bool Engine::State::step() {
   const std::lock_guard step_lock(step_mutex);
   StepPlan plan;
   ForwardBatch batch;
-  std::vector<Delivery> ended;
-  const Clock::time_point start = Clock::now();
+  std::vector<Delivery> deliveries;
   {
     const std::lock_guard lock(mutex);
-    ended = end_cancelled();
-    try {
-      plan = scheduler.schedule();
-      batch = make_batch(plan);
-    } catch (const Error& error) {
-      std::ranges::move(fail_step(all_sequences(), error.what()), std::back_inserter(ended));
-    }
+    const Clock::time_point start = Clock::now();
+    deliveries = end_cancelled();
+    plan = schedule(deliveries);
+    batch = make_batch(plan);
     stats.schedule_seconds += seconds_since(start);
+#ifndef NDEBUG
+    if (!scheduler.has_work()) {
+      scheduler.check_integrity();
+      model.kv().check_integrity();
+    }
+#endif
   }
-  deliver(ended);
-  if (plan.empty()) return !ended.empty();
-
-  std::vector<Delivery> deliveries;
-  try {
-    const std::span<float> logits = model.forward(batch);
-    forbid_unnamed_tokens(logits);
-    const std::lock_guard lock(mutex);
-    count_step(plan, seconds_since(start));
-    deliveries = finish_step(plan, logits);
-  } catch (const Error& error) {
-    const std::lock_guard lock(mutex);
-    scheduler.abandon(plan);
-    std::vector<SequenceId> sequences;
-    for (const ScheduledSlice& slice : plan.slices) sequences.push_back(slice.sequence);
-    deliveries = fail_step(sequences, error.what());
-  }
+  if (!plan.empty()) compute(plan, batch, deliveries);
   deliver(deliveries);
-  return true;
+  return !plan.empty() || !deliveries.empty();
 }
 
 bool Engine::step() {
@@ -394,7 +450,10 @@ void Engine::start() {
         s.work_arrived.wait(lock, [&s] { return s.stopping || s.scheduler.has_work() || !s.cancelled.empty(); });
         if (s.stopping) return;
       }
-      s.step();
+      try {
+        s.step();
+      } catch (...) {  // a callback threw: its request is cancelled, and it was told so
+      }
     }
   });
 }

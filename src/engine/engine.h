@@ -55,7 +55,9 @@ struct GenerationOutput {
 };
 
 // Called for every output of a request, in order, by the thread that steps. It may submit and cancel, not step.
-// The last call for each choice has `finish` set; there is exactly one such call.
+// The last call for each choice has `finish` set; there is exactly one such call, unless the engine goes first.
+// One that throws has its request cancelled; step() throws the exception once all other outputs are delivered, the
+// engine's own thread drops it.
 using OutputCallback = std::function<void(const GenerationOutput&)>;
 
 struct EngineStats {

@@ -39,6 +39,10 @@ std::unique_ptr<Tokenizer> load_tokenizer(const Checkpoint& checkpoint, const Mo
 }
 
 MemoryPlan plan_for(const Checkpoint& checkpoint, const ModelInfo& info, const ModelOptions& options) {
+  if (options.context_length > info.context_length) {
+    fail(ErrorCode::kInvalidArgument, "{}: a context of {} tokens was asked for, the model's own is {}",
+         checkpoint.path(), options.context_length, info.context_length);
+  }
   const int32_t context = options.context_length > 0 ? options.context_length : info.context_length;
   MemoryPlanRequest request{.budget_bytes = options.memory_bytes,
                             .kv_codec = options.kv_codec,
@@ -46,14 +50,23 @@ MemoryPlan plan_for(const Checkpoint& checkpoint, const ModelInfo& info, const M
                             .max_step_tokens = options.max_step_tokens,
                             .max_logit_rows = std::min(options.max_sequences, options.max_step_tokens),
                             .num_threads = options.num_threads};
-  MemoryPlan plan = plan_memory(checkpoint, info, request);
-  // Nobody asked for the model's whole context: take what fits.
-  while (options.context_length == 0 && request.context_tokens > kKvBlockSize &&
-         plan.kv_available_bytes < plan.kv_context_bytes) {
-    request.context_tokens = std::max<int64_t>(kKvBlockSize, request.context_tokens / 2);
-    plan = plan_memory(checkpoint, info, request);
+  const auto plan_of = [&](int64_t num_tokens) {
+    request.context_tokens = num_tokens;
+    return plan_memory(checkpoint, info, request);
+  };
+  const auto fits = [](const MemoryPlan& plan) { return plan.kv_available_bytes >= plan.kv_context_bytes; };
+  MemoryPlan plan = plan_of(context);
+  if (fits(plan)) return plan;
+  if (options.context_length == 0) {  // nobody asked for the model's whole context: the most that fits
+    int64_t most = 0;                 // blocks
+    for (int64_t too_many = (context + kKvBlockSize - 1) / kKvBlockSize; too_many - most > 1;) {
+      const int64_t middle = (most + too_many) / 2;
+      (fits(plan_of(middle * kKvBlockSize)) ? most : too_many) = middle;
+    }
+    plan = plan_of(std::max<int64_t>(most, 1) * kKvBlockSize);
+    plan.is_limited_by_memory = true;
   }
-  if (plan.kv_available_bytes < plan.kv_context_bytes) {
+  if (!fits(plan)) {
     fail(ErrorCode::kOutOfMemory, "{}: the memory budget does not suffice\n{}", checkpoint.path(), describe(plan));
   }
   return plan;
@@ -84,6 +97,10 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
                  model_->info().top_k) {
   options_.context_length = static_cast<int32_t>(plan_.context_tokens);
   if (options_.kv_capacity_bytes == 0) options_.kv_capacity_bytes = plan_.kv_available_bytes;
+  if (options_.kv_capacity_bytes > plan_.kv_available_bytes) {
+    fail(ErrorCode::kOutOfMemory, "KV capacity: {} bytes, but the budget leaves {}\n{}", options_.kv_capacity_bytes,
+         plan_.kv_available_bytes, describe(plan_));
+  }
   const auto report = [&](int64_t done, int64_t total) {
     if (progress) progress(done, total);
   };

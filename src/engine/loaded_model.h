@@ -54,6 +54,7 @@ class LoadedModel {
   const KvCache& kv() const { return *kv_; }
   const MemoryPool& pool() const { return pool_; }
   const RouterTelemetry& telemetry() const { return telemetry_; }
+  ThreadPool& threads() { return threads_; }  // for work between forward passes
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.
   std::span<float> forward(const ForwardBatch& batch);

@@ -17,9 +17,10 @@ struct MemoryPlan {
   int64_t expert_bytes = 0;      // packed routed experts
   int64_t activation_bytes = 0;  // of the largest step
   int64_t kv_bytes_per_token = 0;
-  int64_t context_tokens = 0;      // the context asked for
-  int64_t kv_context_bytes = 0;    // KV of one sequence of that context, whole blocks
-  int64_t kv_available_bytes = 0;  // what the budget leaves for the KV cache; negative when it does not suffice
+  int64_t context_tokens = 0;         // the context asked for
+  int64_t kv_context_bytes = 0;       // KV of one sequence of that context, whole blocks
+  bool is_limited_by_memory = false;  // the context is less than the model's for want of memory
+  int64_t kv_available_bytes = 0;     // what the budget leaves for the KV cache; negative when it does not suffice
 };
 
 struct MemoryPlanRequest {

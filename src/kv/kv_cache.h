@@ -34,8 +34,8 @@ struct KvCacheStats {
   int64_t block_bytes_held = 0;    // bytes of all blocks that are not free, shared ones counted once
   int64_t block_bytes_cached = 0;  // of these, held by the prefix cache alone (evictable)
   int64_t peak_block_bytes_held = 0;
-  int64_t prefix_lookup_tokens = 0;   // tokens asked for in attach_prefix
-  int64_t prefix_hit_tokens = 0;      // of these, found
+  int64_t prefix_lookup_tokens = 0;   // tokens asked for in attach_prefix, by every call
+  int64_t prefix_hit_tokens = 0;      // of these, found; SchedulerStats counts each request once
   int64_t prefix_evicted_blocks = 0;  // prefix blocks dropped for room
 };
 

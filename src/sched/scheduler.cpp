@@ -80,6 +80,7 @@ struct Scheduler::State {
   bool plan_is_open = false;
   int64_t num_preemptions = 0;
   int64_t num_recomputed_tokens = 0;
+  int64_t num_prefix_hit_tokens = 0;
 };
 
 Scheduler::State::State(KvCache& cache, SchedulerConfig scheduler_config)
@@ -160,10 +161,12 @@ void Scheduler::State::stop_running(Sequence& sequence) {
 
 // Nothing is planned then: no other runs, and this one has no slice.
 void Scheduler::State::fail_alone(const Sequence& sequence) const {
-  fail(ErrorCode::kOutOfMemory,
-       "sequence {} finds no room in the KV cache after {} of its {} tokens although no other runs: the cache may hold "
-       "{} bytes and can get {} more",
-       sequence.id, sequence.num_computed, sequence.num_tokens(), kv.config().capacity_bytes, kv.available_bytes());
+  throw SequenceError(
+      sequence.id, ErrorCode::kOutOfMemory,
+      fmt::format("sequence {} finds no room in the KV cache after {} of its {} tokens although no other runs: the "
+                  "cache may hold {} bytes and can get {} more",
+                  sequence.id, sequence.num_computed, sequence.num_tokens(), kv.config().capacity_bytes,
+                  kv.available_bytes()));
 }
 
 // Not in a step that had to preempt: what that set free is for those who run.
@@ -207,7 +210,10 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   step.add(sequence, num_tokens);
   step.plan.admitted.push_back(sequence.id);
   in_flight.add(sequence);
-  if (!sequence.num_prefix_hit_tokens) sequence.num_prefix_hit_tokens = num_attached;
+  if (!sequence.num_prefix_hit_tokens) {
+    sequence.num_prefix_hit_tokens = num_attached;
+    num_prefix_hit_tokens += num_attached;
+  }
   return Admission::kAdmitted;
 }
 
@@ -360,7 +366,8 @@ SchedulerStats Scheduler::stats() const {
   return {.num_waiting = state_->waiting.size(),
           .num_running = std::ssize(state_->running),
           .num_preemptions = state_->num_preemptions,
-          .num_recomputed_tokens = state_->num_recomputed_tokens};
+          .num_recomputed_tokens = state_->num_recomputed_tokens,
+          .num_prefix_hit_tokens = state_->num_prefix_hit_tokens};
 }
 
 void Scheduler::check_integrity() const {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "base/error.h"
 #include "base/types.h"
 #include "kv/kv_cache.h"
 
@@ -47,11 +48,23 @@ struct StepPlan {
   bool empty() const { return slices.empty(); }
 };
 
+// A sequence that cannot go on: nothing else is affected, and its caller finishes it.
+class SequenceError : public Error {
+ public:
+  SequenceError(SequenceId sequence, ErrorCode code, const std::string& message)
+      : Error(code, message), sequence_(sequence) {}
+  SequenceId sequence() const { return sequence_; }
+
+ private:
+  SequenceId sequence_;
+};
+
 struct SchedulerStats {
   int64_t num_waiting = 0;
   int64_t num_running = 0;
   int64_t num_preemptions = 0;        // ever
   int64_t num_recomputed_tokens = 0;  // computed again after a preemption, ever
+  int64_t num_prefix_hit_tokens = 0;  // prompt tokens found in the prefix cache by first admissions, ever
 };
 
 // Decides which sequences run in each step and how many tokens each: continuous batching with chunked prefill, where
@@ -94,8 +107,8 @@ class Scheduler {
   SequenceId add(SequenceRequest request);
 
   // The next step. Empty when there are no sequences.
-  // Throws Error(kOutOfMemory), with the numbers, when the only running sequence finds no room: the KV cache cannot get
-  // the memory that its capacity promises. No plan is open then; finish() and schedule() may be called.
+  // Throws SequenceError(kOutOfMemory), with the numbers, when the only running sequence finds no room: the KV cache
+  // cannot get the memory that its capacity promises. No plan is open then; finish() and schedule() may be called.
   StepPlan schedule();
 
   // The plan was computed. sampled has one token per slice with samples == true, in the slices' order; they are

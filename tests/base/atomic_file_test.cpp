@@ -63,6 +63,13 @@ TEST_F(AtomicFileTest, AFileOfThatNameIsReplacedOnlyOnCommit) {
   EXPECT_THAT(names(), testing::ElementsAre("file"));
 }
 
+TEST_F(AtomicFileTest, AFileThatIsReplacedHandsItsPermissionsOn) {
+  std::ofstream(path()) << "old";
+  fs::permissions(path(), fs::perms::owner_read | fs::perms::owner_write);
+  AtomicFile(path()).commit();
+  EXPECT_EQ(fs::status(path()).permissions(), fs::perms::owner_read | fs::perms::owner_write);
+}
+
 TEST_F(AtomicFileTest, WithoutCommitNothingIsLeft) {
   std::ofstream(path()) << "old";
   {

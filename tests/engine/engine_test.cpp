@@ -9,10 +9,13 @@
 #include <condition_variable>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <limits>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "support/goldens.h"
@@ -214,7 +217,7 @@ TEST(EngineTest, ChoicesShareTheirPromptsBlocks) {
   Received received;
   engine.submit(request, received.callback());
   run_all(engine);
-  EXPECT_EQ(engine.stats().kv.prefix_hit_tokens, 3 * 192);
+  EXPECT_EQ(engine.stats().scheduler.num_prefix_hit_tokens, 3 * 192);
   EXPECT_EQ(engine.stats().prompt_tokens, 200 + 3 * 8);
 }
 
@@ -234,6 +237,143 @@ TEST(EngineTest, ACancelledRequestEndsOnceAndFreesItsMemory) {
   EXPECT_LT(cancelled.tokens[0].size(), 10u);
   EXPECT_EQ(other.tokens[0].size(), 20u);
   EXPECT_EQ(engine.stats().kv.block_bytes_held, 0);
+}
+
+TEST(EngineTest, ACancelledAnswerKeepsTheTextThatAStopStringHeldBack) {
+  Engine engine(tiny_options());
+  Received whole;
+  engine.submit(request_of({5, 6, 7}, 3), whole.callback());
+  run_all(engine);
+  ASSERT_FALSE(whole.text[0].empty());
+  GenerationRequest request = request_of({5, 6, 7}, 100);
+  request.stop_strings = {whole.text[0] + "never"};
+  Received cancelled;
+  const RequestId id = engine.submit(request, cancelled.callback());
+  for (int i = 0; i < 3; ++i) engine.step();
+  EXPECT_EQ(cancelled.text[0], "");
+  engine.cancel(id);
+  run_all(engine);
+  EXPECT_EQ(cancelled.text[0], whole.text[0]);
+}
+
+TEST(EngineTest, AnAnswerWithoutATokenToPickEndsWithAnErrorAndNoOtherDoes) {
+  Engine engine(tiny_options());
+  GenerationRequest nothing_left = request_of({5, 6, 7});
+  for (TokenId token = 0; token < 512; ++token) {
+    nothing_left.sampling.logit_bias.push_back({token, -std::numeric_limits<float>::infinity()});
+  }
+  Received failed;
+  Received other;
+  engine.submit(nothing_left, failed.callback());
+  engine.submit(request_of({8, 9}, 20), other.callback());
+  run_all(engine);
+  EXPECT_EQ(failed.last[0].finish, FinishReason::kError);
+  EXPECT_THAT(failed.last[0].error, HasSubstr("no token can be picked"));
+  EXPECT_EQ(failed.tokens[0].size(), 0u);
+  EXPECT_EQ(other.last[0].finish, FinishReason::kLength);
+  EXPECT_EQ(other.tokens[0].size(), 20u);
+}
+
+TEST(EngineTest, ACallbackThatThrowsEndsItsOwnRequestAlone) {
+  Engine engine(tiny_options());
+  int calls_after = 0;
+  bool has_thrown = false;
+  std::optional<FinishReason> end;
+  Received other;
+  engine.submit(request_of({5, 6, 7}, 100), [&](const GenerationOutput& output) {
+    if (has_thrown) ++calls_after;
+    if (output.finish) end = output.finish;
+    if (output.usage.generated_tokens == 3 && !std::exchange(has_thrown, true)) throw std::runtime_error("from a call");
+  });
+  engine.submit(request_of({8, 9}, 20), other.callback());
+  int num_thrown = 0;
+  for (bool worked = true; worked;) {
+    try {
+      worked = engine.step();
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "from a call");
+      ++num_thrown;
+    }
+  }
+  EXPECT_EQ(num_thrown, 1);
+  EXPECT_EQ(calls_after, 1);
+  EXPECT_EQ(end, FinishReason::kCancelled);
+  EXPECT_EQ(other.tokens[0].size(), 20u);
+}
+
+TEST(EngineTest, ACallbackMayThrowAtTheEndOfItsRequestAndInTheEnginesThread) {
+  Engine engine(tiny_options());
+  const RequestId id = engine.submit(request_of({5, 6, 7}, 100), [](const GenerationOutput& output) {
+    if (output.finish) throw std::runtime_error("at the end");
+  });
+  engine.step();
+  engine.cancel(id);
+  Received other;
+  engine.submit(request_of({8, 9}, 20), other.callback());
+  EXPECT_THROW(engine.step(), std::runtime_error);
+  run_all(engine);
+  EXPECT_EQ(other.tokens[0].size(), 20u);
+
+  std::promise<void> done;
+  engine.submit(request_of({5}, 5), [](const GenerationOutput&) { throw std::runtime_error("always"); });
+  engine.submit(request_of({6}, 20), [&](const GenerationOutput& output) {
+    if (output.finish) done.set_value();
+  });
+  engine.start();
+  done.get_future().wait();
+  engine.stop();
+}
+
+TEST(EngineTest, AnEngineThatGoesWithRequestsLeavesThemWithoutAnEnd) {
+  Received left;
+  {
+    Engine engine(tiny_options());
+    engine.submit(request_of({5, 6, 7}, 100), left.callback());
+    engine.step();
+  }
+  EXPECT_EQ(left.tokens[0].size(), 1u);
+  EXPECT_FALSE(left.last.contains(0));
+}
+
+TEST(EngineTest, PromptTokensFromThePrefixCacheCountOncePerRequest) {
+  ModelOptions options = tiny_options();
+  Engine roomy(options);
+  roomy.submit(request_of({5}, 1), {});
+  run_all(roomy);
+  options.kv_capacity_bytes = roomy.stats().kv.peak_block_bytes_held * 10;  // one block of every table, ten times
+  Engine engine(options);
+  int64_t cached = 0;
+  for (int i = 0; i < 12; ++i) {
+    std::vector<TokenId> prompt(100, 11);
+    prompt.insert(prompt.end(), 40, 20 + i);
+    engine.submit(request_of(prompt, 20), [&](const GenerationOutput& output) {
+      if (output.finish) cached += output.usage.cached_prompt_tokens;
+    });
+  }
+  run_all(engine);
+  EXPECT_GT(cached, 0);
+  EXPECT_EQ(engine.stats().scheduler.num_prefix_hit_tokens, cached);
+}
+
+TEST(EngineTest, WithoutAContextAskedForItIsTheLargestThatMemoryAllows) {
+  ModelOptions options = tiny_options();
+  options.context_length = 0;
+  options.num_threads = 1;
+  options.memory_bytes = int64_t{70} << 20;
+  const Engine engine(options);
+  const int32_t context = engine.options().context_length;
+  ASSERT_LT(context, engine.model_info().context_length);
+  options.context_length = context + kKvBlockSize;
+  expect_error([&] { Engine more(options); }, ErrorCode::kOutOfMemory, "does not suffice");
+  Engine tight({.path = options.path, .num_threads = 1, .memory_bytes = options.memory_bytes});
+  expect_error([&] { tight.submit(request_of(std::vector<TokenId>(static_cast<size_t>(context), 5)), {}); },
+               ErrorCode::kInvalidArgument, "which is what the memory budget allows (the model's own is 8192)");
+}
+
+TEST(EngineTest, AContextBeyondTheModelsOwnIsRefused) {
+  ModelOptions options = tiny_options();
+  options.context_length = 8193;
+  expect_error([&] { Engine engine(options); }, ErrorCode::kInvalidArgument, "the model's own is 8192");
 }
 
 TEST(EngineTest, CallbacksMaySubmitAndCancel) {
@@ -327,7 +467,8 @@ TEST(EngineTest, ABudgetThatDoesNotSufficeIsRefusedBeforeLoadingWithThePlan) {
   options.memory_bytes = 1 << 20;
   expect_error([&] { Engine engine(options); }, ErrorCode::kOutOfMemory, "weights");
   options = tiny_options();
-  options.context_length = 1 << 28;
+  options.memory_bytes = int64_t{70} << 20;
+  options.context_length = 8192;
   expect_error([&] { Engine engine(options); }, ErrorCode::kOutOfMemory, "left for KV");
 }
 

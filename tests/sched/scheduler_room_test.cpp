@@ -212,7 +212,8 @@ TEST(SchedulerRoomTest, WithoutTheMemoryThatTheCacheWasPromisedTheOnlySequenceFa
     try {
       harness.scheduler().schedule();
       ADD_FAILURE() << "scheduled";
-    } catch (const Error& error) {
+    } catch (const SequenceError& error) {
+      EXPECT_EQ(error.sequence(), id);
       EXPECT_EQ(error.code(), ErrorCode::kOutOfMemory);
       EXPECT_THAT(error.what(), ::testing::HasSubstr("sequence " + std::to_string(id)));
       EXPECT_THAT(error.what(), ::testing::HasSubstr("may hold 1024 bytes"));

@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import time
 
 import program
 from program import STATISTICS, golden, golden_json, made_model
@@ -291,6 +292,19 @@ class ProgressTest(RunTestCase):
 
 
 class InterruptTest(RunTestCase):
+    def test_a_second_ctrl_c_does_not_wait_for_the_step(self):
+        prompt = self.file("long.txt", "a b " * 2000)
+        args = ["run", "-m", made_model("qwen3moe"), "-f", prompt, "--step-tokens", "8000", "-n", "1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with program.start(*args, env={"WITAN_ISA": "reference"}, **pipes) as process:
+            time.sleep(1)  # it has loaded, and its one step of the prompt takes many times that
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            self.assertIsNone(process.poll())
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        self.assertEqual(process.returncode, -signal.SIGINT)
+
     def test_ctrl_c_ends_the_answer_with_its_statistics(self):
         path = self.folder / "stats.json"
         args = ["run", "-m", made_model("qwen3moe"), "-p", "a", "-n", "100000", "--ignore-eos", "--stats-json", path]
