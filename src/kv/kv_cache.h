@@ -17,6 +17,7 @@ struct KvLayerSpec {
   int32_t key_dim = 0;
   int32_t value_dim = 0;
   bool value_in_key = false;  // MLA: one latent head whose key begins with its value
+  int32_t window = 0;         // > 0: a token sees only this many last entries, its own included
 };
 
 struct KvCacheConfig {

@@ -92,11 +92,27 @@ PackedMatrix WeightLoader::matrix(TensorName name, int32_t layer, int64_t rows, 
   return packed;
 }
 
-const float* WeightLoader::vector(TensorName name, int32_t layer, int64_t n) {
-  const TensorEntry& source = tensor(name, layer, {n});
+const float* WeightLoader::floats(const TensorEntry& source) {
+  const int64_t n = source.num_elements();
   auto* values = reinterpret_cast<float*>(weights_.allocate(static_cast<size_t>(n) * sizeof(float)));
   quant_type(source.dtype).decode(source.data.data(), values, n);
   return values;
+}
+
+const float* WeightLoader::vector(TensorName name, int32_t layer, int64_t n) {
+  return floats(tensor(name, layer, {n}));
+}
+
+const float* WeightLoader::matrix_of_floats(TensorName name, int32_t layer, int64_t rows, int64_t cols) {
+  return floats(tensor(name, layer, {rows, cols}));
+}
+
+PackedMatrix WeightLoader::row(TensorName name, int32_t layer, int64_t n) {
+  const TensorEntry* found = checkpoint_.find(full_name(name, layer));
+  const bool flat = found == nullptr ? is_gguf() : found->shape.size() == 1;
+  const TensorEntry& source = tensor(name, layer, flat ? std::vector<int64_t>{n} : std::vector<int64_t>{1, n});
+  return pack(
+      source.dtype, 1, n, [&](int64_t) { return source.data.data(); }, weights_);
 }
 
 EmbeddingTable WeightLoader::embedding(TensorName name, int64_t rows, int64_t cols) {
@@ -185,6 +201,13 @@ std::vector<FfnWeights> WeightLoader::experts(const ExpertTensorNames& names, in
 
 void WeightLoader::ignore(std::string_view name) {
   if (const TensorEntry* tensor = checkpoint_.find(name)) count_done(*tensor);
+}
+
+void WeightLoader::ignore_layer(int32_t layer) {
+  const std::string prefix = fmt::format(fmt::runtime(is_gguf() ? "blk.{}." : "model.layers.{}."), layer);
+  for (const TensorEntry& tensor : checkpoint_.tensors()) {
+    if (tensor.name.starts_with(prefix)) count_done(tensor);
+  }
 }
 
 void WeightLoader::check_all_used() const {

@@ -57,6 +57,10 @@ class WeightLoader {
   PackedMatrix matrix(TensorName name, int32_t layer, int64_t rows, int64_t cols);
   // A tensor of n elements (norm weights, biases) as f32.
   const float* vector(TensorName name, int32_t layer, int64_t n);
+  // A tensor [rows, cols] as f32, row-major: biases of several experts.
+  const float* matrix_of_floats(TensorName name, int32_t layer, int64_t rows, int64_t cols);
+  // A matrix of one row of n elements, packed, whether the file calls it [n] or [1, n].
+  PackedMatrix row(TensorName name, int32_t layer, int64_t n);
   EmbeddingTable embedding(TensorName name, int64_t rows, int64_t cols);
   FfnWeights ffn(TensorName gate, TensorName up, TensorName down, int32_t layer, int64_t ffn_dim, int64_t model_dim);
   // All experts of a layer; in GGUF files also from fused or per-expert tensors.
@@ -69,9 +73,11 @@ class WeightLoader {
   PackedMatrix pack(DType type, int64_t rows, int64_t cols, FunctionRef<const std::byte*(int64_t row)> row_of,
                     Arena& arena);
   Arena& weights_arena() { return weights_; }
+  Arena& experts_arena() { return experts_; }
 
-  // Marks a tensor as known and not needed. No effect when it does not exist.
+  // Marks a tensor, or all of a layer, as known and not needed. No effect when there is none.
   void ignore(std::string_view name);
+  void ignore_layer(int32_t layer);
 
   // Error(kUnsupported) naming a tensor of the file that was never asked for.
   void check_all_used() const;
@@ -80,6 +86,7 @@ class WeightLoader {
   struct ExpertSource;
 
   std::string full_name(TensorName name, int32_t layer) const;
+  const float* floats(const TensorEntry& source);
   const TensorEntry& entry(const std::string& name, const std::vector<int64_t>& shape);
   ExpertSource expert_source(const ExpertTensorName& name, int32_t layer, int32_t num_experts, int64_t rows,
                              int64_t cols);
