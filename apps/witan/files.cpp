@@ -1,7 +1,6 @@
 #include "files.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -16,18 +15,6 @@
 
 namespace witan {
 namespace {
-
-// The name under which an open file without a name can be given one.
-std::string open_file_name(int descriptor) { return fmt::format("/proc/self/fd/{}", descriptor); }
-
-// A file without a name, which vanishes with this process; nullptr where the system does not have such files.
-std::FILE* create_nameless(const std::filesystem::path& directory) {
-  const int descriptor = open(directory.empty() ? "." : directory.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
-  if (descriptor < 0) return nullptr;
-  std::FILE* file = access(open_file_name(descriptor).c_str(), F_OK) == 0 ? fdopen(descriptor, "wb") : nullptr;
-  if (file == nullptr) close(descriptor);
-  return file;
-}
 
 std::string read_all(std::FILE* file, const std::string& name) {
   std::string text;
@@ -77,22 +64,22 @@ void flush_stdout() {
   }
 }
 
-OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_(path_) {
+OutputFile::OutputFile(std::string path) : path_(std::move(path)) {
   std::error_code ignored;  // what it hides, opening reports
   const auto type = std::filesystem::symlink_status(path_, ignored).type();
   const bool is_new = type == std::filesystem::file_type::not_found && !path_.empty();
   if (is_new || type == std::filesystem::file_type::regular) {
-    partial_ = fmt::format("{}.partial-{}", path_, getpid());
-    file_ = create_nameless(std::filesystem::path(path_).parent_path());
-    nameless_ = file_ != nullptr;
+    atomic_ = std::make_unique<AtomicFile>(path_);
+    // A descriptor of the stream's own, which it closes.
+    file_ = fdopen(fcntl(atomic_->descriptor(), F_DUPFD_CLOEXEC, 0), "wb");
+  } else {
+    file_ = std::fopen(path_.c_str(), "wb");
   }
-  if (file_ == nullptr) file_ = std::fopen(partial_.c_str(), "wb");
   if (file_ == nullptr) fail(ErrorCode::kIo, "{}: cannot be written: {}", path_, std::strerror(errno));
 }
 
 OutputFile::~OutputFile() {
   if (file_ != nullptr) std::fclose(file_);
-  if (partial_ != path_ && !nameless_) std::remove(partial_.c_str());
 }
 
 void OutputFile::fail_write() const { fail(ErrorCode::kIo, "{}: writing failed: {}", path_, std::strerror(errno)); }
@@ -102,17 +89,8 @@ void OutputFile::write(const void* data, size_t bytes) {
 }
 
 void OutputFile::commit() {
-  if (std::fflush(file_) != 0) fail_write();
-  if (nameless_) {
-    std::remove(partial_.c_str());  // of a process that had this one's id
-    const std::string source = open_file_name(fileno(file_));
-    if (linkat(AT_FDCWD, source.c_str(), AT_FDCWD, partial_.c_str(), AT_SYMLINK_FOLLOW) != 0) fail_write();
-    nameless_ = false;
-  }
   if (std::fclose(std::exchange(file_, nullptr)) != 0) fail_write();
-  if (partial_ == path_) return;
-  if (std::rename(partial_.c_str(), path_.c_str()) != 0) fail_write();
-  partial_ = path_;
+  if (atomic_) atomic_->commit();
 }
 
 }  // namespace witan

@@ -4,11 +4,13 @@
 
 #include <cstddef>
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "base/types.h"
 
 namespace witan {
@@ -28,10 +30,9 @@ void print_stdout(fmt::format_string<Args...> format, Args&&... args) {
 }
 void flush_stdout();
 
-// A file that appears under its name, replacing one that has it, only when complete; a process that is killed before
-// leaves nothing where the file system has nameless files. What is no plain file (a device, a pipe, a link such as
-// /dev/stdout) is written as it is.
-//   write* commit; without commit the file is dropped.
+// A file to be written. A plain one appears under its name only when complete, as AtomicFile says; what is none (a
+// device, a pipe, a link such as /dev/stdout) is written as it is.
+//   write* commit; without commit a plain file is dropped.
 class OutputFile {
  public:
   // Throws Error(kIo) when it cannot be written.
@@ -48,8 +49,7 @@ class OutputFile {
   [[noreturn]] void fail_write() const;
 
   std::string path_;
-  std::string partial_;    // the name while incomplete; path_ itself for what is no plain file
-  bool nameless_ = false;  // has not even that name
+  std::unique_ptr<AtomicFile> atomic_;  // none for what is no plain file
   std::FILE* file_ = nullptr;
 };
 

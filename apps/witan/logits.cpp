@@ -37,6 +37,7 @@ void run_logits(const LogitsFlags& flags) {
   options.max_step_tokens = flags.chunk;
   options.max_sequences = flags.chunk;  // logits of every row of a step
   options.prefix_cache = false;
+  options.with_tokenizer = false;
   if (options.context_length == 0) options.context_length = static_cast<int32_t>(tokens.size());
   auto bar = std::make_unique<ProgressBar>("loading");
   LoadedModel model(options, [&](int64_t done, int64_t total) { bar->update(done, total); });

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <utility>
 
@@ -11,12 +12,19 @@ namespace witan {
 ProgressBar::ProgressBar(std::string title)
     : title_(std::move(title)), enabled_(isatty(STDERR_FILENO) != 0), start_(std::chrono::steady_clock::now()) {}
 
-ProgressBar::~ProgressBar() {
-  if (drawn_) std::fputs("\r\033[K", stderr);
+ProgressBar::~ProgressBar() { wipe(); }
+
+void ProgressBar::wipe() {
+  if (!drawn_) return;
+  std::fputs("\r\033[K", stderr);
+  std::fflush(stderr);
+  drawn_ = false;
+  last_percent_ = -1;
 }
 
 void ProgressBar::update(int64_t done, int64_t total) {
   if (!enabled_ || total <= 0) return;
+  done = std::min(done, total);
   const int64_t percent = 100 * done / total;
   const bool slow = std::chrono::steady_clock::now() - start_ > std::chrono::seconds(1);
   if (!slow || percent == last_percent_) return;

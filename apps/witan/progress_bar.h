@@ -13,7 +13,8 @@ class ProgressBar {
   ~ProgressBar();  // wipes the bar
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
-  void update(int64_t done, int64_t total);
+  void update(int64_t done, int64_t total);  // done may overshoot
+  void wipe();                               // until the next update, to write other lines
 
  private:
   std::string title_;

@@ -98,6 +98,36 @@ std::vector<Prompt> read_prompts(const RunFlags& flags) {
   return prompts;
 }
 
+// How far the answers are, in tokens. Where the answer streams, its text shows that, and the bar is of the prompt
+// alone.
+class AnswerProgress {
+ public:
+  AnswerProgress(bool streams, int32_t max_new_tokens)
+      : bar_(streams ? "reading" : "answering"), new_tokens_(streams ? 0 : max_new_tokens) {}
+
+  void add(const GenerationRequest& request) {
+    total_ += std::ssize(request.prompt) + int64_t{request.num_choices} * new_tokens_;
+  }
+  // Of an answer, before it is printed.
+  void update(const GenerationOutput& output) {
+    bar_.wipe();
+    ended_ = ended_ || new_tokens_ == 0;
+    if (output.finish) not_needed_ += new_tokens_ - output.usage.generated_tokens;
+  }
+  void after_step(const EngineStats& stats) {
+    if (ended_) return;
+    const int64_t generated = new_tokens_ > 0 ? stats.generated_tokens : 0;
+    bar_.update(stats.prompt_tokens + stats.kv.prefix_hit_tokens + generated + not_needed_, total_);
+  }
+
+ private:
+  ProgressBar bar_;
+  int32_t new_tokens_;
+  int64_t total_ = 0;
+  int64_t not_needed_ = 0;  // of finished answers
+  bool ended_ = false;
+};
+
 // Where answers go: one answer streams, several appear whole, in the order of their prompts.
 class Printer {
  public:
@@ -106,6 +136,8 @@ class Printer {
         streams_(num_answers == 1 && !flags.json_out),
         choices_(flags.generation.request.num_choices > 1),
         text_(has_tokenizer) {}
+
+  bool streams() const { return streams_; }
 
   void update(const GenerationOutput& output) {
     if (!streams_) return;
@@ -222,12 +254,13 @@ std::unique_ptr<Engine> load(const ModelOptions& options) {
   return std::make_unique<Engine>(options, [&](int64_t done, int64_t total) { progress.update(done, total); });
 }
 
-// Steps until everything submitted has ended. The first Ctrl-C ends it early, a second one the process; true when
-// there was one.
-bool run_to_end(Engine& engine, const std::vector<RequestId>& requests) {
+// Steps until everything submitted has ended, calling after_step each time. The first Ctrl-C ends it early, a second
+// one the process; true when there was one.
+bool run_to_end(Engine& engine, const std::vector<RequestId>& requests, FunctionRef<void()> after_step) {
   std::signal(SIGINT, [](int) { interrupted = 1; });
   bool cancelled = false;
   while (engine.step()) {
+    after_step();
     if (interrupted == 0 || cancelled) continue;
     cancelled = true;
     std::signal(SIGINT, SIG_DFL);
@@ -260,6 +293,7 @@ void run_prompts(const RunFlags& flags) {
   const auto num_choices = static_cast<size_t>(flags.generation.request.num_choices);
   std::vector<Answer> answers(prompts.size() * num_choices);
   Printer printer(flags, answers.size(), engine->tokenizer() != nullptr);
+  AnswerProgress progress(printer.streams(), flags.generation.request.max_new_tokens);
   std::vector<RequestId> requests;
   size_t next_to_print = 0;
   for (size_t i = 0; i < prompts.size(); ++i) {
@@ -272,17 +306,20 @@ void run_prompts(const RunFlags& flags) {
       answer.prompt = &prompts[i];
       answer.choice = output.choice;
       record(answer, output, flags.generation.request.sampling.num_logprobs >= 0, engine->tokenizer());
+      progress.update(output);
       printer.update(output);
       while (next_to_print < answers.size() && answers[next_to_print].last) printer.finish(answers[next_to_print++]);
     };
     try {
-      requests.push_back(engine->submit(flags.generation.finished(std::move(tokens)), on_output));
+      const GenerationRequest request = flags.generation.finished(std::move(tokens));
+      requests.push_back(engine->submit(request, on_output));
+      progress.add(request);
     } catch (const Error& error) {
       fail(error.code(), "{}: {}", prompts[i].name, error.what());
     }
   }
 
-  const bool cancelled = run_to_end(*engine, requests);
+  const bool cancelled = run_to_end(*engine, requests, [&] { progress.after_step(engine->stats()); });
   report(*engine, flags.quiet, stats_file.get());
   for (const Answer& answer : answers) {
     if (answer.last->finish == FinishReason::kError) {

@@ -18,7 +18,12 @@ class FunctionRef<Result(Args...)> {
       FunctionRef(F&& f)  // NOLINT(google-explicit-constructor): meant to be passed lambdas
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, Args... args) -> Result {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(std::forward<Args>(args)...);
+          auto& callable = *static_cast<std::remove_reference_t<F>*>(object);
+          if constexpr (std::is_void_v<Result>) {
+            callable(std::forward<Args>(args)...);
+          } else {
+            return callable(std::forward<Args>(args)...);
+          }
         }) {}
 
   Result operator()(Args... args) const { return call_(object_, std::forward<Args>(args)...); }

@@ -36,7 +36,7 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
 }
 
 ThreadPool::~ThreadPool() {
-  stopping_ = true;
+  stopping_.store(true, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -50,33 +50,39 @@ void ThreadPool::parallel_for(int64_t num_items, FunctionRef<void(int64_t, int)>
   }
   body_ = &body;
   num_items_ = num_items;
-  next_item_.store(0, std::memory_order_relaxed);
-  num_busy_.store(num_threads_ - 1, std::memory_order_relaxed);
+  num_unfinished_.store(num_items, std::memory_order_relaxed);
+  num_unclaimed_.store(num_items, std::memory_order_release);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
   run_items(0);
-  for (int32_t busy = num_busy_.load(std::memory_order_acquire); busy != 0;
-       busy = num_busy_.load(std::memory_order_acquire)) {
-    wait_while_equal(num_busy_, busy);
+  for (int64_t unfinished = num_unfinished_.load(std::memory_order_acquire); unfinished != 0;
+       unfinished = num_unfinished_.load(std::memory_order_acquire)) {
+    wait_while_equal(num_unfinished_, unfinished);
   }
 }
 
 void ThreadPool::run_items(int thread) {
-  for (;;) {
-    const int64_t item = next_item_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= num_items_) return;
-    (*body_)(item, thread);
+  int64_t num_finished = 0;
+  int64_t unclaimed = num_unclaimed_.load(std::memory_order_acquire);
+  while (unclaimed > 0) {
+    if (!num_unclaimed_.compare_exchange_weak(unclaimed, unclaimed - 1, std::memory_order_acq_rel,
+                                              std::memory_order_acquire)) {
+      continue;
+    }
+    (*body_)(num_items_ - unclaimed, thread);
+    ++num_finished;
+    unclaimed = num_unclaimed_.load(std::memory_order_acquire);
   }
+  if (num_finished == 0) return;
+  if (num_unfinished_.fetch_sub(num_finished, std::memory_order_acq_rel) == num_finished) num_unfinished_.notify_one();
 }
 
 void ThreadPool::worker_loop(int thread) {
-  uint32_t seen = 0;
-  for (;;) {
-    wait_while_equal(generation_, seen);
-    ++seen;
-    if (stopping_) return;
+  uint32_t seen = generation_.load(std::memory_order_acquire);
+  while (!stopping_.load(std::memory_order_acquire)) {
     run_items(thread);
-    if (num_busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) num_busy_.notify_one();
+    wait_while_equal(generation_, seen);
+    seen = generation_.load(std::memory_order_acquire);
   }
 }
 

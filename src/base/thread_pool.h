@@ -10,7 +10,8 @@
 namespace witan {
 
 // A fixed team of threads for loops inside one step. The calling thread is member 0 and works too, so a pool of one
-// thread starts none. Workers sleep between loops after a short spin.
+// thread starts none. Workers sleep between loops after a short spin. A loop waits for its items, never for a thread:
+// a worker that the operating system keeps from running costs only the item that it holds.
 //
 // Thread safety: one parallel_for at a time, never from inside another.
 class ThreadPool {
@@ -34,11 +35,14 @@ class ThreadPool {
   int num_threads_;
   std::vector<std::thread> workers_;
   std::atomic<uint32_t> generation_{0};  // raised to start a loop, and to stop
-  std::atomic<int32_t> num_busy_{0};     // workers that have not finished the current loop
-  std::atomic<int64_t> next_item_{0};
+  // Items that no thread has claimed. Whoever lowers it holds an item of the loop in progress, which cannot end before
+  // that item has, so a thread that arrives late, even from an earlier loop, does no harm: body_ and num_items_ are
+  // read after the claim.
+  std::atomic<int64_t> num_unclaimed_{0};
+  std::atomic<int64_t> num_unfinished_{0};
   int64_t num_items_ = 0;
   const FunctionRef<void(int64_t, int)>* body_ = nullptr;
-  bool stopping_ = false;
+  std::atomic<bool> stopping_{false};
 };
 
 }  // namespace witan

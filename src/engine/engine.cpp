@@ -78,17 +78,11 @@ std::string_view finish_reason_name(FinishReason reason) {
 struct Engine::State {
   State(const ModelOptions& options, const LoadProgress& progress)
       : model(options, progress),
-        tokenizer(model.checkpoint().load_tokenizer()),
         end_tokens(model.checkpoint().end_of_generation_tokens()),
         scheduler(model.kv(), {.max_step_tokens = model.options().max_step_tokens,
                                .max_sequences = model.options().max_sequences,
                                .context_length = model.options().context_length,
-                               .generated_entries_differ = model.info().generated_entries_differ}) {
-    if (tokenizer != nullptr && tokenizer->vocab_size() > model.info().vocab_size) {
-      fail(ErrorCode::kBadFile, "{}: the tokenizer has {} tokens, the model's embedding {}", model.checkpoint().path(),
-           tokenizer->vocab_size(), model.info().vocab_size);
-    }
-  }
+                               .generated_entries_differ = model.info().generated_entries_differ}) {}
 
   bool step();
   std::vector<SequenceId> all_sequences() const;
@@ -103,7 +97,6 @@ struct Engine::State {
   void forbid_unnamed_tokens(std::span<float> logits) const;
 
   LoadedModel model;
-  std::unique_ptr<Tokenizer> tokenizer;
   std::vector<TokenId> end_tokens;
 
   // Guards everything below but not the callbacks, which run with it released so that they may submit and cancel.
@@ -127,19 +120,19 @@ Engine::~Engine() { stop(); }
 
 const ModelInfo& Engine::model_info() const { return state_->model.info(); }
 const ModelOptions& Engine::options() const { return state_->model.options(); }
-const Tokenizer* Engine::tokenizer() const { return state_->tokenizer.get(); }
+const Tokenizer* Engine::tokenizer() const { return state_->model.tokenizer(); }
 
 std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_special) const {
-  if (state_->tokenizer == nullptr) {
+  if (state_->model.tokenizer() == nullptr) {
     fail(ErrorCode::kUnsupported, "{}: the model has no tokenizer; it takes token ids only",
          state_->model.checkpoint().path());
   }
-  return state_->tokenizer->encode(text, AddSpecial::kYes, parse_special);
+  return state_->model.tokenizer()->encode(text, AddSpecial::kYes, parse_special);
 }
 
 RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_output) {
   State& s = *state_;
-  validate(request, s.model.info(), s.tokenizer != nullptr);
+  validate(request, s.model.info(), s.model.tokenizer() != nullptr);
   std::vector<TokenId> stop_tokens = request.stop_tokens;
   if (!request.ignore_end_tokens) stop_tokens.insert(stop_tokens.end(), s.end_tokens.begin(), s.end_tokens.end());
   const auto callback = std::make_shared<OutputCallback>(std::move(on_output));
@@ -160,7 +153,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
                           .submitted = now,
                           .usage = {.prompt_tokens = static_cast<int32_t>(request.prompt.size())}};
     generation.sampling.seed += static_cast<uint64_t>(choice);
-    if (s.tokenizer != nullptr) generation.text.emplace(*s.tokenizer, request.stop_strings);
+    if (s.model.tokenizer() != nullptr) generation.text.emplace(*s.model.tokenizer(), request.stop_strings);
     s.generations.emplace(sequence, std::move(generation));
   }
   s.work_arrived.notify_one();
@@ -338,6 +331,7 @@ void Engine::State::count_step(const StepPlan& plan, double seconds) {
 // Embeddings are padded to round sizes: the last ids may be of no token, and are never to be sampled.
 void Engine::State::forbid_unnamed_tokens(std::span<float> logits) const {
   const int32_t vocab_size = model.info().vocab_size;
+  const Tokenizer* tokenizer = model.tokenizer();
   if (tokenizer == nullptr || tokenizer->vocab_size() == vocab_size) return;
   for (size_t row = 0; row < logits.size(); row += static_cast<size_t>(vocab_size)) {
     const std::span<float> ids = logits.subspan(row, static_cast<size_t>(vocab_size));

@@ -29,6 +29,15 @@ ModelOptions complete(ModelOptions options) {
   return options;
 }
 
+std::unique_ptr<Tokenizer> load_tokenizer(const Checkpoint& checkpoint, const ModelInfo& info) {
+  std::unique_ptr<Tokenizer> tokenizer = checkpoint.load_tokenizer();
+  if (tokenizer != nullptr && tokenizer->vocab_size() > info.vocab_size) {
+    fail(ErrorCode::kBadFile, "{}: the tokenizer has {} tokens, the model's embedding {}", checkpoint.path(),
+         tokenizer->vocab_size(), info.vocab_size);
+  }
+  return tokenizer;
+}
+
 MemoryPlan plan_for(const Checkpoint& checkpoint, const ModelInfo& info, const ModelOptions& options) {
   const int32_t context = options.context_length > 0 ? options.context_length : info.context_length;
   MemoryPlanRequest request{.budget_bytes = options.memory_bytes,
@@ -64,6 +73,7 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
       isa_(select_isa()),
       checkpoint_(Checkpoint::open(options_.path)),
       model_(create_model(*checkpoint_)),
+      tokenizer_(options_.with_tokenizer ? load_tokenizer(*checkpoint_, model_->info()) : nullptr),
       plan_(plan_for(*checkpoint_, model_->info(), options_)),
       threads_(options_.num_threads),
       pool_(static_cast<size_t>(options_.memory_bytes)),

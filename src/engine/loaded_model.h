@@ -16,6 +16,7 @@
 #include "memory/memory_pool.h"
 #include "models/model.h"
 #include "moe/telemetry.h"
+#include "text/tokenizer.h"
 
 namespace witan {
 
@@ -30,6 +31,7 @@ struct ModelOptions {
   int32_t max_sequences = 256;    // running at once
   bool prefix_cache = true;
   int64_t kv_capacity_bytes = 0;  // most that KV blocks may hold; 0: what the budget leaves
+  bool with_tokenizer = true;     // false: token ids only, whatever tokenizer the files have
 };
 
 // Told the bytes of the file packed so far.
@@ -47,6 +49,7 @@ class LoadedModel {
   const MemoryPlan& plan() const { return plan_; }
   Isa isa() const { return isa_; }
   const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const Tokenizer* tokenizer() const { return tokenizer_.get(); }  // nullptr where there is none
   KvCache& kv() { return *kv_; }
   const KvCache& kv() const { return *kv_; }
   const MemoryPool& pool() const { return pool_; }
@@ -60,6 +63,7 @@ class LoadedModel {
   Isa isa_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Model> model_;
+  std::unique_ptr<Tokenizer> tokenizer_;
   MemoryPlan plan_;
   ThreadPool threads_;
   MemoryPool pool_;

@@ -1,11 +1,9 @@
 #include "io/gguf_writer.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <bit>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
@@ -35,6 +33,22 @@ void append_text(std::string& out, std::string_view text) {
 }
 
 int64_t align_up(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
+
+void check_target(const std::string& path, int64_t file_bytes) {
+  namespace fs = std::filesystem;
+  std::error_code error;  // what it hides, opening reports
+  const fs::file_status status = fs::status(path, error);
+  if (fs::exists(status) && !fs::is_regular_file(status)) {
+    fail(ErrorCode::kIo, "cannot write '{}': there is something of that name that is not a file", path);
+  }
+  fs::path directory = fs::path(path).parent_path();
+  if (directory.empty()) directory = ".";
+  const fs::space_info space = fs::space(directory, error);
+  if (!error && space.available < static_cast<uintmax_t>(file_bytes)) {
+    fail(ErrorCode::kIo, "cannot write '{}': it takes {} bytes and its file system has {} free", path, file_bytes,
+         space.available);
+  }
+}
 
 }  // namespace
 
@@ -97,22 +111,14 @@ int64_t GgufTensorHeader::num_bytes() const {
 GgufWriter::GgufWriter(std::string path, const GgufMetadata& metadata, std::vector<GgufTensorHeader> tensors)
     : path_(std::move(path)), tensors_(std::move(tensors)) {
   const std::string header = encode_header(metadata);
-  create_file();
-  try {
-    // The gaps between tensors read as zeros.
-    if (ftruncate(descriptor_, file_bytes_) != 0) fail_io("cannot set the file's size");
-    write_at(0, std::as_bytes(std::span(header)));
-  } catch (...) {
-    close(descriptor_);
-    unlink(partial_path_.c_str());
-    throw;
-  }
+  check_target(path_, file_bytes_);
+  file_ = std::make_unique<AtomicFile>(path_);
+  // The gaps between tensors read as zeros.
+  if (ftruncate(file_->descriptor(), file_bytes_) != 0) fail_io("cannot set the file's size");
+  write_at(0, std::as_bytes(std::span(header)));
 }
 
-GgufWriter::~GgufWriter() {
-  if (descriptor_ >= 0) close(descriptor_);
-  if (!partial_path_.empty()) unlink(partial_path_.c_str());
-}
+GgufWriter::~GgufWriter() = default;
 
 // Lays out the file: fills positions_, data_bytes_ and file_bytes_, and returns everything before the tensor data.
 std::string GgufWriter::encode_header(const GgufMetadata& metadata) {
@@ -149,31 +155,6 @@ std::string GgufWriter::encode_header(const GgufMetadata& metadata) {
   return header;
 }
 
-void GgufWriter::create_file() {
-  namespace fs = std::filesystem;
-  std::error_code ignored;  // what it hides, open() reports
-  const fs::file_status status = fs::status(path_, ignored);
-  if (fs::exists(status) && !fs::is_regular_file(status)) {
-    fail(ErrorCode::kIo, "cannot write '{}': there is something of that name that is not a file", path_);
-  }
-  fs::path directory = fs::path(path_).parent_path();
-  if (directory.empty()) directory = ".";
-  const fs::space_info space = fs::space(directory, ignored);
-  if (!ignored && space.available < static_cast<uintmax_t>(file_bytes_)) {
-    fail(ErrorCode::kIo, "cannot write '{}': it takes {} bytes and its file system has {} free", path_, file_bytes_,
-         space.available);
-  }
-  for (int attempt = 0;; ++attempt) {
-    const std::string name = fmt::format("{}.{}-{}.partial", path_, getpid(), attempt);
-    descriptor_ = open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (descriptor_ >= 0) {
-      partial_path_ = name;
-      return;
-    }
-    if (errno != EEXIST) fail_io("cannot create it");
-  }
-}
-
 void GgufWriter::write(size_t tensor, int64_t offset, std::span<const std::byte> bytes) {
   WITAN_CHECK(tensor < tensors_.size(), "{} of {}", tensor, tensors_.size());
   const auto size = static_cast<int64_t>(bytes.size());
@@ -185,7 +166,7 @@ void GgufWriter::write(size_t tensor, int64_t offset, std::span<const std::byte>
 
 void GgufWriter::write_at(int64_t position, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    const ssize_t written = pwrite(descriptor_, bytes.data(), bytes.size(), position);
+    const ssize_t written = pwrite(file_->descriptor(), bytes.data(), bytes.size(), position);
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) {
       if (written == 0) errno = ENOSPC;
@@ -199,11 +180,8 @@ void GgufWriter::write_at(int64_t position, std::span<const std::byte> bytes) {
 void GgufWriter::finish() {
   WITAN_CHECK(written_bytes_ == data_bytes_, "{} of {} bytes of '{}' were written", written_bytes_.load(), data_bytes_,
               path_);
-  const int result = close(descriptor_);
-  descriptor_ = -1;
-  if (result != 0) fail_io("cannot write to it");
-  if (std::rename(partial_path_.c_str(), path_.c_str()) != 0) fail_io("cannot put the finished file in its place");
-  partial_path_.clear();
+  file_->commit();
+  file_.reset();
 }
 
 void GgufWriter::fail_io(std::string_view what) const {

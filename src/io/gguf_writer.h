@@ -4,12 +4,14 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <unordered_set>
 #include <vector>
 
+#include "base/atomic_file.h"
 #include "io/gguf_reader.h"
 #include "tensor/quant_type.h"
 
@@ -91,9 +93,7 @@ struct GgufTensorHeader {
 };
 
 // Writes a GGUF file of version 3, tensor data in any order and from any thread, without holding it in memory. The
-// bytes go to a file beside `path` with a name of its own that takes the name `path` only in finish(), replacing what
-// was there: no half-written file ever stands under the final name. (A power cut just after finish() may still lose
-// it: finish does not wait for the disk.)
+// file takes its name only in finish(), as AtomicFile says.
 //   write* finish
 // All members throw Error(kIo) naming the path when the operating system refuses: no such directory, no permission,
 // not enough space.
@@ -101,7 +101,7 @@ class GgufWriter {
  public:
   // Writes the header. Refuses a path that names anything but a regular file, and a file larger than the free space.
   GgufWriter(std::string path, const GgufMetadata& metadata, std::vector<GgufTensorHeader> tensors);
-  // Without finish(): removes what was written.
+  // Without finish(): nothing is left.
   ~GgufWriter();
   GgufWriter(const GgufWriter&) = delete;
   GgufWriter& operator=(const GgufWriter&) = delete;
@@ -117,18 +117,16 @@ class GgufWriter {
 
  private:
   std::string encode_header(const GgufMetadata& metadata);
-  void create_file();
   void write_at(int64_t position, std::span<const std::byte> bytes);
   [[noreturn]] void fail_io(std::string_view what) const;
 
   std::string path_;
-  std::string partial_path_;  // empty when there is no such file (any more)
   std::vector<GgufTensorHeader> tensors_;
   std::vector<int64_t> positions_;  // [tensors] in the file
   int64_t file_bytes_ = 0;
   int64_t data_bytes_ = 0;  // of all tensors, without padding
   std::atomic<int64_t> written_bytes_{0};
-  int descriptor_ = -1;
+  std::unique_ptr<AtomicFile> file_;
 };
 
 }  // namespace witan

@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "io/byte_vocabulary.h"
+#include "io/gguf_file_type.h"
 #include "io/gguf_writer.h"
 #include "tensor/random_bits.h"
 
@@ -32,26 +33,6 @@ struct GeneratedTensor {
 };
 
 // ---- Metadata ------------------------------------------------------------------------------------------------------
-
-// llama.cpp's LLAMA_FTYPE: what most of a file is.
-uint32_t file_type(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return 0;
-    case DType::kF16:
-      return 1;
-    case DType::kBF16:
-      return 32;
-    case DType::kQ8_0:
-      return 7;
-    case DType::kQ4_K:
-      return 14;
-    case DType::kQ6_K:
-      return 18;
-  }
-  WITAN_CHECK(false, "dtype {}", static_cast<int>(dtype));
-  return 0;
-}
 
 // Sets `arch.key` for each key it is given.
 class ArchKeys {
@@ -120,7 +101,7 @@ GgufMetadata make_metadata(const ModelPreset& preset, int32_t num_layers, const 
   metadata.set("general.type", "model");
   metadata.set("general.name", fmt::format("{} (random weights)", preset.name));
   metadata.set("general.description", fmt::format("random weights of seed {}, made for measuring", options.seed));
-  metadata.set("general.file_type", file_type(options.dtype));
+  metadata.set("general.file_type", gguf_file_type(options.dtype).id);
   metadata.set("general.quantization_version", uint32_t{2});
   ArchKeys keys(metadata, preset.arch);
   keys.count("vocab_size", preset.vocab_size);
@@ -341,11 +322,15 @@ void generate_chunk(const GeneratedTensor& tensor, const Chunk& chunk, uint64_t 
   }
 }
 
-void write_weights(std::span<const GeneratedTensor> tensors, uint64_t seed, GgufWriter& writer, ThreadPool& threads) {
+void write_weights(std::span<const GeneratedTensor> tensors, uint64_t seed, GgufWriter& writer, ThreadPool& threads,
+                   const MakeProgress& progress) {
   const std::vector<Chunk> chunks = split_into_chunks(tensors);
   std::vector<std::vector<std::byte>> buffers(static_cast<size_t>(threads.num_threads()));
   std::atomic<bool> failed{false};
+  int64_t bytes_total = 0;
+  for (const GeneratedTensor& tensor : tensors) bytes_total += tensor.header.num_bytes();
   std::mutex mutex;
+  int64_t bytes_done = 0;
   std::exception_ptr first_error;  // the body of a loop must not throw
   threads.parallel_for(static_cast<int64_t>(chunks.size()), [&](int64_t item, int thread) {
     if (failed) return;
@@ -355,6 +340,9 @@ void write_weights(std::span<const GeneratedTensor> tensors, uint64_t seed, Gguf
       generate_chunk(tensors[chunk.tensor], chunk, seed, buffer);
       const int64_t row_bytes = static_cast<int64_t>(buffer.size()) / chunk.num_rows;
       writer.write(chunk.tensor, chunk.first_row * row_bytes, buffer);
+      const std::lock_guard lock(mutex);
+      bytes_done += std::ssize(buffer);
+      if (progress) progress(bytes_done, bytes_total);
     } catch (...) {
       const std::lock_guard lock(mutex);
       if (!first_error) first_error = std::current_exception();
@@ -375,7 +363,7 @@ int64_t count_parameters(const ModelPreset& preset, int32_t num_layers) {
 }
 
 MadeModel make_model(const ModelPreset& preset, const MakeModelOptions& options, const std::string& path,
-                     ThreadPool& threads) {
+                     ThreadPool& threads, const MakeProgress& progress) {
   constexpr int32_t kMaxLayers = 1024;
   if (options.num_layers < 0 || options.num_layers > kMaxLayers) {
     fail(ErrorCode::kInvalidArgument, "cannot make a model of {} layers: expected 1 to {}, or 0 for the preset's {}",
@@ -391,7 +379,7 @@ MadeModel make_model(const ModelPreset& preset, const MakeModelOptions& options,
   made.notes = fallback_notes(tensors, options.dtype);
 
   GgufWriter writer(path, make_metadata(preset, num_layers, options), std::move(headers));
-  write_weights(tensors, options.seed, writer, threads);
+  write_weights(tensors, options.seed, writer, threads, progress);
   made.file_bytes = writer.file_bytes();
   writer.finish();
   return made;

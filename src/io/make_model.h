@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -71,6 +72,9 @@ struct MadeModel {
   std::vector<std::string> notes;
 };
 
+// Told the bytes of tensor data written so far, by one thread at a time.
+using MakeProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
+
 // Writes a GGUF file of the preset's shape with seeded random weights, for benchmarks and tests that need a model's
 // size but not its sense. A layer's weights depend on the seed, the type and the layer's number only.
 //
@@ -85,6 +89,6 @@ struct MadeModel {
 //
 // Throws Error(kInvalidArgument) for a bad option, Error(kIo) as GgufWriter does.
 MadeModel make_model(const ModelPreset& preset, const MakeModelOptions& options, const std::string& path,
-                     ThreadPool& threads);
+                     ThreadPool& threads, const MakeProgress& progress = {});
 
 }  // namespace witan

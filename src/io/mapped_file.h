@@ -28,4 +28,8 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Tells the operating system that these bytes of a mapped file will not be read again soon: the pages leave this
+// process's memory, not the page cache. Reading them is still allowed.
+void drop_pages(std::span<const std::byte> bytes);
+
 }  // namespace witan

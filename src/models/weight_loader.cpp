@@ -3,10 +3,12 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "base/check.h"
 #include "base/error.h"
+#include "io/mapped_file.h"
 
 namespace witan {
 namespace {
@@ -34,7 +36,8 @@ void pack_one_panel(const PackedMatrix& matrix, int64_t panel, FunctionRef<const
 struct WeightLoader::ExpertSource {
   DType type = DType::kF32;
   int64_t row_bytes = 0;
-  std::vector<const std::byte*> first_row;  // [num_experts]
+  std::vector<const std::byte*> first_row;       // [num_experts]
+  std::vector<std::span<const std::byte>> data;  // all of it, in one or more pieces
 };
 
 WeightLoader::WeightLoader(const Checkpoint& checkpoint, Arena& weights, Arena& experts, ThreadPool& threads,
@@ -89,6 +92,7 @@ PackedMatrix WeightLoader::matrix(TensorName name, int32_t layer, int64_t rows, 
   const PackedMatrix packed = pack(
       source.dtype, rows, cols, [&](int64_t row) { return source.data.data() + row * row_bytes; }, weights_);
   count_done(source);
+  drop_pages(source.data);
   return packed;
 }
 
@@ -125,6 +129,7 @@ EmbeddingTable WeightLoader::embedding(TensorName name, int64_t rows, int64_t co
     std::memcpy(data + begin, source.data.data() + begin, static_cast<size_t>(std::min(kPiece, size - begin)));
   });
   count_done(source);
+  drop_pages(source.data);
   return {.type = source.dtype, .rows = rows, .cols = cols, .data = data};
 }
 
@@ -144,6 +149,7 @@ WeightLoader::ExpertSource WeightLoader::expert_source(const ExpertTensorName& n
     source.type = all.dtype;
     source.row_bytes = quant_type(all.dtype).row_bytes(cols);
     for (int64_t e = 0; e < num_experts; ++e) source.first_row.push_back(all.data.data() + e * rows * source.row_bytes);
+    source.data.push_back(all.data);
     count_done(all);
     return source;
   }
@@ -158,6 +164,7 @@ WeightLoader::ExpertSource WeightLoader::expert_source(const ExpertTensorName& n
     source.type = tensor.dtype;
     source.row_bytes = quant_type(tensor.dtype).row_bytes(cols);
     source.first_row.push_back(tensor.data.data());
+    source.data.push_back(tensor.data);
     count_done(tensor);
   }
   return source;
@@ -196,6 +203,9 @@ std::vector<FfnWeights> WeightLoader::experts(const ExpertTensorNames& names, in
     pack_all(experts[e].up, up);
     pack_all(experts[e].down, down);
   });
+  for (const ExpertSource* source : std::array<const ExpertSource*, 3>{&gate, &up, &down}) {
+    std::ranges::for_each(source->data, drop_pages);
+  }
   return experts;
 }
 

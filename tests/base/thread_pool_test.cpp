@@ -1,8 +1,10 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <csignal>
 #include <thread>
 #include <vector>
 
@@ -41,6 +43,37 @@ TEST(ThreadPoolTest, SeveralThreadsTakePart) {
     while (arrived.load() < 2) std::this_thread::yield();
   });
   EXPECT_EQ(arrived.load(), 2);
+}
+
+std::atomic<bool> is_held{false};
+std::atomic<bool> is_released{false};
+
+void hold_thread(int) {
+  is_held = true;
+  while (!is_released) {
+  }
+}
+
+// As on a busy machine, where the operating system may leave a worker waiting for a processor for milliseconds.
+TEST(ThreadPoolTest, ALoopEndsWithoutAWorkerThatIsKeptFromRunning) {
+  ThreadPool pool(2);
+  pthread_t worker{};
+  std::atomic<int> arrived{0};
+  pool.parallel_for(2, [&](int64_t, int thread) {
+    if (thread == 1) worker = pthread_self();
+    arrived.fetch_add(1);
+    while (arrived.load() < 2) std::this_thread::yield();
+  });
+  auto* const old_handler = std::signal(SIGUSR1, hold_thread);
+  ASSERT_EQ(pthread_kill(worker, SIGUSR1), 0);
+  while (!is_held) std::this_thread::yield();
+  std::vector<int> threads(100, -1);
+  for (int round = 0; round < 3; ++round) {
+    pool.parallel_for(std::ssize(threads), [&](int64_t item, int thread) { threads[item] = thread; });
+  }
+  EXPECT_EQ(threads, std::vector<int>(100, 0));
+  is_released = true;
+  std::signal(SIGUSR1, old_handler);
 }
 
 }  // namespace

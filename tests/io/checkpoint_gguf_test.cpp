@@ -3,8 +3,8 @@
 
 #include "io/byte_builder.h"
 #include "io/checkpoint.h"
-#include "io/expect_error.h"
 #include "io/temp_dir.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -44,7 +44,7 @@ class SplitGguf : public testing::Test {
     write(2, part({2, 3}).tensor("c", {2, 1}, kF32, 0).data("ccccCCCC").build());
   }
   void expect_refused(ErrorCode code, const std::vector<std::string>& fragments) {
-    expect_error([&] { Checkpoint::open(paths_[0]); }, code, fragments);
+    expect_error(code, fragments, [&] { Checkpoint::open(paths_[0]); });
   }
 
   TempDir dir_;
@@ -89,8 +89,8 @@ TEST_F(SplitGguf, ARenamedPartIsRefused) {
 TEST_F(SplitGguf, APartWithAnotherNameSaysWhichOneItNeeds) {
   const std::string path = dir_.path() + "/renamed.gguf";
   std::filesystem::rename(paths_[1], path);
-  expect_error([&] { Checkpoint::open(path); }, ErrorCode::kBadFile,
-               {path, "part 2 of 3", "expected its name to end in -00002-of-00003.gguf"});
+  expect_error(ErrorCode::kBadFile, {path, "part 2 of 3", "expected its name to end in -00002-of-00003.gguf"},
+               [&] { Checkpoint::open(path); });
 }
 
 TEST_F(SplitGguf, AWrongNumberOfTensorsIsRefused) {
@@ -129,7 +129,7 @@ class GgufVocabulary : public testing::Test {
     return Checkpoint::open(dir_.write("m.gguf", builder.text("general.architecture", "llama").build()));
   }
   void expect_refused(const GgufBuilder& builder, const std::vector<std::string>& fragments) {
-    expect_error([&] { open(builder); }, ErrorCode::kBadFile, fragments);
+    expect_error(ErrorCode::kBadFile, fragments, [&] { open(builder); });
   }
   static GgufBuilder vocabulary(const std::vector<std::string>& pieces, const std::vector<int32_t>& types) {
     return GgufBuilder()
@@ -183,26 +183,26 @@ TEST_F(GgufVocabulary, NoTokenizerIsNotAnError) {
 
 TEST_F(GgufVocabulary, TokensWithoutAModelAreAnError) {
   const auto checkpoint = open(vocabulary({"a"}, {kNormal}));
-  expect_error([&] { checkpoint->load_tokenizer(); }, ErrorCode::kBadFile,
-               {"key tokenizer.ggml.model is missing, expected a string"});
+  expect_error(ErrorCode::kBadFile, {"key tokenizer.ggml.model is missing, expected a string"},
+               [&] { checkpoint->load_tokenizer(); });
 }
 
 TEST_F(GgufVocabulary, TokenizerKeysOfAnotherTypeAreNamed) {
   const auto merges =
       open(vocabulary({"a"}, {kNormal}).text("tokenizer.ggml.model", "gpt2").uint32("tokenizer.ggml.merges", 5));
-  expect_error([&] { merges->load_tokenizer(); }, ErrorCode::kBadFile,
-               {"tokenizer.ggml.merges is the uint32 5, expected strings"});
+  expect_error(ErrorCode::kBadFile, {"tokenizer.ggml.merges is the uint32 5, expected strings"},
+               [&] { merges->load_tokenizer(); });
   const auto scores = open(vocabulary({"a"}, {kNormal})
                                .text("tokenizer.ggml.model", "llama")
                                .array<double>("tokenizer.ggml.scores", GgufType::kFloat64, {0.0}));
-  expect_error([&] { scores->load_tokenizer(); }, ErrorCode::kBadFile,
-               {"tokenizer.ggml.scores is an array of 1 float64, expected an array of float32"});
+  expect_error(ErrorCode::kBadFile, {"tokenizer.ggml.scores is an array of 1 float64, expected an array of float32"},
+               [&] { scores->load_tokenizer(); });
 }
 
 TEST_F(GgufVocabulary, AnArchitectureIsRequired) {
   const std::string path = dir_.write("m.gguf", GgufBuilder().uint32("x", 1).build());
-  expect_error([&] { Checkpoint::open(path); }, ErrorCode::kBadFile,
-               {path, "key general.architecture is missing, expected a string"});
+  expect_error(ErrorCode::kBadFile, {path, "key general.architecture is missing, expected a string"},
+               [&] { Checkpoint::open(path); });
 }
 
 }  // namespace

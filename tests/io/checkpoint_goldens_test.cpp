@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "io/checkpoint.h"
-#include "io/expect_error.h"
+#include "support/expect_error.h"
 #include "support/goldens.h"
 
 namespace witan {
@@ -132,7 +132,7 @@ TEST(CheckpointGoldens, TypesThatAreNotReadAreNamed) {
                          {"deepseek2-v3-fp8/hf", {"dtype is \"F8_E4M3\", expected one of F32, F16, BF16"}}};
   for (const Case& c : kCases) {
     WITAN_GOLDEN_OR_SKIP(path, c.path);
-    test::expect_error([&] { Checkpoint::open(path); }, ErrorCode::kUnsupported, c.fragments);
+    test::expect_error(ErrorCode::kUnsupported, c.fragments, [&] { Checkpoint::open(path); });
   }
 }
 

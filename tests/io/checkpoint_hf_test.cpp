@@ -3,8 +3,8 @@
 
 #include "io/byte_builder.h"
 #include "io/checkpoint.h"
-#include "io/expect_error.h"
 #include "io/temp_dir.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -26,7 +26,7 @@ class HuggingFaceDirectory : public testing::Test {
   void expect_refused(const std::vector<std::string>& fragments, ErrorCode code = ErrorCode::kBadFile) {
     std::vector<std::string> all = fragments;
     all.push_back(dir_.path());
-    expect_error([&] { open(); }, code, all);
+    expect_error(code, all, [&] { open(); });
   }
   void write_weights() { dir_.write("model.safetensors", one_tensor_file("w", "wwww")); }
   void write_index(const std::string& weight_map) {
@@ -172,7 +172,7 @@ TEST_F(HuggingFaceDirectory, BadEndsAreNamed) {
 TEST_F(HuggingFaceDirectory, ABadTokenizerIsNamed) {
   write_weights();
   dir_.write("tokenizer.json", "{");
-  expect_error([&] { open()->load_tokenizer(); }, ErrorCode::kBadFile, {dir_.path() + "/tokenizer.json"});
+  expect_error(ErrorCode::kBadFile, {dir_.path() + "/tokenizer.json"}, [&] { open()->load_tokenizer(); });
 }
 
 }  // namespace

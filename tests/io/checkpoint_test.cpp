@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 
 #include "io/byte_builder.h"
-#include "io/expect_error.h"
 #include "io/temp_dir.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -57,48 +57,50 @@ TEST(Checkpoint, BothFormatsGiveTheSameTensorsTheSameWay) {
 }
 
 TEST(Checkpoint, ANonexistentPathIsNamed) {
-  expect_error([] { Checkpoint::open("/nonexistent/model.gguf"); }, ErrorCode::kIo,
-               {"/nonexistent/model.gguf: No such file", "expected a GGUF file or a directory with config.json"});
-  expect_error([] { Checkpoint::open(""); }, ErrorCode::kIo, {"(empty path)"});
+  expect_error(ErrorCode::kIo,
+               {"/nonexistent/model.gguf: No such file", "expected a GGUF file or a directory with config.json"},
+               [] { Checkpoint::open("/nonexistent/model.gguf"); });
+  expect_error(ErrorCode::kIo, {"(empty path)"}, [] { Checkpoint::open(""); });
 }
 
 TEST(Checkpoint, ADirectoryWithoutAConfigIsNamed) {
   const TempDir dir;
-  expect_error([&] { Checkpoint::open(dir.path()); }, ErrorCode::kBadFile,
-               {dir.path() + ": a directory without config.json, expected a Hugging Face model directory or a GGUF"});
+  expect_error(ErrorCode::kBadFile,
+               {dir.path() + ": a directory without config.json, expected a Hugging Face model directory or a GGUF"},
+               [&] { Checkpoint::open(dir.path()); });
 }
 
 TEST(Checkpoint, ADirectoryOfGgufFilesSaysWhichToPass) {
   const TempDir dir;
   dir.write("b.gguf", "");
   dir.write("a.gguf", "");
-  expect_error([&] { Checkpoint::open(dir.path()); }, ErrorCode::kBadFile, {"did you mean \"a.gguf\" in it?"});
+  expect_error(ErrorCode::kBadFile, {"did you mean \"a.gguf\" in it?"}, [&] { Checkpoint::open(dir.path()); });
 }
 
 TEST(Checkpoint, ADirectoryNamedLikeAFileIsADirectory) {
   const TempDir dir;
   const std::string path = dir.path() + "/model.gguf";
   std::filesystem::create_directory(path);
-  expect_error([&] { Checkpoint::open(path); }, ErrorCode::kBadFile, {path, "a directory without config.json"});
+  expect_error(ErrorCode::kBadFile, {path, "a directory without config.json"}, [&] { Checkpoint::open(path); });
 }
 
 TEST(Checkpoint, AnEmptyFileIsNamed) {
   const TempDir dir;
   const std::string path = dir.write("model.gguf", "");
-  expect_error([&] { Checkpoint::open(path); }, ErrorCode::kBadFile, {path, "\"GGUF\"", "an empty file"});
+  expect_error(ErrorCode::kBadFile, {path, "\"GGUF\"", "an empty file"}, [&] { Checkpoint::open(path); });
 }
 
 TEST(Checkpoint, AFileOfAnotherKindIsNamed) {
   const TempDir dir;
   const std::string path = dir.write("notes.txt", "Dear diary");
-  expect_error([&] { Checkpoint::open(path); }, ErrorCode::kBadFile,
-               {path, "expected it to begin with \"GGUF\"", "\"Dear\""});
+  expect_error(ErrorCode::kBadFile, {path, "expected it to begin with \"GGUF\"", "\"Dear\""},
+               [&] { Checkpoint::open(path); });
 }
 
 TEST(Checkpoint, AFileOfADirectorySaysToPassTheDirectory) {
   for (const std::string name : {"config.json", "model.safetensors"}) {
-    expect_error([&] { Checkpoint::open(kTinyDirectory + "/" + name); }, ErrorCode::kBadFile,
-                 {"one file of a Hugging Face model, pass its directory"});
+    expect_error(ErrorCode::kBadFile, {"one file of a Hugging Face model, pass its directory"},
+                 [&] { Checkpoint::open(kTinyDirectory + "/" + name); });
   }
 }
 
@@ -106,7 +108,7 @@ TEST(Checkpoint, AnUnreadableKindOfFileIsNamed) {
   const TempDir dir;
   const std::string path = dir.path() + "/pipe";
   ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
-  expect_error([&] { Checkpoint::open(path); }, ErrorCode::kIo, {path, "expected a regular file"});
+  expect_error(ErrorCode::kIo, {path, "expected a regular file"}, [&] { Checkpoint::open(path); });
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "io/byte_builder.h"
-#include "io/expect_error.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -22,7 +22,7 @@ class GgufConfigTest : public testing::Test {
   void expect_refused(FunctionRef<void()> action, const std::vector<std::string>& fragments) {
     std::vector<std::string> all = fragments;
     all.push_back("m.gguf: ");
-    test::expect_error(action, ErrorCode::kBadFile, all);
+    test::expect_error(ErrorCode::kBadFile, all, action);
   }
 
   const std::string file_ = GgufBuilder()

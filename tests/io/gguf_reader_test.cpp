@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "io/byte_builder.h"
-#include "io/expect_error.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -138,7 +138,7 @@ TEST_P(MalformedGguf, IsRefusedWithWhatWasExpectedAndFound) {
   const std::vector<std::byte> file = exact_copy(GetParam().file);
   std::vector<std::string> fragments = GetParam().fragments;
   fragments.push_back("m.gguf: ");
-  test::expect_error([&] { parse_gguf(file, "m.gguf"); }, GetParam().code, fragments);
+  test::expect_error(GetParam().code, fragments, [&] { parse_gguf(file, "m.gguf"); });
 }
 
 GgufBuilder one_tensor(std::string_view name, const std::vector<uint64_t>& dims, uint32_t type, uint64_t offset) {

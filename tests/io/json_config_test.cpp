@@ -5,8 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "io/expect_error.h"
 #include "io/json_file.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -19,7 +19,7 @@ class JsonConfigTest : public testing::Test {
   void expect_refused(FunctionRef<void()> action, const std::vector<std::string>& fragments) {
     std::vector<std::string> all = fragments;
     all.push_back("config.json: ");
-    test::expect_error(action, ErrorCode::kBadFile, all);
+    test::expect_error(ErrorCode::kBadFile, all, action);
   }
 
   const std::string source_ = "config.json";

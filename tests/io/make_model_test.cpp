@@ -14,8 +14,8 @@
 #include "base/error.h"
 #include "io/byte_vocabulary.h"
 #include "io/checkpoint.h"
-#include "io/expect_error.h"
 #include "io/gguf_reader.h"
+#include "support/expect_error.h"
 #include "support/goldens.h"
 #include "tensor/random_bits.h"
 
@@ -102,7 +102,7 @@ TEST(ModelPresets, UnknownNamesAreRefusedWithTheKnownOnes) {
     const char* message;
   } cases[] = {{"olmoe", "tiny", "qwen3moe"}, {"qwen3moe", "huge", "qwen3-30b-a3b"}, {"", "", "deepseek2"}};
   for (const auto& c : cases) {
-    test::expect_error([&] { find_model_preset(c.arch, c.name); }, ErrorCode::kInvalidArgument, {c.message});
+    test::expect_error(ErrorCode::kInvalidArgument, {c.message}, [&] { find_model_preset(c.arch, c.name); });
   }
 }
 
@@ -259,6 +259,17 @@ INSTANTIATE_TEST_SUITE_P(Presets, EveryTinyModel, testing::ValuesIn(tiny_presets
 
 // ---- Weights -------------------------------------------------------------------------------------------------------
 
+TEST_F(MakeModelTest, ProgressGrowsToTheWhole) {
+  std::vector<std::pair<int64_t, int64_t>> reports;
+  const MadeModel made = make_model(find_model_preset("qwen3moe", "tiny"), {}, path_, threads_,
+                                    [&](int64_t done, int64_t total) { reports.emplace_back(done, total); });
+  ASSERT_GT(reports.size(), 2U);
+  EXPECT_TRUE(std::ranges::is_sorted(reports));
+  EXPECT_EQ(reports.front().second, reports.back().second);
+  EXPECT_EQ(reports.back().first, reports.back().second);
+  EXPECT_LE(reports.back().second, made.file_bytes);
+}
+
 TEST_F(MakeModelTest, FileIsFixedByItsSeedWhateverTheThreads) {
   make("qwen3moe", "tiny", {.dtype = DType::kQ4_K, .seed = 5});
   const std::string first = test::read_file(path_);
@@ -407,15 +418,15 @@ TEST(ByteVocabulary, LargestPublishedVocabularyHasDistinctPieces) {
 
 TEST_F(MakeModelTest, NumberOfLayersOutOfRangeIsRefused) {
   for (const int32_t num_layers : {-1, 1025}) {
-    test::expect_error([&] { make("llama", "tiny", {.num_layers = num_layers}); }, ErrorCode::kInvalidArgument,
-                       {std::to_string(num_layers)});
+    test::expect_error(ErrorCode::kInvalidArgument, {std::to_string(num_layers)},
+                       [&] { make("llama", "tiny", {.num_layers = num_layers}); });
   }
   EXPECT_TRUE(fs::is_empty(directory_));
 }
 
 TEST_F(MakeModelTest, PathThatCannotBeWrittenIsRefusedByName) {
   path_ = directory_ / "missing" / "model.gguf";
-  test::expect_error([&] { make("llama", "tiny"); }, ErrorCode::kIo, {path_});
+  test::expect_error(ErrorCode::kIo, {path_}, [&] { make("llama", "tiny"); });
 }
 
 }  // namespace

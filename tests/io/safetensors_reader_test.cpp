@@ -5,7 +5,7 @@
 
 #include "base/error.h"
 #include "io/byte_builder.h"
-#include "io/expect_error.h"
+#include "support/expect_error.h"
 
 namespace witan {
 namespace {
@@ -92,7 +92,7 @@ TEST_P(MalformedSafetensors, IsRefusedWithWhatWasExpectedAndFound) {
   const std::vector<std::byte> file = exact_copy(GetParam().file);
   std::vector<std::string> fragments = GetParam().fragments;
   fragments.push_back("m.safetensors: ");
-  test::expect_error([&] { parse_safetensors(file, "m.safetensors"); }, GetParam().code, fragments);
+  test::expect_error(GetParam().code, fragments, [&] { parse_safetensors(file, "m.safetensors"); });
 }
 
 // A file of one tensor "w" with this description, and 8 bytes of data.

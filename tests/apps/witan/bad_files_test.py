@@ -1,5 +1,6 @@
 """Model files that are broken: an error that names the file, soon and in little memory, whatever the command."""
 
+import json
 import os
 import shutil
 import struct
@@ -53,6 +54,18 @@ class BadFilesTest(program.WitanTestCase):
         }
         for name, content in headers.items():
             self.check(self.file(f"{name}.gguf", content))
+
+    def test_a_broken_tokenizer_is_found_before_the_weights_are_read(self):
+        model = self.folder / "hf"
+        shutil.copytree(golden("qwen3moe/hf"), model)
+        (model / "tokenizer.json").write_text("{}")
+        ids = self.file("ids", [1, 2, 3])
+        self.succeeds("logits", "-m", model, "--tokens", ids, "--out", self.folder / "out")  # has no use for one
+        config = json.loads((model / "config.json").read_text())
+        config["num_hidden_layers"] += 1  # whose tensors are missing
+        (model / "config.json").write_text(json.dumps(config))
+        self.fails("logits", "-m", model, "--tokens", ids, "--out", self.folder / "out", says="is missing")
+        self.fails("run", "-m", model, "--tokens", ids, says="tokenizer.json")
 
     def test_truncated_files(self):
         content = golden("e2e-bytes/model.gguf").read_bytes()
