@@ -19,6 +19,12 @@ constexpr int64_t kFixedActivationBytes = int64_t{40} << 20;
 constexpr int64_t kActivationBytesPerThread = int64_t{4} << 20;
 
 int64_t packed_bytes(const TensorEntry& tensor) {
+  if (tensor.is_part && tensor.dtype == DType::kMXFP4) {
+    // Blocks [num_experts, rows, cols / 32, 16] and scales without the last; both together are counted with the blocks.
+    if (tensor.shape.size() != 4) return 0;
+    const int64_t cols = tensor.shape[2] * quant_type(tensor.dtype).block_size;
+    return tensor.shape[0] * ((tensor.shape[1] + kPanelRows - 1) / kPanelRows) * panel_bytes(tensor.dtype, cols);
+  }
   if (tensor.shape.size() < 2) return tensor.num_elements() * static_cast<int64_t>(sizeof(float));
   const int64_t cols = tensor.shape.back();
   const int64_t rows = tensor.shape[tensor.shape.size() - 2];

@@ -8,30 +8,20 @@
 namespace witan {
 namespace {
 
-// Rows first, first + step, ... of one expert's product, from the transposed tensor.
-struct ColumnRows {
-  const TensorEntry& tensor;  // [num_experts, inputs, outputs]
-  int64_t expert;
-  int64_t first;
-  int64_t step;
-};
-
-PackedMatrix pack_columns(WeightLoader& weights, const ColumnRows& from, int64_t rows) {
-  const QuantType& type = quant_type(from.tensor.dtype);
-  const int64_t cols = from.tensor.shape[1];
-  const int64_t outputs = from.tensor.shape[2];
-  const int64_t size = type.row_bytes(1);
-  const std::byte* base = from.tensor.data.data() + from.expert * cols * outputs * size;
-  std::vector<std::byte> turned(static_cast<size_t>(rows * cols * size));
+// One expert's product from the transposed tensor [num_experts, inputs, outputs], turned to rows in `turned`.
+MatrixRows turn_expert(const TensorEntry& tensor, int64_t expert, std::vector<std::byte>& turned) {
+  const int64_t cols = tensor.shape[1];
+  const int64_t rows = tensor.shape[2];
+  const int64_t size = quant_type(tensor.dtype).row_bytes(1);
+  const std::byte* base = tensor.data.data() + expert * cols * rows * size;
+  turned.resize(static_cast<size_t>(rows * cols * size));
   for (int64_t col = 0; col < cols; ++col) {
     for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(turned.data() + (row * cols + col) * size,
-                  base + (col * outputs + from.first + row * from.step) * size, static_cast<size_t>(size));
+      std::memcpy(turned.data() + (row * cols + col) * size, base + (col * rows + row) * size,
+                  static_cast<size_t>(size));
     }
   }
-  return weights.pack(
-      from.tensor.dtype, rows, cols, [&](int64_t row) { return turned.data() + row * cols * size; },
-      weights.experts_arena());
+  return whole_rows(tensor.dtype, rows, cols, turned.data());
 }
 
 const TensorEntry& transposed(WeightLoader& weights, std::string_view name, int32_t layer, int64_t num_experts,
@@ -44,20 +34,55 @@ const TensorEntry& transposed(WeightLoader& weights, std::string_view name, int3
   return tensor;
 }
 
+// All experts' products from X_blocks and X_scales.
+MatrixRows mxfp4_rows(WeightLoader& weights, const std::string& name, int64_t num_experts, int64_t rows, int64_t cols) {
+  const int64_t block_size = quant_type(DType::kMXFP4).block_size;
+  if (cols % block_size != 0) {
+    fail(ErrorCode::kBadFile, "tensor {}_blocks: rows of {} are no whole blocks of {}", name, cols, block_size);
+  }
+  const int64_t blocks = cols / block_size;
+  const TensorEntry& codes = weights.part(name + "_blocks", DType::kMXFP4, {num_experts, rows, blocks, block_size / 2});
+  const TensorEntry& scales = weights.part(name + "_scales", DType::kMXFP4, {num_experts, rows, blocks});
+  MatrixRows all = whole_rows(DType::kMXFP4, num_experts * rows, cols, codes.data.data());
+  all.form = RowForm::kMxfp4Parts;
+  all.stride_bytes = cols / 2;
+  all.scales = scales.data.data();
+  all.scales_stride_bytes = blocks;
+  return all;
+}
+
+// Gate and up alternate.
+void split_gate_up(const MatrixRows& both, std::vector<MatrixRows>& gate, std::vector<MatrixRows>& up) {
+  gate.push_back(both.every(2));
+  up.push_back(both.slice(1, both.num_rows - 1).every(2));
+}
+
 }  // namespace
 
 std::vector<FfnWeights> load_fused_experts(WeightLoader& weights, const FusedExpertNames& names, int32_t layer,
                                            int32_t num_experts, int64_t ffn_dim, int64_t model_dim) {
-  const TensorEntry& gate_up = transposed(weights, names.gate_up, layer, num_experts, model_dim, 2 * ffn_dim);
-  const TensorEntry& down = transposed(weights, names.down, layer, num_experts, ffn_dim, model_dim);
-  std::vector<FfnWeights> experts(static_cast<size_t>(num_experts));
-  for (int64_t e = 0; e < num_experts; ++e) {
-    FfnWeights& expert = experts[static_cast<size_t>(e)];
-    expert.gate = pack_columns(weights, {.tensor = gate_up, .expert = e, .first = 0, .step = 2}, ffn_dim);
-    expert.up = pack_columns(weights, {.tensor = gate_up, .expert = e, .first = 1, .step = 2}, ffn_dim);
-    expert.down = pack_columns(weights, {.tensor = down, .expert = e, .first = 0, .step = 1}, model_dim);
+  std::vector<MatrixRows> gate;
+  std::vector<MatrixRows> up;
+  std::vector<MatrixRows> down;
+  const std::string gate_up_name = weights.full_name({"", names.gate_up}, layer);
+  const std::string down_name = weights.full_name({"", names.down}, layer);
+  if (weights.has_exactly(gate_up_name + "_blocks")) {
+    const MatrixRows gate_ups = mxfp4_rows(weights, gate_up_name, num_experts, 2 * ffn_dim, model_dim);
+    const MatrixRows downs = mxfp4_rows(weights, down_name, num_experts, model_dim, ffn_dim);
+    for (int64_t e = 0; e < num_experts; ++e) {
+      split_gate_up(gate_ups.slice(2 * e * ffn_dim, 2 * ffn_dim), gate, up);
+      down.push_back(downs.slice(e * model_dim, model_dim));
+    }
+    return weights.pack_experts(gate, up, down);
   }
-  return experts;
+  const TensorEntry& gate_ups = transposed(weights, names.gate_up, layer, num_experts, model_dim, 2 * ffn_dim);
+  const TensorEntry& downs = transposed(weights, names.down, layer, num_experts, ffn_dim, model_dim);
+  std::vector<std::vector<std::byte>> turned(2 * static_cast<size_t>(num_experts));
+  for (int64_t e = 0; e < num_experts; ++e) {
+    split_gate_up(turn_expert(gate_ups, e, turned[static_cast<size_t>(2 * e)]), gate, up);
+    down.push_back(turn_expert(downs, e, turned[static_cast<size_t>(2 * e + 1)]));
+  }
+  return weights.pack_experts(gate, up, down);
 }
 
 void load_expert_biases(WeightLoader& weights, const FusedExpertNames& names, int32_t layer, int64_t ffn_dim,

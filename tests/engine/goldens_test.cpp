@@ -50,6 +50,9 @@ constexpr GoldenCase kExperts[] = {
     // llama.cpp rounds YaRN's range, which the model's definition does not.
     {"gpt-oss", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
     {"gpt-oss", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"gpt-oss-mxfp4", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"gpt-oss-mxfp4", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"deepseek2-v3-fp8", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
     {"qwen2moe-mixed", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
     {"deepseek2-v2group", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
 };
