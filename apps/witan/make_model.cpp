@@ -35,12 +35,19 @@ std::string preset_table() {
   return table;
 }
 
+// Of the types that a GGUF file can hold.
+std::string type_names() {
+  std::string names;
+  for (const QuantType& type : quant_types()) {
+    if (type.ggml_id != kNoGgmlId) names += fmt::format("{}{}", names.empty() ? "" : ", ", type.name);
+  }
+  return names;
+}
+
 void run_make_model(MakeModelFlags& flags) {
   const std::optional<DType> dtype = dtype_from_name(flags.type);
-  if (!dtype) {
-    std::string names;
-    for (const QuantType& type : quant_types()) names += fmt::format("{}{}", names.empty() ? "" : ", ", type.name);
-    fail(ErrorCode::kInvalidArgument, "--type {}: unknown type; expected one of {}", flags.type, names);
+  if (!dtype || quant_type(*dtype).ggml_id == kNoGgmlId) {
+    fail(ErrorCode::kInvalidArgument, "--type {}: unknown type; expected one of {}", flags.type, type_names());
   }
   flags.options.dtype = *dtype;
   ThreadPool threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
@@ -66,9 +73,7 @@ void add_make_model_command(CLI::App& app) {
   command->add_option("OUT", flags->out, "File to write; one of that name is replaced")->required();
   command->add_option("--arch", flags->arch, "Architecture, as GGUF files name it")->type_name("NAME")->required();
   command->add_option("--preset", flags->preset, "Whose shape")->type_name("NAME")->required();
-  command->add_option("--type", flags->type, "Type of the matrices: F32, F16, BF16, Q8_0, Q4_K or Q6_K")
-      ->type_name("TYPE")
-      ->required();
+  command->add_option("--type", flags->type, "Type of the matrices: " + type_names())->type_name("TYPE")->required();
   command->add_option("--layers", flags->options.num_layers, "How many layers; 0: as the preset")
       ->type_name("N")
       ->capture_default_str();

@@ -19,6 +19,12 @@ constexpr int64_t kFixedActivationBytes = int64_t{40} << 20;
 constexpr int64_t kActivationBytesPerThread = int64_t{4} << 20;
 
 int64_t packed_bytes(const TensorEntry& tensor) {
+  if (tensor.is_part && tensor.dtype == DType::kMXFP4) {
+    // Blocks [num_experts, rows, cols / 32, 16] and scales without the last; both together are counted with the blocks.
+    if (tensor.shape.size() != 4) return 0;
+    const int64_t cols = tensor.shape[2] * quant_type(tensor.dtype).block_size;
+    return tensor.shape[0] * ((tensor.shape[1] + kPanelRows - 1) / kPanelRows) * panel_bytes(tensor.dtype, cols);
+  }
   if (tensor.shape.size() < 2) return tensor.num_elements() * static_cast<int64_t>(sizeof(float));
   const int64_t cols = tensor.shape.back();
   const int64_t rows = tensor.shape[tensor.shape.size() - 2];
@@ -70,16 +76,13 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelInfo& model, con
       request.max_logit_rows * (model.vocab_size + int64_t{model.model_dim} * 2) * static_cast<int64_t>(sizeof(float)) +
       kFixedActivationBytes + request.num_threads * kActivationBytesPerThread;
 
-  int64_t block_set_bytes = 0;
-  for (const KvLayerSpec& layer : model.kv_layers) {
-    const KvBlockFormat format{.codec = request.kv_codec,
-                               .key_dim = layer.key_dim,
-                               .value_dim = layer.value_dim,
-                               .value_in_key = layer.value_in_key};
-    block_set_bytes += format.block_bytes() * layer.num_kv_heads;
-  }
-  plan.kv_bytes_per_token = (block_set_bytes + kKvBlockSize - 1) / kKvBlockSize;
-  plan.kv_context_bytes = (request.context_tokens + kKvBlockSize - 1) / kKvBlockSize * block_set_bytes;
+  const auto kv_bytes = [&](int64_t num_tokens) {
+    return kv_bytes_for_tokens(model.kv_layers, request.kv_codec, num_tokens, request.max_step_tokens);
+  };
+  plan.kv_context_bytes = kv_bytes(request.context_tokens);
+  // Far beyond all windows, where only layers without one still grow.
+  constexpr int64_t kFar = int64_t{1} << 32;
+  plan.kv_bytes_per_token = (kv_bytes(kFar + kKvBlockSize) - kv_bytes(kFar) + kKvBlockSize - 1) / kKvBlockSize;
   plan.kv_available_bytes = plan.budget_bytes - plan.weight_bytes - plan.expert_bytes - plan.activation_bytes;
   return plan;
 }

@@ -22,6 +22,8 @@ struct TensorEntry {
   std::vector<int64_t> shape;       // outermost first, in both formats
   std::span<const std::byte> data;  // row-major, in the mapped file; may be unaligned
   std::string_view file;            // which file holds it, for messages
+  // Codes or scales of weights that are `dtype` only together (tensor/huggingface_rows.h): a byte per element.
+  bool is_part = false;
 
   int64_t num_elements() const;
 };

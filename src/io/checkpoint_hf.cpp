@@ -162,7 +162,8 @@ class HuggingFaceCheckpoint final : public Checkpoint {
                     .dtype = *tensor.dtype,
                     .shape = std::move(tensor.shape),
                     .data = tensor.data,
-                    .file = file.path()});
+                    .file = file.path(),
+                    .is_part = tensor.is_part});
     }
     return names;
   }

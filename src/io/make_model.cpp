@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "io/byte_vocabulary.h"
+#include "io/gguf_file_type.h"
 #include "io/gguf_writer.h"
 #include "tensor/random_bits.h"
 
@@ -32,26 +33,6 @@ struct GeneratedTensor {
 };
 
 // ---- Metadata ------------------------------------------------------------------------------------------------------
-
-// llama.cpp's LLAMA_FTYPE: what most of a file is.
-uint32_t file_type(DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return 0;
-    case DType::kF16:
-      return 1;
-    case DType::kBF16:
-      return 32;
-    case DType::kQ8_0:
-      return 7;
-    case DType::kQ4_K:
-      return 14;
-    case DType::kQ6_K:
-      return 18;
-  }
-  WITAN_CHECK(false, "dtype {}", static_cast<int>(dtype));
-  return 0;
-}
 
 // Sets `arch.key` for each key it is given.
 class ArchKeys {
@@ -120,7 +101,7 @@ GgufMetadata make_metadata(const ModelPreset& preset, int32_t num_layers, const 
   metadata.set("general.type", "model");
   metadata.set("general.name", fmt::format("{} (random weights)", preset.name));
   metadata.set("general.description", fmt::format("random weights of seed {}, made for measuring", options.seed));
-  metadata.set("general.file_type", file_type(options.dtype));
+  metadata.set("general.file_type", gguf_file_type(options.dtype).id);
   metadata.set("general.quantization_version", uint32_t{2});
   ArchKeys keys(metadata, preset.arch);
   keys.count("vocab_size", preset.vocab_size);

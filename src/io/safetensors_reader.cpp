@@ -34,6 +34,13 @@ struct SkippedDtype {
 };
 constexpr SkippedDtype kSkippedDtypes[] = {{"I64", 8}, {"BOOL", 1}};
 
+// A dtype of a byte per element whose tensors are parts of weights of `whole`.
+struct PartDtype {
+  std::string_view name;
+  DType whole;
+};
+constexpr PartDtype kPartDtypes[] = {{"F8_E4M3", DType::kF8_E4M3}, {"U8", DType::kMXFP4}};
+
 json read_header(ByteCursor& cursor) {
   const auto length = cursor.read<uint64_t>("the header's length");
   if (length > cursor.remaining() || length > kMaxHeaderBytes) {
@@ -94,6 +101,10 @@ std::string readable_dtypes() {
     if (!names.empty()) names += ", ";
     names += type.safetensors;
   }
+  for (const PartDtype& part : kPartDtypes) {
+    names += ", ";
+    names += part.name;
+  }
   return names;
 }
 
@@ -106,6 +117,12 @@ int64_t read_dtype(const json& tensor, const Place& place, SafetensorsTensor& ou
   const auto& name = value.get_ref<const std::string&>();
   out.dtype = dtype_from_safetensors(name);
   if (out.dtype) return quant_type(*out.dtype).block_bytes;
+  for (const PartDtype& part : kPartDtypes) {
+    if (part.name != name) continue;
+    out.dtype = part.whole;
+    out.is_part = true;
+    return 1;
+  }
   for (const SkippedDtype& skipped : kSkippedDtypes) {
     if (skipped.name == name) return skipped.size_bytes;
   }

@@ -24,6 +24,7 @@ bool same_format(const KvBlockFormat& a, const KvBlockFormat& b) {
 
 KvBlockFormat format_of(const KvCacheConfig& config, size_t layer) {
   const KvLayerSpec& spec = config.layers[layer];
+  if (spec.window < 0) fail(ErrorCode::kInvalidArgument, "KV layer {}: a window of {} entries", layer, spec.window);
   if (spec.num_kv_heads < 1 || spec.key_dim < 1 || spec.value_dim < 1 ||
       (spec.value_in_key && spec.value_dim > spec.key_dim)) {
     fail(ErrorCode::kInvalidArgument, "KV layer {}: {} kv heads with keys of {} and values of {}{}", layer,
@@ -41,14 +42,34 @@ int64_t count_tables(const KvCacheConfig& config) {
 uint64_t root_hash(const KvCacheConfig& config) {
   std::vector<uint64_t> facts = {config.content_salt, kKvBlockSize, static_cast<uint64_t>(config.codec)};
   for (const KvLayerSpec& spec : config.layers) {
-    for (int32_t fact : {spec.num_kv_heads, spec.key_dim, spec.value_dim, spec.value_in_key ? 1 : 0}) {
+    for (int32_t fact : {spec.num_kv_heads, spec.key_dim, spec.value_dim, spec.value_in_key ? 1 : 0, spec.window}) {
       facts.push_back(static_cast<uint64_t>(fact));
     }
   }
   return PrefixIndex::default_hash(facts.data(), facts.size() * sizeof(uint64_t));
 }
 
+// Places that a window table holds at most while a text of num_tokens is computed in chunks.
+int64_t window_places(int64_t window, int64_t num_tokens, int64_t chunk_tokens) {
+  const int64_t chunk = std::min(chunk_tokens, num_tokens);
+  return std::min(num_blocks_for(num_tokens), num_blocks_for(window - 1 + chunk) + 1);
+}
+
 }  // namespace
+
+int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, int64_t num_tokens,
+                            int64_t chunk_tokens) {
+  int32_t window = 0;
+  for (const KvLayerSpec& layer : layers) window = std::max(window, layer.window);
+  int64_t bytes = 0;
+  for (const KvLayerSpec& layer : layers) {
+    const KvBlockFormat format{codec, layer.key_dim, layer.value_dim, layer.value_in_key};
+    const int64_t num_places =
+        layer.window > 0 ? window_places(window, num_tokens, chunk_tokens) : num_blocks_for(num_tokens);
+    bytes += num_places * layer.num_kv_heads * format.block_bytes();
+  }
+  return bytes;
+}
 
 void BlockTables::grow_rows(int64_t num_blocks) {
   if (num_blocks <= stride_) return;
@@ -79,16 +100,20 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
     if (same == layers.end()) pools.push_back({BlockPool(memory, format.block_bytes())});
     layers.push_back({format, pool_index, num_tables()});
     const int32_t num_heads = config.layers[layer].num_kv_heads;
-    pools[pool_index].num_tables += num_heads;
+    const bool windowed = config.layers[layer].window > 0;
+    window = std::max(window, config.layers[layer].window);
+    (windowed ? pools[pool_index].num_window_tables : pools[pool_index].num_full_tables) += num_heads;
+    (windowed ? window_set_bytes : full_set_bytes) += num_heads * format.block_bytes();
     pool_of_table.insert(pool_of_table.end(), num_heads, pool_index);
-    set_bytes += num_heads * format.block_bytes();
+    is_window_table.insert(is_window_table.end(), num_heads, windowed);
   }
   if (layers.empty()) fail(ErrorCode::kInvalidArgument, "a KV cache needs at least one layer");
-  if (capacity_bytes < set_bytes) {
+  if (capacity_bytes < set_bytes()) {
     fail(ErrorCode::kOutOfMemory, "the KV cache may hold {} bytes, but one block of each of {} tables takes {}",
-         capacity_bytes, num_tables(), set_bytes);
+         capacity_bytes, num_tables(), set_bytes());
   }
   needed_blocks.resize(pools.size());
+  dropped_blocks.resize(pools.size());
 }
 
 int64_t KvCache::State::table_of(int32_t layer, int32_t head) const {
@@ -105,59 +130,94 @@ KvSequence& KvCache::State::at(SequenceId id) const {
 }
 
 bool KvCache::State::make_room(std::span<const int64_t> needed) {
-  int64_t needed_bytes = 0;
-  for (size_t i = 0; i < pools.size(); ++i) needed_bytes += needed[i] * pools[i].blocks.block_bytes();
-  const int64_t room_bytes = capacity_bytes - stats.block_bytes_held;
-  int64_t num_evicted = ceil_div(std::max<int64_t>(needed_bytes - room_bytes, 0), set_bytes);
-  // Frames that others leave are used before any prefix block is dropped. Slabs come first, as another thread may take
-  // the memory pool's last frames at any time, and what is dropped cannot be brought back.
-  for (; num_evicted <= index.num_unreferenced(); ++num_evicted) {
-    if (!take_slabs(needed, num_evicted)) continue;
-    for (int64_t i = 0; i < num_evicted; ++i) evict_oldest();
-    stats.prefix_evicted_blocks += num_evicted;
-    return true;
+  int64_t missing_bytes = stats.block_bytes_held - capacity_bytes;
+  for (size_t i = 0; i < pools.size(); ++i) missing_bytes += needed[i] * pools[i].blocks.block_bytes();
+  std::ranges::fill(dropped_blocks, 0);
+  int64_t num_windows = 0;
+  int64_t num_entries = 0;
+  PrefixId window_part = index.oldest_passed();
+  PrefixId entry = index.oldest_unreferenced();
+  // Frames that others leave are used before anything is dropped. Slabs come first, as another thread may take the
+  // memory pool's last frames at any time, and what is dropped cannot be brought back.
+  while (missing_bytes > 0 || !take_slabs(needed, dropped_blocks)) {
+    bool drops_full = false;
+    bool drops_window = true;
+    if (window_part != kNoPrefix) {
+      window_part = index.newer_passed(window_part);
+      ++num_windows;
+    } else if (entry != kNoPrefix) {
+      drops_full = true;
+      drops_window = index.has_window(entry) && !index.is_passed(entry);
+      entry = index.newer_unreferenced(entry);
+      ++num_entries;
+    } else {
+      return false;
+    }
+    missing_bytes -= (drops_full ? full_set_bytes : 0) + (drops_window ? window_set_bytes : 0);
+    for (size_t i = 0; i < pools.size(); ++i) {
+      dropped_blocks[i] +=
+          (drops_full ? pools[i].num_full_tables : 0) + (drops_window ? pools[i].num_window_tables : 0);
+    }
   }
-  return false;
+  for (int64_t i = 0; i < num_windows; ++i) drop_oldest_window();
+  for (int64_t i = 0; i < num_entries; ++i) evict_oldest();
+  stats.prefix_evicted_blocks += num_entries;
+  return true;
 }
 
-bool KvCache::State::slabs_suffice(std::span<const int64_t> needed, int64_t num_evicted) const {
+bool KvCache::State::slabs_suffice(std::span<const int64_t> needed, std::span<const int64_t> dropped) const {
   int64_t bytes = 0;
   for (size_t i = 0; i < pools.size(); ++i) {
     const BlockPool& blocks = pools[i].blocks;
-    const int64_t missing = needed[i] - num_evicted * pools[i].num_tables - blocks.num_free();
+    const int64_t missing = needed[i] - dropped[i] - blocks.num_free();
     if (missing > 0) bytes += ceil_div(missing, blocks.blocks_per_slab()) * blocks.slab_bytes();
   }
   return std::cmp_less_equal(bytes, memory.free_bytes());
 }
 
-bool KvCache::State::take_slabs(std::span<const int64_t> needed, int64_t num_evicted) {
-  if (!slabs_suffice(needed, num_evicted)) return false;
+bool KvCache::State::take_slabs(std::span<const int64_t> needed, std::span<const int64_t> dropped) {
+  if (!slabs_suffice(needed, dropped)) return false;
   for (size_t i = 0; i < pools.size(); ++i) {
-    if (pools[i].blocks.ensure_free(needed[i] - num_evicted * pools[i].num_tables)) continue;
+    if (pools[i].blocks.ensure_free(needed[i] - dropped[i])) continue;
     trim();
     return false;
   }
   return true;
 }
 
+// Of one block per table, those of window tables or those of full ones.
+void KvCache::State::release_blocks(std::span<const BlockId> blocks, bool of_window_tables) {
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    if (is_window_table[table] == of_window_tables) pool(table).release(blocks[table]);
+  }
+  stats.block_bytes_held -= of_window_tables ? window_set_bytes : full_set_bytes;
+}
+
+void KvCache::State::drop_oldest_window() {
+  const PrefixId entry = index.oldest_passed();
+  WITAN_CHECK(entry != kNoPrefix, "no window part to drop");
+  release_blocks(index.blocks(entry), true);
+  index.drop_window(entry);
+}
+
 void KvCache::State::evict_oldest() {
   const PrefixId entry = index.oldest_unreferenced();
   WITAN_CHECK(entry != kNoPrefix, "no prefix block to drop");
-  const std::span<const BlockId> blocks = index.blocks(entry);
-  for (int64_t table = 0; table < num_tables(); ++table) pool(table).release(blocks[table]);
-  stats.block_bytes_held -= set_bytes;
+  release_blocks(index.blocks(entry), false);
+  if (index.has_window(entry)) release_blocks(index.blocks(entry), true);
   index.erase(entry);
 }
 
 void KvCache::State::resize(KvSequence& sequence, int64_t table, int64_t num_blocks) {
   BlockTable& blocks = sequence.tables[table];
   BlockPool& from = pool(table);
+  const int64_t first = first_block(sequence, table);
   const int64_t num_new = num_blocks - blocks.num_blocks;
   if (num_new == 0) return;
   if (num_new > 0) {
-    const BlockId last = blocks.num_blocks > 0 ? sequence.tables.id(table, blocks.num_blocks - 1) : kNoBlock;
+    const BlockId last = blocks.num_blocks > first ? sequence.tables.id(table, blocks.num_blocks - 1) : kNoBlock;
     new_blocks.resize(num_new);
-    from.allocate(last, blocks.num_blocks, new_blocks);
+    from.allocate(last, blocks.num_blocks - first, new_blocks);
     for (BlockId block : new_blocks) sequence.tables.set(table, blocks.num_blocks++, block, from.data(block));
   }
   while (blocks.num_blocks > num_blocks) from.release(sequence.tables.id(table, --blocks.num_blocks));
@@ -178,16 +238,66 @@ void KvCache::State::publish_block(KvSequence& sequence) {
     entry = index.insert(parent, tokens, roles, new_blocks);
   } else {
     index.reference(entry);
-    const std::span<const BlockId> blocks = index.blocks(entry);
-    for (int64_t table = 0; table < num_tables(); ++table) {
-      pool(table).release(sequence.tables.id(table, place));
-      sequence.tables.set(table, place, blocks[table], pool(table).data(blocks[table]));
-    }
-    stats.block_bytes_held -= set_bytes;
+    adopt_block(sequence, entry);
   }
+  if (window > 0) index.reference_window(entry);
   sequence.prefix.push_back(entry);
   sequence.tail_tokens.erase(sequence.tail_tokens.begin(), sequence.tail_tokens.begin() + kKvBlockSize);
   sequence.tail_roles.erase(sequence.tail_roles.begin(), sequence.tail_roles.begin() + kKvBlockSize);
+}
+
+// Exchanges the first block behind the sequence's prefix for the equal one of `entry`; where that has lost its window
+// part, gives it the sequence's.
+void KvCache::State::adopt_block(KvSequence& sequence, PrefixId entry) {
+  const auto place = std::ssize(sequence.prefix);
+  new_blocks.resize(num_tables());
+  for (int64_t table = 0; table < num_tables(); ++table) new_blocks[table] = sequence.tables.id(table, place);
+  release_blocks(new_blocks, false);
+  if (index.has_window(entry)) {
+    release_blocks(new_blocks, true);
+  } else {
+    index.restore_window(entry, new_blocks, is_window_table);
+  }
+  const std::span<const BlockId> blocks = index.blocks(entry);
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    sequence.tables.set(table, place, blocks[table], pool(table).data(blocks[table]));
+  }
+}
+
+void KvCache::State::pass_window(KvSequence& sequence) {
+  if (window == 0) return;
+  const int64_t end = first_window_block(sequence.num_tokens);
+  for (int64_t place = sequence.first_window_block; place < end; ++place) {
+    const bool shared = place < std::ssize(sequence.prefix);
+    if (shared) index.unreference_window(sequence.prefix[place], PrefixIndex::WindowEnd::kPassed);
+    for (int64_t table = 0; table < num_tables(); ++table) {
+      if (!is_window_table[table]) continue;
+      if (!shared) pool(table).release(sequence.tables.id(table, place));
+      sequence.tables.set(table, place, kNoBlock, nullptr);
+    }
+    if (!shared) stats.block_bytes_held -= window_set_bytes;
+    sequence.block_bytes -= window_set_bytes;
+  }
+  sequence.first_window_block = std::max(sequence.first_window_block, end);
+}
+
+// The longest cached chain that leaves a token to compute, and whose end has the window parts that this token needs.
+std::vector<PrefixId> KvCache::State::find_prefix(std::span<const TokenId> tokens,
+                                                  std::span<const TokenRole> roles) const {
+  std::vector<PrefixId> chain;
+  size_t num_usable = 0;
+  int64_t num_with_window = 0;  // at the chain's end
+  PrefixId parent = kNoPrefix;
+  for (size_t begin = 0; begin + kKvBlockSize < tokens.size(); begin += kKvBlockSize) {
+    parent = index.find(parent, tokens.subspan(begin, kKvBlockSize), roles.subspan(begin, kKvBlockSize));
+    if (parent == kNoPrefix) break;
+    chain.push_back(parent);
+    num_with_window = index.has_window(parent) ? num_with_window + 1 : 0;
+    const auto length = std::ssize(chain);
+    if (length - first_window_block(length * kKvBlockSize) <= num_with_window) num_usable = chain.size();
+  }
+  chain.resize(num_usable);
+  return chain;
 }
 
 void KvCache::State::trim() {
@@ -205,9 +315,13 @@ KvBlockFormat KvCache::block_format(int32_t layer) const {
   return state_->layers[layer].format;
 }
 
-int64_t KvCache::bytes_per_token() const { return ceil_div(state_->set_bytes, kKvBlockSize); }
+int64_t KvCache::bytes_per_token() const { return ceil_div(state_->full_set_bytes, kKvBlockSize); }
 
-int64_t KvCache::bytes_for_tokens(int64_t num_tokens) const { return num_blocks_for(num_tokens) * state_->set_bytes; }
+int64_t KvCache::bytes_for_tokens(int64_t num_tokens, int64_t chunk_tokens) const {
+  const int64_t full_bytes = num_blocks_for(num_tokens) * state_->full_set_bytes;
+  if (state_->window == 0) return full_bytes;
+  return full_bytes + window_places(state_->window, num_tokens, chunk_tokens) * state_->window_set_bytes;
+}
 
 SequenceId KvCache::create() {
   int32_t slot;
@@ -231,22 +345,23 @@ int32_t KvCache::attach_prefix(SequenceId id, std::span<const TokenId> tokens, s
   WITAN_CHECK(tokens.size() == roles.size(), "{} tokens with {} roles", tokens.size(), roles.size());
   state_->stats.prefix_lookup_tokens += std::ssize(tokens);
 
-  PrefixId parent = kNoPrefix;
-  for (size_t begin = 0; begin + kKvBlockSize < tokens.size(); begin += kKvBlockSize) {
-    parent = state_->index.find(parent, tokens.subspan(begin, kKvBlockSize), roles.subspan(begin, kKvBlockSize));
-    if (parent == kNoPrefix) break;
-    sequence.prefix.push_back(parent);
-  }
-
+  sequence.prefix = state_->find_prefix(tokens, roles);
   const auto num_blocks = static_cast<int32_t>(sequence.prefix.size());
   sequence.num_tokens = num_blocks * kKvBlockSize;
-  sequence.block_bytes = num_blocks * state_->set_bytes;
+  sequence.first_window_block = state_->first_window_block(sequence.num_tokens);
+  sequence.block_bytes =
+      num_blocks * state_->full_set_bytes + (num_blocks - sequence.first_window_block) * state_->window_set_bytes;
   sequence.tables.grow_rows(num_blocks);
   for (int32_t place = 0; place < num_blocks; ++place) {
-    state_->index.reference(sequence.prefix[place]);
-    const std::span<const BlockId> blocks = state_->index.blocks(sequence.prefix[place]);
+    const PrefixId entry = sequence.prefix[place];
+    const bool in_window = place >= sequence.first_window_block;
+    state_->index.reference(entry);
+    if (state_->window > 0 && in_window) state_->index.reference_window(entry);
+    const std::span<const BlockId> blocks = state_->index.blocks(entry);
     for (int64_t table = 0; table < state_->num_tables(); ++table) {
-      sequence.tables.set(table, place, blocks[table], state_->pool(table).data(blocks[table]));
+      const bool gone = state_->is_window_table[table] && !in_window;
+      sequence.tables.set(table, place, gone ? kNoBlock : blocks[table],
+                          gone ? nullptr : state_->pool(table).data(blocks[table]));
     }
   }
   for (int64_t table = 0; table < state_->num_tables(); ++table) {
@@ -307,13 +422,18 @@ void KvCache::commit(SequenceId id, std::span<const TokenId> tokens, std::span<c
     sequence.tail_roles.insert(sequence.tail_roles.end(), roles.begin(), roles.end());
     while (sequence.tail_tokens.size() >= kKvBlockSize) state_->publish_block(sequence);
   }
+  state_->pass_window(sequence);
   state_->trim();
 }
 
 void KvCache::release(SequenceId id) {
   KvSequence& sequence = state_->at(id);
+  const auto num_shared = std::ssize(sequence.prefix);
   for (int64_t table = 0; table < state_->num_tables(); ++table) {
-    state_->resize(sequence, table, std::ssize(sequence.prefix));
+    state_->resize(sequence, table, std::max<int64_t>(num_shared, state_->first_block(sequence, table)));
+  }
+  for (int64_t place = sequence.first_window_block; state_->window > 0 && place < num_shared; ++place) {
+    state_->index.unreference_window(sequence.prefix[place], PrefixIndex::WindowEnd::kKept);
   }
   for (auto entry = sequence.prefix.rbegin(); entry != sequence.prefix.rend(); ++entry) {
     state_->index.unreference(*entry);
@@ -355,21 +475,28 @@ KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_ent
 int64_t KvCache::available_bytes() const {
   const State& state = *state_;
   // Blocks are needed in sets, one of every table. The most sets that both bounds allow:
-  const int64_t num_evictable = state.index.num_unreferenced();
   const int64_t free_bytes = state.capacity_bytes - state.stats.block_bytes_held;
+  const int64_t num_windows = state.index.num_kept() + state.index.num_passed();
   int64_t least = 0;
-  int64_t most = (free_bytes + state.evictable_bytes()) / state.set_bytes;
+  int64_t most = (free_bytes + state.evictable_bytes()) / state.set_bytes();
   std::vector<int64_t> needed(state.pools.size());
+  std::vector<int64_t> dropped(state.pools.size());
+  for (size_t i = 0; i < dropped.size(); ++i) {
+    dropped[i] = state.index.num_unreferenced() * state.pools[i].num_full_tables +
+                 num_windows * state.pools[i].num_window_tables;
+  }
   while (least < most) {
     const int64_t middle = least + (most - least + 1) / 2;
-    for (size_t i = 0; i < needed.size(); ++i) needed[i] = middle * state.pools[i].num_tables;
-    if (state.slabs_suffice(needed, num_evictable)) {
+    for (size_t i = 0; i < needed.size(); ++i) {
+      needed[i] = middle * (state.pools[i].num_full_tables + state.pools[i].num_window_tables);
+    }
+    if (state.slabs_suffice(needed, dropped)) {
       least = middle;
     } else {
       most = middle - 1;
     }
   }
-  return least * state.set_bytes;
+  return least * state.set_bytes();
 }
 
 KvCacheStats KvCache::stats() const {
@@ -379,6 +506,7 @@ KvCacheStats KvCache::stats() const {
 }
 
 void KvCache::clear_prefix_cache() {
+  while (state_->index.num_passed() > 0) state_->drop_oldest_window();
   while (state_->index.num_unreferenced() > 0) state_->evict_oldest();
   state_->trim();
 }

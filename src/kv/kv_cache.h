@@ -17,7 +17,13 @@ struct KvLayerSpec {
   int32_t key_dim = 0;
   int32_t value_dim = 0;
   bool value_in_key = false;  // MLA: one latent head whose key begins with its value
+  int32_t window = 0;         // > 0: a token sees only this many last entries, its own included
 };
+
+// Bytes of blocks that a text of num_tokens takes at most while it is computed in chunks of chunk_tokens: every entry
+// in layers without a window; in the others the window and the chunk, in whole blocks.
+int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, int64_t num_tokens,
+                            int64_t chunk_tokens);
 
 struct KvCacheConfig {
   std::vector<KvLayerSpec> layers;
@@ -47,6 +53,11 @@ struct KvCacheStats {
 // collision cannot give wrong text). Unreferenced prefix blocks stay until their room is needed, least recently used
 // first, a chain's tail before its head.
 //
+// Layers with a sliding window keep the entries that the next token sees and no more: at commit the blocks that lie
+// before them are given up. Private ones are free at once; those of prefix blocks stay as long as nobody needs their
+// room, and are dropped before any prefix block is. A prefix is found only as far as the blocks of the last window
+// before its end are there (docs/adr/0005).
+//
 // Life of a sequence:
 //   create (attach_prefix)? (reserve (write entries)* commit)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
@@ -61,13 +72,15 @@ class KvCache {
 
   const KvCacheConfig& config() const;
   KvBlockFormat block_format(int32_t layer) const;
-  int64_t bytes_per_token() const;                     // over all layers and heads, of a full block, rounded up
-  int64_t bytes_for_tokens(int64_t num_tokens) const;  // of whole blocks, over all layers and heads
+  // Over all layers without a window and their heads, of a full block, rounded up: what a text grows by.
+  int64_t bytes_per_token() const;
+  // As kv_bytes_for_tokens.
+  int64_t bytes_for_tokens(int64_t num_tokens, int64_t chunk_tokens = int64_t{1} << 40) const;
 
   SequenceId create();
 
-  // Attaches the longest cached chain of whole prefix blocks that matches the beginning of `tokens` and returns its
-  // length in tokens: a multiple of the block size, less than tokens.size(), so that at least one token is left to
+  // Attaches the longest usable cached chain of whole prefix blocks that matches the beginning of `tokens` and returns
+  // its length in tokens: a multiple of the block size, less than tokens.size(), so that at least one token is left to
   // compute. The sequence must be empty. roles has one entry per token.
   int32_t attach_prefix(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
@@ -96,7 +109,8 @@ class KvCache {
   };
   Slot slot(SequenceId sequence, int32_t layer, int32_t head, int32_t entry);
 
-  // The first num_entries entries of a table, committed or written since. Valid until the next non-const call.
+  // The first num_entries entries of a table, committed or written since. Valid until the next non-const call. Blocks
+  // that a window has passed are null.
   KvView view(SequenceId sequence, int32_t layer, int32_t head, int32_t num_entries) const;
 
   // Blocks' bytes that reserve could still hand out, counting evictable prefix blocks as free: of whole sets of one

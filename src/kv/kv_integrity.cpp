@@ -30,10 +30,14 @@ void KvCache::check_integrity() const {
     owned[state.pool_of_table[table]].add(state.pool(table), block);
   };
   state.index.for_each([&](PrefixId entry) {
-    for (int64_t table = 0; table < state.num_tables(); ++table) own(table, state.index.blocks(entry)[table]);
+    for (int64_t table = 0; table < state.num_tables(); ++table) {
+      if (state.is_window_table[table] && !state.index.has_window(entry)) continue;
+      own(table, state.index.blocks(entry)[table]);
+    }
   });
 
   std::vector<int64_t> num_references;
+  std::vector<int64_t> num_window_references;
   size_t num_vacant = 0;
   for (const State::Slot& slot : state.slots) {
     if (!slot.sequence) {
@@ -41,18 +45,29 @@ void KvCache::check_integrity() const {
       continue;
     }
     const KvSequence& sequence = *slot.sequence;
-    for (PrefixId entry : sequence.prefix) {
+    for (int64_t place = 0; place < std::ssize(sequence.prefix); ++place) {
+      const PrefixId entry = sequence.prefix[place];
       if (entry >= std::ssize(num_references)) num_references.resize(entry + 1);
+      num_window_references.resize(num_references.size());
       ++num_references[entry];
+      if (state.window > 0 && place >= sequence.first_window_block) ++num_window_references[entry];
     }
+    WITAN_CHECK(sequence.first_window_block == state.first_window_block(sequence.num_tokens),
+                "sequence {} of {} tokens holds its window from block {}", slot.id, sequence.num_tokens,
+                sequence.first_window_block);
     int64_t block_bytes = 0;
     for (int64_t table = 0; table < state.num_tables(); ++table) {
       const BlockTable& blocks = sequence.tables[table];
       const int64_t num_entries = static_cast<int64_t>(blocks.num_entries) + sequence.num_reserved;
       WITAN_CHECK(blocks.num_blocks == (num_entries + kKvBlockSize - 1) / kKvBlockSize, "{} blocks for {} entries",
                   blocks.num_blocks, num_entries);
-      block_bytes += blocks.num_blocks * state.pool(table).block_bytes();
-      for (int64_t place = 0; place < blocks.num_blocks; ++place) {
+      const int64_t first = state.first_block(sequence, table);
+      block_bytes += (blocks.num_blocks - first) * state.pool(table).block_bytes();
+      for (int64_t place = 0; place < first; ++place) {
+        WITAN_CHECK(sequence.tables.id(table, place) == kNoBlock && sequence.tables.block(table, place) == nullptr,
+                    "a block in the place {} that the window has passed", place);
+      }
+      for (int64_t place = first; place < blocks.num_blocks; ++place) {
         const BlockId block = sequence.tables.id(table, place);
         if (place < std::ssize(sequence.prefix)) {
           const BlockId shared = state.index.blocks(sequence.prefix[place])[table];
@@ -68,7 +83,7 @@ void KvCache::check_integrity() const {
   }
   WITAN_CHECK(num_vacant == state.vacant_slots.size(), "{} vacant slots, {} counted", num_vacant,
               state.vacant_slots.size());
-  state.index.check_integrity(num_references);
+  state.index.check_integrity(num_references, num_window_references);
 
   int64_t block_bytes = 0;
   size_t slab_bytes = 0;

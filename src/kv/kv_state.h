@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <vector>
@@ -12,6 +13,14 @@ namespace witan {
 
 // The block tables of one sequence, one per (layer, kv head). Tables may come to differ in length, once entries are
 // dropped from some: nothing here takes them to be equally long.
+//
+// In the tables of layers with a sliding window, window tables, blocks keep their places and the first ones are gone:
+//
+//   blocks of a full table     [0 ........................................ num_blocks)
+//   of a window table          [gone ........ first_window_block) [held .. num_blocks)
+//   of them, shared            [0 ................................ prefix.size())
+//
+// A place that is gone has no block: its pointer is null, and attention never looks there.
 struct BlockTable {
   int32_t num_blocks = 0;
   int32_t num_entries = 0;         // committed
@@ -47,9 +56,10 @@ class BlockTables {
 struct KvSequence {
   explicit KvSequence(int64_t num_tables) : tables(num_tables) {}
 
-  int32_t num_tokens = 0;    // committed
-  int32_t num_reserved = 0;  // entries, in every table
-  int64_t block_bytes = 0;   // of all its blocks
+  int32_t num_tokens = 0;          // committed
+  int32_t num_reserved = 0;        // entries, in every table
+  int64_t block_bytes = 0;         // of all its blocks
+  int64_t first_window_block = 0;  // of window tables: the places before it are gone
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
   std::vector<TokenId> tail_tokens;  // committed tokens behind them; empty with the prefix cache off
@@ -64,7 +74,8 @@ struct KvCache::State {
   };
   struct Pool {
     BlockPool blocks;
-    int64_t num_tables = 0;
+    int64_t num_full_tables = 0;
+    int64_t num_window_tables = 0;
   };
   struct Slot {
     SequenceId id = -1;
@@ -74,23 +85,41 @@ struct KvCache::State {
   State(MemoryPool& pool, KvCacheConfig cache_config);
 
   int64_t num_tables() const { return static_cast<int64_t>(pool_of_table.size()); }
+  int64_t set_bytes() const { return full_set_bytes + window_set_bytes; }
   int64_t table_of(int32_t layer, int32_t head) const;
   KvSequence& at(SequenceId id) const;
 
   BlockPool& pool(int64_t table) { return pools[pool_of_table[table]].blocks; }
 
+  // The first place that a window table needs for the entry after num_entries.
+  int64_t first_window_block(int64_t num_entries) const {
+    return window == 0 ? 0 : std::max<int64_t>(0, num_entries + 1 - window) / kKvBlockSize;
+  }
+  int64_t first_block(const KvSequence& sequence, int64_t table) const {
+    return is_window_table[table] ? sequence.first_window_block : 0;
+  }
+
   // Room for the blocks needed of each pool: slabs taken, prefix blocks dropped. False, and nothing changed, if none.
   bool make_room(std::span<const int64_t> needed);
-  bool take_slabs(std::span<const int64_t> needed, int64_t num_evicted);
-  // Whether num_evicted dropped prefix blocks and what the memory pool has would give the blocks needed.
-  bool slabs_suffice(std::span<const int64_t> needed, int64_t num_evicted) const;
+  bool take_slabs(std::span<const int64_t> needed, std::span<const int64_t> dropped);
+  // Whether `dropped` blocks of each pool and what the memory pool has would give the blocks needed.
+  bool slabs_suffice(std::span<const int64_t> needed, std::span<const int64_t> dropped) const;
   void evict_oldest();
+  void drop_oldest_window();
+  void release_blocks(std::span<const BlockId> blocks, bool of_window_tables);
+
+  std::vector<PrefixId> find_prefix(std::span<const TokenId> tokens, std::span<const TokenRole> roles) const;
 
   // Appends blocks to a table, whose row is long enough, or frees its last ones.
   void resize(KvSequence& sequence, int64_t table, int64_t num_blocks);
   void publish_block(KvSequence& sequence);
+  void adopt_block(KvSequence& sequence, PrefixId entry);
+  // Gives up the places of window tables that no later entry of the sequence sees.
+  void pass_window(KvSequence& sequence);
   void trim();
-  int64_t evictable_bytes() const { return index.num_unreferenced() * set_bytes; }
+  int64_t evictable_bytes() const {
+    return index.num_unreferenced() * full_set_bytes + (index.num_kept() + index.num_passed()) * window_set_bytes;
+  }
 
   MemoryPool& memory;
   KvCacheConfig config;
@@ -98,15 +127,21 @@ struct KvCache::State {
   std::vector<Layer> layers;
   std::vector<Pool> pools;             // one per block format
   std::vector<int32_t> pool_of_table;  // tables by layer, then head
-  int64_t set_bytes = 0;               // of one block of every table
+  std::vector<bool> is_window_table;
+  int64_t full_set_bytes = 0;    // of one block of every full table
+  int64_t window_set_bytes = 0;  // and of every window table
+  // Entries that window tables hold back: the largest of the layers' windows, so that all have the same places; 0:
+  // none.
+  int32_t window = 0;
   PrefixIndex index;
 
   std::vector<Slot> slots;
   std::vector<int32_t> vacant_slots;
   SequenceId next_serial = 1;
 
-  KvCacheStats stats;  // block_bytes_cached is counted when asked for
-  std::vector<int64_t> needed_blocks;
+  KvCacheStats stats;                   // block_bytes_cached is counted when asked for
+  std::vector<int64_t> needed_blocks;   // [pools]
+  std::vector<int64_t> dropped_blocks;  // [pools]
   std::vector<BlockId> new_blocks;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 
@@ -71,14 +72,23 @@ PrefixId PrefixIndex::insert(PrefixId parent, std::span<const TokenId> tokens, s
   return id;
 }
 
-void PrefixIndex::reference(PrefixId id) {
-  if (entries_[id].num_references++ == 0) leave_order(entries_[id]);
+void PrefixIndex::append(Order& order, Neighbours Entry::*neighbours, PrefixId id) {
+  (entries_[id].*neighbours).older = order.newest;
+  (order.newest == kNoPrefix ? order.oldest : (entries_[order.newest].*neighbours).newer) = id;
+  order.newest = id;
 }
 
-void PrefixIndex::leave_order(Entry& entry) {
-  (entry.older == kNoPrefix ? oldest_ : entries_[entry.older].newer) = entry.newer;
-  (entry.newer == kNoPrefix ? newest_ : entries_[entry.newer].older) = entry.older;
-  entry.older = entry.newer = kNoPrefix;
+void PrefixIndex::leave(Order& order, Neighbours Entry::*neighbours, PrefixId id) {
+  const Neighbours place = std::exchange(entries_[id].*neighbours, {});
+  (place.older == kNoPrefix ? order.oldest : (entries_[place.older].*neighbours).newer) = place.newer;
+  (place.newer == kNoPrefix ? order.newest : (entries_[place.newer].*neighbours).older) = place.older;
+}
+
+void PrefixIndex::reference(PrefixId id) {
+  Entry& entry = entries_[id];
+  num_kept_ -= is_kept(entry) ? 1 : 0;
+  if (entry.num_references++ > 0) return;
+  leave(order_, &Entry::order, id);
   --num_unreferenced_;
 }
 
@@ -86,36 +96,83 @@ void PrefixIndex::unreference(PrefixId id) {
   Entry& entry = entries_[id];
   WITAN_CHECK(entry.num_references > 0, "entry {} has no reference to end", id);
   if (--entry.num_references > 0) return;
-  entry.older = newest_;
-  (newest_ == kNoPrefix ? oldest_ : entries_[newest_].newer) = id;
-  newest_ = id;
+  append(order_, &Entry::order, id);
   ++num_unreferenced_;
+  num_kept_ += is_kept(entry) ? 1 : 0;
 }
 
 void PrefixIndex::erase(PrefixId id) {
   Entry& entry = entries_[id];
   WITAN_CHECK(entry.num_references == 0 && entry.num_children == 0, "entry {} dropped with {} references, {} children",
               id, entry.num_references, entry.num_children);
-  leave_order(entry);
+  num_kept_ -= is_kept(entry) ? 1 : 0;
+  leave(order_, &Entry::order, id);
+  --num_unreferenced_;
+  if (entry.passed) leave_passed(id);
   if (entry.parent != kNoPrefix) --entries_[entry.parent].num_children;
   const auto [begin, end] = by_hash_.equal_range(entry.hash);
   by_hash_.erase(std::find_if(begin, end, [&](const auto& found) { return found.second == id; }));
   vacant_.push_back(id);
 }
 
-void PrefixIndex::check_integrity(const std::vector<int64_t>& num_references) const {
+void PrefixIndex::leave_passed(PrefixId id) {
+  leave(passed_order_, &Entry::passed_order, id);
+  entries_[id].passed = false;
+  --num_passed_;
+}
+
+void PrefixIndex::reference_window(PrefixId id) {
+  Entry& entry = entries_[id];
+  WITAN_CHECK(entry.has_window && entry.num_references > 0, "window part of entry {} referenced, with {} references",
+              id, entry.num_references);
+  ++entry.num_window_references;
+  if (entry.passed) leave_passed(id);
+}
+
+void PrefixIndex::unreference_window(PrefixId id, WindowEnd end) {
+  Entry& entry = entries_[id];
+  WITAN_CHECK(entry.num_window_references > 0 && entry.num_references > 0, "entry {} has {} window references of {}",
+              id, entry.num_window_references, entry.num_references);
+  if (--entry.num_window_references > 0 || end == WindowEnd::kKept) return;
+  entry.passed = true;
+  append(passed_order_, &Entry::passed_order, id);
+  ++num_passed_;
+}
+
+void PrefixIndex::drop_window(PrefixId id) {
+  WITAN_CHECK(entries_[id].passed, "window part of entry {} dropped, but not passed", id);
+  leave_passed(id);
+  entries_[id].has_window = false;
+}
+
+void PrefixIndex::restore_window(PrefixId id, std::span<const BlockId> blocks, const std::vector<bool>& is_window) {
+  Entry& entry = entries_[id];
+  WITAN_CHECK(!entry.has_window && entry.num_references > 0, "window part of entry {} given twice", id);
+  for (int64_t table = 0; table < num_tables_; ++table) {
+    if (is_window[table]) blocks_[id * num_tables_ + table] = blocks[table];
+  }
+  entry.has_window = true;
+}
+
+void PrefixIndex::check_integrity(const std::vector<int64_t>& num_references,
+                                  const std::vector<int64_t>& num_window_references) const {
   WITAN_CHECK(by_hash_.size() + vacant_.size() == entries_.size(), "{} entries found, {} vacant, of {}",
               by_hash_.size(), vacant_.size(), entries_.size());
+  const auto count_of = [](const std::vector<int64_t>& counts, PrefixId id) {
+    return id < std::ssize(counts) ? counts[id] : 0;
+  };
   std::vector<int32_t> num_children(entries_.size());
   std::vector<bool> present(entries_.size());
-  int64_t num_unreferenced = 0;
   for_each([&](PrefixId id) { present[id] = true; });
   for_each([&](PrefixId id) {
     const Entry& entry = entries_[id];
-    const int64_t expected = id < std::ssize(num_references) ? num_references[id] : 0;
-    WITAN_CHECK(entry.num_references == expected, "entry {} counts {} references of {}", id, entry.num_references,
-                expected);
-    num_unreferenced += expected == 0 ? 1 : 0;
+    WITAN_CHECK(entry.num_references == count_of(num_references, id), "entry {} counts {} references of {}", id,
+                entry.num_references, count_of(num_references, id));
+    WITAN_CHECK(entry.num_window_references == count_of(num_window_references, id),
+                "entry {} counts {} window references of {}", id, entry.num_window_references,
+                count_of(num_window_references, id));
+    WITAN_CHECK(entry.num_window_references == 0 || (entry.has_window && !entry.passed),
+                "entry {} has {} window references and no window part in use", id, entry.num_window_references);
     WITAN_CHECK(
         find_hashed(chain_hash(entry.parent, entry.tokens, entry.roles), entry.parent, entry.tokens, entry.roles) == id,
         "entry {} is not found by its own content", id);
@@ -127,17 +184,40 @@ void PrefixIndex::check_integrity(const std::vector<int64_t>& num_references) co
     WITAN_CHECK(entries_[id].num_children == num_children[id], "entry {} counts {} children of {}", id,
                 entries_[id].num_children, num_children[id]);
   });
+  check_orders(present);
+}
 
-  std::vector<bool> passed(entries_.size());
+void PrefixIndex::check_orders(const std::vector<bool>& present) const {
+  int64_t num_unreferenced = 0;
   int64_t num_passed = 0;
-  for (PrefixId id = oldest_, older = kNoPrefix; id != kNoPrefix; older = id, id = entries_[id].newer, ++num_passed) {
+  int64_t num_kept = 0;
+  for_each([&](PrefixId id) {
+    num_unreferenced += entries_[id].num_references == 0 ? 1 : 0;
+    num_passed += entries_[id].passed ? 1 : 0;
+    num_kept += is_kept(entries_[id]) ? 1 : 0;
+  });
+  std::vector<bool> gone(entries_.size());
+  int64_t num_waiting = 0;
+  for (PrefixId id = order_.oldest, older = kNoPrefix; id != kNoPrefix; older = id, id = entries_[id].order.newer) {
     const Entry& entry = entries_[id];
-    WITAN_CHECK(present[id] && entry.num_references == 0 && entry.older == older, "entry {} waits wrongly", id);
-    WITAN_CHECK(entry.parent == kNoPrefix || !passed[entry.parent], "entry {} waits behind its parent", id);
-    passed[id] = true;
+    WITAN_CHECK(present[id] && entry.num_references == 0 && entry.order.older == older, "entry {} waits wrongly", id);
+    WITAN_CHECK(entry.parent == kNoPrefix || !gone[entry.parent], "entry {} waits behind its parent", id);
+    gone[id] = true;
+    ++num_waiting;
   }
-  WITAN_CHECK(num_passed == num_unreferenced && num_passed == num_unreferenced_,
-              "{} entries wait, {} are unreferenced, {} counted", num_passed, num_unreferenced, num_unreferenced_);
+  WITAN_CHECK(num_waiting == num_unreferenced && num_waiting == num_unreferenced_,
+              "{} entries wait, {} are unreferenced, {} counted", num_waiting, num_unreferenced, num_unreferenced_);
+  int64_t num_waiting_windows = 0;
+  for (PrefixId id = passed_order_.oldest, older = kNoPrefix; id != kNoPrefix;
+       older = id, id = entries_[id].passed_order.newer) {
+    const Entry& entry = entries_[id];
+    WITAN_CHECK(present[id] && entry.passed && entry.has_window && entry.passed_order.older == older,
+                "window part of entry {} waits wrongly", id);
+    ++num_waiting_windows;
+  }
+  WITAN_CHECK(num_waiting_windows == num_passed && num_passed == num_passed_ && num_kept == num_kept_,
+              "{} window parts wait, {} are passed, {} kept, counted {} and {}", num_waiting_windows, num_passed,
+              num_kept, num_passed_, num_kept_);
 }
 
 }  // namespace witan

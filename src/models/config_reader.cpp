@@ -42,6 +42,16 @@ double ConfigReader::positive(ConfigKey key, std::optional<double> fallback) con
   return value;
 }
 
+double ConfigReader::non_negative(ConfigKey key, double fallback) const {
+  if (!has(key)) return fallback;
+  const std::string name = full_key(key);
+  const double value = checkpoint_.config().get_double(name);
+  if (!std::isfinite(value) || value < 0.0) {
+    fail(ErrorCode::kBadFile, "{}: {} is {}, expected a number of at least 0", checkpoint_.path(), name, value);
+  }
+  return value;
+}
+
 bool ConfigReader::flag(ConfigKey key, bool fallback) const {
   return has(key) ? checkpoint_.config().get_bool(full_key(key)) : fallback;
 }
@@ -51,6 +61,10 @@ std::string ConfigReader::text(ConfigKey key, std::string_view fallback) const {
 }
 
 std::vector<int64_t> ConfigReader::ints(ConfigKey key) const { return checkpoint_.config().get_ints(full_key(key)); }
+
+std::vector<std::string> ConfigReader::texts(ConfigKey key) const {
+  return checkpoint_.config().get_strings(full_key(key));
+}
 
 int32_t ConfigReader::vocab_size() const {
   if (!is_gguf()) return count({.gguf = "", .huggingface = "vocab_size"});
@@ -67,19 +81,6 @@ void ConfigReader::require(bool supported, ConfigKey key, std::string_view what)
 
 void ConfigReader::expect(bool consistent, std::string_view what) const {
   if (!consistent) fail(ErrorCode::kBadFile, "{}: {}", checkpoint_.path(), what);
-}
-
-void set_moe_info(const ConfigReader& read, const RouterSpec& router, int32_t ffn_dim, int32_t first_moe_layer,
-                  ModelInfo& info) {
-  read.expect(router.top_k <= router.num_experts,
-              fmt::format("{} experts per token are more than the {} there are", router.top_k, router.num_experts));
-  info.num_experts = router.num_experts;
-  // gate, up, their stored input and output; the experts' outputs; router logits.
-  const int64_t floats =
-      int64_t{router.top_k} * (int64_t{3} * ffn_dim + info.model_dim) + int64_t{2} * router.num_experts;
-  info.activation_bytes_per_token += floats * static_cast<int64_t>(sizeof(float));
-  info.top_k = router.top_k;
-  for (int32_t layer = first_moe_layer; layer < info.num_layers; ++layer) info.moe_layers.push_back(layer);
 }
 
 }  // namespace witan

@@ -7,8 +7,6 @@
 #include <vector>
 
 #include "io/checkpoint.h"
-#include "models/model.h"
-#include "moe/router.h"
 
 namespace witan {
 
@@ -33,9 +31,12 @@ class ConfigReader {
   int32_t count_or_zero(ConfigKey key, int32_t fallback, int32_t limit = 1 << 24) const;
   // A finite positive number.
   double positive(ConfigKey key, std::optional<double> fallback = std::nullopt) const;
+  // A finite number, 0 or more.
+  double non_negative(ConfigKey key, double fallback) const;
   bool flag(ConfigKey key, bool fallback) const;
   std::string text(ConfigKey key, std::string_view fallback) const;
   std::vector<int64_t> ints(ConfigKey key) const;
+  std::vector<std::string> texts(ConfigKey key) const;
 
   // Rows of the tensor that embeds tokens: the vocabulary's size in GGUF files, which need not state it.
   int32_t vocab_size() const;
@@ -52,10 +53,5 @@ class ConfigReader {
 };
 
 inline constexpr int32_t kMaxExperts = 4096;
-
-// Fills in the MoE part of `info` for a model whose layers from first_moe_layer on have experts of ffn_dim, and refuses
-// a top_k larger than the number of experts.
-void set_moe_info(const ConfigReader& read, const RouterSpec& router, int32_t ffn_dim, int32_t first_moe_layer,
-                  ModelInfo& info);
 
 }  // namespace witan

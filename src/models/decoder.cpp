@@ -29,20 +29,20 @@ void output_logits(ComputeContext& ctx, const DecoderFrame& frame, const Forward
 
 }  // namespace
 
-DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon) {
+DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon, const FrameNames& names) {
   constexpr TensorName kEmbedding{"token_embd.weight", "model.embed_tokens.weight"};
   constexpr TensorName kOutput{"output.weight", "lm_head.weight"};
   constexpr TensorName kAttentionNorm{"blk.{}.attn_norm.weight", "model.layers.{}.input_layernorm.weight"};
-  constexpr TensorName kFfnNorm{"blk.{}.ffn_norm.weight", "model.layers.{}.post_attention_layernorm.weight"};
   DecoderFrame frame;
   frame.embedding = weights.embedding(kEmbedding, info.vocab_size, info.model_dim);
   for (int32_t i = 0; i < info.num_layers; ++i) {
     frame.layer_norms.push_back({.attention = weights.vector(kAttentionNorm, i, info.model_dim),
-                                 .ffn = weights.vector(kFfnNorm, i, info.model_dim)});
+                                 .ffn = weights.vector(names.ffn_norm, i, info.model_dim)});
   }
   frame.output_norm = weights.vector({"output_norm.weight", "model.norm.weight"}, 0, info.model_dim);
   frame.output = weights.matrix(weights.has(kOutput) ? kOutput : kEmbedding, 0, info.vocab_size, info.model_dim);
   frame.norm_epsilon = norm_epsilon;
+  for (int32_t i = 0; i < info.num_unused_layers; ++i) weights.ignore_layer(info.num_layers + i);
   return frame;
 }
 

@@ -26,7 +26,13 @@ struct DecoderFrame {
   float norm_epsilon = 0.0f;
 };
 
-DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon);
+// Tensor names that architectures spell differently; these are the usual ones.
+struct FrameNames {
+  TensorName ffn_norm{"blk.{}.ffn_norm.weight", "model.layers.{}.post_attention_layernorm.weight"};
+};
+
+// Also tells the loader to ignore the tensors that the model does not use (info.num_unused_layers).
+DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon, const FrameNames& names = {});
 
 // One part of a layer: out [num_tokens, model_dim] from x [num_tokens, model_dim], both f32.
 using DecoderPart = FunctionRef<void(int32_t layer, const float* x, float* out)>;

@@ -1,81 +1,57 @@
-#include <algorithm>
-#include <cstring>
-
 #include "models/mla.h"
 
 namespace witan {
 namespace {
 
-// Rows [first, first + rows) of a row-major matrix of the file.
-struct RowBlock {
-  DType type;
-  int64_t rows;
-  int64_t cols;
-  const std::byte* data;
-
-  int64_t row_bytes() const { return quant_type(type).row_bytes(cols); }
-};
-
-PackedMatrix pack_rows(WeightLoader& weights, const RowBlock& block) {
-  const int64_t row_bytes = block.row_bytes();
-  return weights.pack(
-      block.type, block.rows, block.cols, [&](int64_t row) { return block.data + row * row_bytes; },
-      weights.weights_arena());
-}
-
 // The transposed matrix with the same values: in the same type for plain floats, as float32 for quantised ones, whose
 // blocks do not transpose.
-PackedMatrix pack_transposed(WeightLoader& weights, const RowBlock& block) {
-  const QuantType& source = quant_type(block.type);
+PackedMatrix pack_transposed(WeightLoader& weights, const MatrixRows& from) {
+  const QuantType& source = quant_type(from.type);
   const QuantType& target = source.block_size == 1 ? source : quant_type(DType::kF32);
-  std::vector<float> values(static_cast<size_t>(block.rows * block.cols));
-  for (int64_t row = 0; row < block.rows; ++row) {
-    source.decode(block.data + row * block.row_bytes(), values.data() + row * block.cols, block.cols);
+  std::vector<float> values(static_cast<size_t>(from.num_rows * from.cols));
+  std::vector<std::byte> buffer(static_cast<size_t>(from.row_bytes()));
+  for (int64_t row = 0; row < from.num_rows; ++row) {
+    source.decode(from.row(row, buffer.data()), values.data() + row * from.cols, from.cols);
   }
-  const int64_t row_bytes = target.row_bytes(block.rows);
-  std::vector<float> column(static_cast<size_t>(block.rows));
-  std::vector<std::byte> transposed(static_cast<size_t>(row_bytes * block.cols));
-  for (int64_t col = 0; col < block.cols; ++col) {
-    for (int64_t row = 0; row < block.rows; ++row) column[row] = values[row * block.cols + col];
-    target.encode(column.data(), transposed.data() + col * row_bytes, block.rows);
+  const int64_t row_bytes = target.row_bytes(from.num_rows);
+  std::vector<float> column(static_cast<size_t>(from.num_rows));
+  std::vector<std::byte> transposed(static_cast<size_t>(row_bytes * from.cols));
+  for (int64_t col = 0; col < from.cols; ++col) {
+    for (int64_t row = 0; row < from.num_rows; ++row) column[row] = values[row * from.cols + col];
+    target.encode(column.data(), transposed.data() + col * row_bytes, from.num_rows);
   }
-  return weights.pack(
-      target.dtype, block.cols, block.rows, [&](int64_t row) { return transposed.data() + row * row_bytes; },
-      weights.weights_arena());
+  return weights.pack(whole_rows(target.dtype, from.cols, from.num_rows, transposed.data()), weights.weights_arena());
 }
 
 // GGUF files made since the absorbed form exists store Wk_h^T and Wv_h apart.
 void load_split_heads(WeightLoader& weights, const MlaConfig& config, int32_t layer, MlaWeights& mla) {
+  const int64_t heads = config.num_heads;
   const TensorEntry& k =
-      weights.tensor({"blk.{}.attn_k_b.weight", ""}, layer, {config.num_heads, config.latent_dim, config.nope_dim});
+      weights.tensor({"blk.{}.attn_k_b.weight", ""}, layer, {heads, config.latent_dim, config.nope_dim});
   const TensorEntry& v =
-      weights.tensor({"blk.{}.attn_v_b.weight", ""}, layer, {config.num_heads, config.value_dim, config.latent_dim});
-  for (int64_t head = 0; head < config.num_heads; ++head) {
-    RowBlock k_head{.type = k.dtype, .rows = config.latent_dim, .cols = config.nope_dim, .data = nullptr};
-    k_head.data = k.data.data() + head * k_head.rows * k_head.row_bytes();
-    mla.k_absorb.push_back(pack_rows(weights, k_head));
+      weights.tensor({"blk.{}.attn_v_b.weight", ""}, layer, {heads, config.value_dim, config.latent_dim});
+  const MatrixRows k_rows = whole_rows(k.dtype, heads * config.latent_dim, config.nope_dim, k.data.data());
+  const MatrixRows v_rows = whole_rows(v.dtype, heads * config.value_dim, config.latent_dim, v.data.data());
+  for (int64_t head = 0; head < heads; ++head) {
+    const MatrixRows k_head = k_rows.slice(head * config.latent_dim, config.latent_dim);
+    mla.k_absorb.push_back(weights.pack(k_head, weights.weights_arena()));
     mla.k_expand.push_back(pack_transposed(weights, k_head));
-    RowBlock v_head{.type = v.dtype, .rows = config.value_dim, .cols = config.latent_dim, .data = nullptr};
-    v_head.data = v.data.data() + head * v_head.rows * v_head.row_bytes();
-    mla.v.push_back(pack_rows(weights, v_head));
+    mla.v.push_back(weights.pack(v_rows.slice(head * config.value_dim, config.value_dim), weights.weights_arena()));
   }
+  weights.ignore(weights.full_name({"blk.{}.attn_kv_b.weight", ""}, layer));  // some files have both layouts
 }
 
 // Hugging Face and older GGUF files: one matrix whose rows are, head by head, Wk_h and then Wv_h.
 void load_joined_heads(WeightLoader& weights, const MlaConfig& config, int32_t layer, MlaWeights& mla) {
   const int64_t head_rows = int64_t{config.nope_dim} + config.value_dim;
-  const TensorEntry& kv = weights.tensor({"blk.{}.attn_kv_b.weight", "model.layers.{}.self_attn.kv_b_proj.weight"},
-                                         layer, {config.num_heads * head_rows, config.latent_dim});
+  const MatrixRows kv = weights.rows({"blk.{}.attn_kv_b.weight", "model.layers.{}.self_attn.kv_b_proj.weight"}, layer,
+                                     config.num_heads * head_rows, config.latent_dim);
   for (int64_t head = 0; head < config.num_heads; ++head) {
-    RowBlock k_head{.type = kv.dtype, .rows = config.nope_dim, .cols = config.latent_dim, .data = nullptr};
-    k_head.data = kv.data.data() + head * head_rows * k_head.row_bytes();
-    mla.k_expand.push_back(pack_rows(weights, k_head));
+    const MatrixRows k_head = kv.slice(head * head_rows, config.nope_dim);
+    mla.k_expand.push_back(weights.pack(k_head, weights.weights_arena()));
     mla.k_absorb.push_back(pack_transposed(weights, k_head));
-    const RowBlock v_head{.type = kv.dtype,
-                          .rows = config.value_dim,
-                          .cols = config.latent_dim,
-                          .data = k_head.data + k_head.rows * k_head.row_bytes()};
-    mla.v.push_back(pack_rows(weights, v_head));
+    mla.v.push_back(
+        weights.pack(kv.slice(head * head_rows + config.nope_dim, config.value_dim), weights.weights_arena()));
   }
 }
 

@@ -23,6 +23,8 @@ struct ModelInfo {
   int32_t num_layers = 0;
   int32_t num_heads = 0;
   std::vector<KvLayerSpec> kv_layers;  // [num_layers]
+  // Layers behind these that the file may have and generation does not use: they predict further tokens.
+  int32_t num_unused_layers = 0;
 
   std::vector<int32_t> moe_layers;  // their layer numbers; empty for a dense model
   int32_t num_experts = 0;

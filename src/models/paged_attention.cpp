@@ -49,10 +49,13 @@ struct AttentionTask {
             .window = spec.window};
   }
 
+  int64_t head(const Tile& tile, int64_t row) const { return tile.kv_head * group + row % group; }
+  const float* sink(const Tile& tile, int64_t row) const {
+    return spec.sinks == nullptr ? nullptr : spec.sinks + head(tile, row);
+  }
   float* out_row(const Tile& tile, int64_t row) const {
     const int64_t token = tile.first_row + row / group;
-    const int64_t head = tile.kv_head * group + row % group;
-    return out + (token * spec.num_heads + head) * spec.value_dim;
+    return out + (token * spec.num_heads + head(tile, row)) * spec.value_dim;
   }
 };
 
@@ -120,7 +123,8 @@ void walk_tiles(const AttentionTask& task) {
       }
     }
     for (int32_t r = 0; r < query.num_rows; ++r) {
-      finish_attention(compute.isa, total + r * task.state_floats, nullptr, task.spec.value_dim, task.out_row(tile, r));
+      finish_attention(compute.isa, total + r * task.state_floats, task.sink(tile, r), task.spec.value_dim,
+                       task.out_row(tile, r));
     }
   });
 }
@@ -162,7 +166,7 @@ void walk_splits(const AttentionTask& task, int64_t num_items) {
         merge_attention_state(compute.isa, total, first_item[i][split - tile.first_split].states[r],
                               task.spec.value_dim);
       }
-      finish_attention(compute.isa, total, nullptr, task.spec.value_dim, task.out_row(tile, r));
+      finish_attention(compute.isa, total, task.sink(tile, r), task.spec.value_dim, task.out_row(tile, r));
     }
   });
 }

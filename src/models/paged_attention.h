@@ -12,7 +12,8 @@ struct AttentionSpec {
   int32_t key_dim = 0;
   int32_t value_dim = 0;
   float scale = 1.0f;
-  int32_t window = 0;  // > 0: a token sees only this many last positions, its own included
+  int32_t window = 0;            // > 0: a token sees only this many last positions, its own included
+  const float* sinks = nullptr;  // [num_heads] see finish_attention; nullptr: none
 };
 
 // Writes the batch's new entries of one layer. keys [num_tokens, num_kv_heads, key_dim], RoPE applied; values

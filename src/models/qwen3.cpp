@@ -1,66 +1,15 @@
 // Qwen3 (arXiv 2505.09388), dense: Llama with an RMSNorm of every query and key head before the rotary positions.
 
-#include "models/gqa.h"
+#include "models/gqa_decoder.h"
 #include "models/models.h"
 
 namespace witan {
-namespace {
 
-class Qwen3 final : public Model {
- public:
-  explicit Qwen3(const Checkpoint& checkpoint)
-      : config_(read_decoder_config(checkpoint, RopeLayout::kHalves)),
-        info_(config_.info("qwen3")),
-        rope_(config_.rope) {
-    const ConfigReader read(checkpoint);
-    ffn_dim_ = read.count({"feed_forward_length", "intermediate_size"});
-    info_.activation_bytes_per_token += int64_t{3} * ffn_dim_ * static_cast<int64_t>(sizeof(float));
-  }
-
-  const ModelInfo& info() const override { return info_; }
-
-  void load(WeightLoader& weights) override {
-    frame_ = load_frame(weights, info_, config_.norm_epsilon);
-    for (int32_t i = 0; i < config_.num_layers; ++i) {
-      GqaWeights attention = load_gqa(weights, config_, i);
-      attention.q_norm =
-          weights.vector({"blk.{}.attn_q_norm.weight", "model.layers.{}.self_attn.q_norm.weight"}, i, config_.head_dim);
-      attention.k_norm =
-          weights.vector({"blk.{}.attn_k_norm.weight", "model.layers.{}.self_attn.k_norm.weight"}, i, config_.head_dim);
-      attention_.push_back(attention);
-      ffn_.push_back(weights.ffn({"blk.{}.ffn_gate.weight", "model.layers.{}.mlp.gate_proj.weight"},
-                                 {"blk.{}.ffn_up.weight", "model.layers.{}.mlp.up_proj.weight"},
-                                 {"blk.{}.ffn_down.weight", "model.layers.{}.mlp.down_proj.weight"}, i, ffn_dim_,
-                                 config_.model_dim));
-    }
-  }
-
-  void forward(ForwardContext& ctx, const ForwardBatch& batch, float* logits) const override {
-    ComputeContext& compute = ctx.compute;
-    const ScratchScope scope(compute.scratch);
-    const RopeAngles angles = rope_angles(compute, rope_, batch);
-    const auto attention = [&](int32_t layer, const float* x, float* out) {
-      gqa_attention(ctx, batch, layer, config_, attention_[layer], angles, x, out);
-    };
-    const auto ffn = [&](int32_t layer, const float* x, float* out) {
-      dense_ffn(compute, ffn_[layer], x, batch.num_tokens(), out);
-    };
-    pre_norm_decoder(ctx, frame_, batch, attention, ffn, logits);
-  }
-
- private:
-  DecoderConfig config_;
-  int32_t ffn_dim_ = 0;
-  ModelInfo info_;
-  RopeTable rope_;
-
-  DecoderFrame frame_;
-  std::vector<GqaWeights> attention_;  // [num_layers]
-  std::vector<FfnWeights> ffn_;        // [num_layers]
-};
-
-}  // namespace
-
-std::unique_ptr<Model> make_qwen3(const Checkpoint& checkpoint) { return std::make_unique<Qwen3>(checkpoint); }
+std::unique_ptr<Model> make_qwen3(const Checkpoint& checkpoint) {
+  const ConfigReader read(checkpoint);
+  const DecoderConfig config = read_decoder_config(read, {});
+  return std::make_unique<GqaDecoder>("qwen3", config, GqaParts{.qk_norm = QkNorm::kPerHead},
+                                      FfnConfig{.dense_dim = read.count({"feed_forward_length", "intermediate_size"})});
+}
 
 }  // namespace witan

@@ -9,7 +9,7 @@
 
 namespace witan {
 
-// One row per architecture.
+// One row per architecture; two where Hugging Face has two names for what is one here.
 struct Architecture {
   std::string_view name;         // "mixtral"
   std::string_view title;        // for people: "Mixtral"

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -10,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "io/checkpoint.h"
 #include "memory/arena.h"
+#include "models/matrix_rows.h"
 #include "moe/moe_ffn.h"
 
 namespace witan {
@@ -31,6 +33,8 @@ struct ExpertTensorNames {
   ExpertTensorName gate;
   ExpertTensorName up;
   ExpertTensorName down;
+
+  bool has_gate() const { return !gate.gguf.empty() || !gate.huggingface.empty(); }  // else down(relu(up x))
 };
 
 // The rows of a token embedding, in the file's type.
@@ -52,11 +56,16 @@ class WeightLoader {
 
   bool is_gguf() const { return checkpoint_.format() == CheckpointFormat::kGguf; }
   bool has(TensorName name, int32_t layer = 0) const;
+  bool has_exactly(std::string_view name) const { return checkpoint_.find(name) != nullptr; }
 
   // A matrix [rows, cols], packed.
   PackedMatrix matrix(TensorName name, int32_t layer, int64_t rows, int64_t cols);
   // A tensor of n elements (norm weights, biases) as f32.
   const float* vector(TensorName name, int32_t layer, int64_t n);
+  // A tensor [rows, cols] as f32, row-major: biases of several experts.
+  const float* matrix_of_floats(TensorName name, int32_t layer, int64_t rows, int64_t cols);
+  // A matrix of one row of n elements, packed, whether the file calls it [n] or [1, n].
+  PackedMatrix row(TensorName name, int32_t layer, int64_t n);
   EmbeddingTable embedding(TensorName name, int64_t rows, int64_t cols);
   FfnWeights ffn(TensorName gate, TensorName up, TensorName down, int32_t layer, int64_t ffn_dim, int64_t model_dim);
   // All experts of a layer; in GGUF files also from fused or per-expert tensors.
@@ -65,24 +74,35 @@ class WeightLoader {
 
   // The file's tensor, its shape checked and counted as used; for models that transform weights themselves.
   const TensorEntry& tensor(TensorName name, int32_t layer, const std::vector<int64_t>& shape);
-  // Packs a matrix of `rows` rows whose row r is row_bytes(r), in `type`.
-  PackedMatrix pack(DType type, int64_t rows, int64_t cols, FunctionRef<const std::byte*(int64_t row)> row_of,
-                    Arena& arena);
+  // A part of quantised weights, by its own name; `whole` is what it is a part of.
+  const TensorEntry& part(const std::string& name, DType whole, const std::vector<int64_t>& shape);
+  // The rows of a matrix [num_rows, cols], counted as used. Codes of F8_E4M3 come with the scales of X_scale_inv
+  // [ceil(num_rows / 128), ceil(cols / 128)].
+  MatrixRows rows(TensorName name, int32_t layer, int64_t num_rows, int64_t cols);
+  PackedMatrix pack(const MatrixRows& rows, Arena& arena);
+  // Experts of which all gates (or none), ups and downs have the same shape and type.
+  std::vector<FfnWeights> pack_experts(std::span<const MatrixRows> gate, std::span<const MatrixRows> up,
+                                       std::span<const MatrixRows> down);
   Arena& weights_arena() { return weights_; }
+  std::string full_name(TensorName name, int32_t layer) const;
 
-  // Marks a tensor as known and not needed. No effect when it does not exist.
+  // Marks a tensor, or all of a layer, as known and not needed. No effect when there is none.
   void ignore(std::string_view name);
+  void ignore_layer(int32_t layer);
 
   // Error(kUnsupported) naming a tensor of the file that was never asked for.
   void check_all_used() const;
 
  private:
-  struct ExpertSource;
-
-  std::string full_name(TensorName name, int32_t layer) const;
+  const float* floats(const TensorEntry& source);
   const TensorEntry& entry(const std::string& name, const std::vector<int64_t>& shape);
-  ExpertSource expert_source(const ExpertTensorName& name, int32_t layer, int32_t num_experts, int64_t rows,
-                             int64_t cols);
+  // The same, of whole weights.
+  const TensorEntry& whole_entry(const std::string& name, const std::vector<int64_t>& shape);
+  MatrixRows rows(const std::string& name, int64_t num_rows, int64_t cols);
+  MatrixRows rows_of_codes(const TensorEntry& codes, int64_t rows, int64_t cols);
+  std::vector<MatrixRows> expert_rows(const ExpertTensorName& name, int32_t layer, int32_t num_experts,
+                                      int64_t num_rows, int64_t cols);
+  void drop_read_pages();
   void count_done(const TensorEntry& tensor);
 
   const Checkpoint& checkpoint_;
@@ -91,6 +111,7 @@ class WeightLoader {
   ThreadPool& threads_;
   FunctionRef<void(int64_t, int64_t)> progress_;
   std::unordered_set<std::string> used_;
+  std::vector<std::span<const std::byte>> read_;  // in the file, its pages not dropped yet
   int64_t bytes_done_ = 0;
   int64_t bytes_total_ = 0;
 };

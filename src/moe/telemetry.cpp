@@ -23,6 +23,7 @@ void RouterTelemetry::record(int32_t moe_layer, std::span<const int32_t> experts
   WITAN_CHECK(experts.size() == weights.size(), "{} experts, {} weights", experts.size(), weights.size());
   last_experts_[static_cast<size_t>(moe_layer)].assign(experts.begin(), experts.end());
   for (size_t i = 0; i < experts.size(); ++i) {
+    if (experts[i] == kNoExpert) continue;
     const size_t at = index(moe_layer, experts[i]);
     if (last_steps_[at] != num_steps_) {
       distinct_ever_ += counts_[at] == 0 ? 1 : 0;

@@ -6,6 +6,9 @@
 
 namespace witan {
 
+// In place of an expert's id: the token was beyond the expert's capacity (moe_ffn.h).
+inline constexpr int32_t kNoExpert = -1;
+
 // What the routers chose: the signal for caching, prefetching and scheduling experts. Written once per MoE layer and
 // step by moe_ffn, read between steps.
 //
@@ -19,7 +22,8 @@ class RouterTelemetry {
 
   void begin_step();
 
-  // experts, weights [num_tokens, top_k], descending selection score, of one layer in this step.
+  // experts, weights [num_tokens, top_k], descending selection score, of one layer in this step; kNoExpert counts for
+  // nothing.
   void record(int32_t moe_layer, std::span<const int32_t> experts, std::span<const float> weights);
 
   int32_t num_moe_layers() const { return num_moe_layers_; }

@@ -24,8 +24,4 @@ void add_rows(ComputeContext& ctx, const float* x, int64_t num_rows, int64_t n, 
   for_rows(ctx, num_rows, [&](int64_t row) { add(ctx.isa, x + row * n, n, y + row * n); });
 }
 
-void swiglu_rows(ComputeContext& ctx, const float* gate, const float* up, int64_t num_rows, int64_t n, float* out) {
-  for_rows(ctx, num_rows, [&](int64_t row) { swiglu(ctx.isa, gate + row * n, up + row * n, n, out + row * n); });
-}
-
 }  // namespace witan

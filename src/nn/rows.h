@@ -15,9 +15,6 @@ void rms_norm_rows(ComputeContext& ctx, const float* x, const float* weight, flo
 // y += x
 void add_rows(ComputeContext& ctx, const float* x, int64_t num_rows, int64_t n, float* y);
 
-// out = silu(gate) * up
-void swiglu_rows(ComputeContext& ctx, const float* gate, const float* up, int64_t num_rows, int64_t n, float* out);
-
 // Calls body(row) for every row, a few rows per work item.
 void for_rows(ComputeContext& ctx, int64_t num_rows, FunctionRef<void(int64_t row)> body);
 

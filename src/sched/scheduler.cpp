@@ -233,12 +233,16 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
   const int64_t prefill_tokens_per_step = config.max_step_tokens - std::ssize(running);
   const int64_t horizon = num_prefill_tokens / std::max<int64_t>(prefill_tokens_per_step, 1) + 1 + kKvBlockSize;
 
-  const auto rows_to_come = [&](const Sequence& s, int64_t num_entries) {
-    return num_block_rows(std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon)) - num_block_rows(num_entries);
+  const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
+    const int64_t num_entries = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
+    const int64_t chunk = std::clamp<int64_t>(num_uncomputed, 1, config.max_step_tokens);
+    return std::max<int64_t>(0, kv.bytes_for_tokens(num_entries, chunk) - held_bytes);
   };
-  int64_t num_rows = rows_to_come(sequence, num_attached);
-  for (const Sequence* other : running) num_rows += rows_to_come(*other, other->num_computed + other->num_planned);
-  return num_rows * row_bytes <= available_bytes;
+  int64_t bytes = bytes_to_come(sequence, sequence.num_tokens() - num_attached, kv.bytes_for_tokens(num_attached, 0));
+  for (const Sequence* other : running) {
+    bytes += bytes_to_come(*other, other->num_uncomputed() - other->num_planned, kv.held_bytes(*other->kv_sequence));
+  }
+  return bytes <= available_bytes;
 }
 
 bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
@@ -268,7 +272,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
   sequence->max_tokens =
       static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
-  const int64_t needed_bytes = state_->kv.bytes_for_tokens(sequence->max_entries());
+  const int64_t needed_bytes = state_->kv.bytes_for_tokens(sequence->max_entries(), config.max_step_tokens);
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
          "a prompt of {} tokens and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",

@@ -9,8 +9,10 @@ namespace witan {
 namespace {
 
 const std::array<QuantType, kNumDTypes>& table() {
-  static const std::array<QuantType, kNumDTypes> kTypes = {f32_type(),  f16_type(),  bf16_type(),
-                                                           q8_0_type(), q4_k_type(), q6_k_type()};
+  static const std::array<QuantType, kNumDTypes> kTypes = {
+      f32_type(),  f16_type(),  bf16_type(),   f8_e4m3_type(), q8_0_type(), q4_0_type(),
+      q4_1_type(), q5_0_type(), q5_1_type(),   q2_k_type(),    q3_k_type(), q4_k_type(),
+      q5_k_type(), q6_k_type(), iq4_nl_type(), iq4_xs_type(),  mxfp4_type()};
   return kTypes;
 }
 
@@ -30,7 +32,7 @@ std::span<const QuantType> quant_types() { return table(); }
 const QuantType& quant_type(DType dtype) { return table()[static_cast<size_t>(dtype)]; }
 
 std::optional<DType> dtype_from_ggml_id(uint32_t ggml_id) {
-  return find_type([ggml_id](const QuantType& type) { return type.ggml_id == ggml_id; });
+  return find_type([ggml_id](const QuantType& type) { return ggml_id != kNoGgmlId && type.ggml_id == ggml_id; });
 }
 
 std::optional<DType> dtype_from_safetensors(std::string_view name) {

@@ -39,6 +39,22 @@ constexpr GoldenCase kExperts[] = {
     {"deepseek2-v2lite", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
     {"deepseek2-v2lite", "model_legacy.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
     {"deepseek2-v2lite", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen2moe", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"qwen2moe", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"olmoe", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"olmoe", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"deepseek2-v3", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"deepseek2-v3", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"glm4moe", "model.gguf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    {"glm4moe", "hf", "logits.f32", "logits_long_last8.f32", "greedy_tokens"},
+    // llama.cpp rounds YaRN's range, which the model's definition does not.
+    {"gpt-oss", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"gpt-oss", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"gpt-oss-mxfp4", "model.gguf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"gpt-oss-mxfp4", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"deepseek2-v3-fp8", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"qwen2moe-mixed", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
+    {"deepseek2-v2group", "hf", "logits_ref.f32", "logits_ref_long_last8.f32", "greedy_tokens_ref"},
 };
 // Experts too; the truth is float64 arithmetic on the dequantised weights.
 constexpr GoldenCase kQuantised[] = {

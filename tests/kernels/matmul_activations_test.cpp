@@ -123,7 +123,7 @@ TEST(MatmulActivations, ABlockWithAnInfinityHasScaleNaNAndATinyOneIsZero) {
 TEST(MatmulActivations, RowsTakeWholeCacheLines) {
   EXPECT_EQ(activation_bytes(ActivationFormat::kF32, 17), 128);
   EXPECT_EQ(activation_bytes(ActivationFormat::kBF16, 33), 128);
-  EXPECT_EQ(activation_bytes(ActivationFormat::kInt8Per32, 1408), 6 * 320);
+  EXPECT_EQ(activation_bytes(ActivationFormat::kInt8Per32, 1408), 6 * 384);
   EXPECT_EQ(activation_bytes(ActivationFormat::kInt8Per256, 2048), 8 * 384);
 }
 

@@ -109,6 +109,8 @@ inline std::vector<int64_t> test_cols(DType type) {
   switch (quant_type(type).block_size) {
     case 1:
       return {1, 2, 3, 63, 64, 65, 130, 331};
+    case 128:  // F8_E4M3, whose last block may be cut short
+      return {1, 24, 64, 128, 160, 331, 512};
     case 32:
       return {32, 64, 96, 256, 288, 448, 1408};
     default:

@@ -13,6 +13,13 @@ TEST(MatmulPack, PanelTakesTheFilesBytesRoundedUpToACacheLine) {
   EXPECT_EQ(panel_bytes(DType::kQ8_0, 32), 576);  // 544
   EXPECT_EQ(panel_bytes(DType::kQ4_K, 2048), 16 * 8 * 144);
   EXPECT_EQ(panel_bytes(DType::kQ6_K, 768), 10112);  // 10080
+  EXPECT_EQ(panel_bytes(DType::kF8_E4M3, 160), 16 * (160 + 8));
+  EXPECT_EQ(panel_bytes(DType::kQ4_0, 96), 128 + 768);  // the scales are rounded up by themselves
+  EXPECT_EQ(panel_bytes(DType::kMXFP4, 2880), 24512);   // 24480
+  EXPECT_EQ(panel_bytes(DType::kQ5_K, 512), 16 * 2 * 176);
+  EXPECT_EQ(panel_bytes(DType::kQ2_K, 512), 16 * 2 * 84);
+  EXPECT_EQ(panel_bytes(DType::kQ3_K, 512), 16 * 2 * 110);
+  EXPECT_EQ(panel_bytes(DType::kIQ4_XS, 512), 16 * 2 * 138);  // 16 * 2 * 136
 }
 
 // With the unit vectors as activations the exact product gives back every weight.

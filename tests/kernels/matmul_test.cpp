@@ -13,21 +13,34 @@ namespace {
 constexpr Precision kPrecisions[] = {Precision::kExact, Precision::kFast};
 constexpr double kRoundoff = 0x1p-24;
 
-// sum over k of |parts of weight k| |x[k]|, where a Q4_K weight is the difference of two parts.
+// A bound on |m| of a weight of column k that is the sum of a multiple of its scale and m.
+double largest_min(DType type, const std::byte* row, int64_t k) {
+  const QuantType& quant = quant_type(type);
+  // Where in a block a half is that the min is a multiple of, and the largest multiple.
+  const struct {
+    DType type;
+    int at;
+    int largest;
+  } kinds[] = {
+      {DType::kQ4_1, 2, 1}, {DType::kQ5_1, 2, 1}, {DType::kQ2_K, 82, 15}, {DType::kQ4_K, 2, 63}, {DType::kQ5_K, 2, 63}};
+  for (const auto& kind : kinds) {
+    if (kind.type != type) continue;
+    uint16_t half;
+    std::memcpy(&half, row + k / quant.block_size * quant.block_bytes + kind.at, 2);
+    return kind.largest * std::abs(static_cast<double>(f16_to_f32(half)));
+  }
+  return 0;
+}
+
+// sum over k of |parts of weight k| |x[k]|. Some weights are the sum of two parts, of which
+// |scaled| <= |scaled + min| + |min|.
 double magnitude(DType type, const std::byte* row, const std::vector<double>& x) {
   const int64_t cols = std::ssize(x);
   std::vector<float> weights(x.size());
   quant_type(type).decode(row, weights.data(), cols);
   double total = 0;
   for (int64_t k = 0; k < cols; ++k) {
-    double weight = std::abs(weights[k]);
-    if (type == DType::kQ4_K) {
-      uint16_t dmin;
-      std::memcpy(&dmin, row + k / 256 * 144 + 2, 2);
-      // |d s q| <= |d s q - dmin m| + |dmin m|, and m <= 63.
-      weight += 2 * 63 * std::abs(static_cast<double>(f16_to_f32(dmin)));
-    }
-    total += weight * std::abs(x[k]);
+    total += (std::abs(weights[k]) + 2 * largest_min(type, row, k)) * std::abs(x[k]);
   }
   return total;
 }
@@ -38,8 +51,8 @@ int64_t num_roundings(DType type, ActivationFormat format, int64_t cols) {
     case ActivationFormat::kF32:
     case ActivationFormat::kBF16:
       return cols;
-    case ActivationFormat::kInt8Per32:  // the scales' product, then one fma per block
-      return 1 + cols / 32;
+    case ActivationFormat::kInt8Per32:  // at most two scales and mins, then one fma per block
+      return 4 + cols / 32;
     case ActivationFormat::kInt8Per256:  // one fma per block of the cell, the mins, then one fma per cell
       return (type == DType::kQ4_K ? 8 + 1 : 16) + cols / 256;
   }
@@ -169,19 +182,27 @@ TEST(Matmul, ExactProductIsOneChainOfFusedMultiplyAddsOverAscendingColumns) {
 
 // Bit patterns at the ends of their ranges, where 16-bit intermediate sums are largest.
 TEST(Matmul, ExtremeQuantsDoNotSaturate) {
-  for (const DType type : {DType::kQ8_0, DType::kQ4_K, DType::kQ6_K}) {
-    const QuantType& quant = quant_type(type);
-    const ActivationFormat format = activation_format(type, Precision::kFast);
+  // Where a block has its halves: the scales, here 1.
+  const struct {
+    DType type;
+    std::vector<int> halves;
+  } cases[] = {{DType::kQ8_0, {0}},    {DType::kQ4_0, {0}},      {DType::kQ4_1, {0, 2}}, {DType::kQ5_0, {0}},
+               {DType::kQ5_1, {0, 2}}, {DType::kQ2_K, {80, 82}}, {DType::kQ3_K, {108}},  {DType::kQ4_K, {0, 2}},
+               {DType::kQ5_K, {0, 2}}, {DType::kQ6_K, {208}},    {DType::kIQ4_NL, {0}},  {DType::kIQ4_XS, {0}},
+               {DType::kMXFP4, {}}};
+  for (const auto& test : cases) {
+    const QuantType& quant = quant_type(test.type);
+    const ActivationFormat format = activation_format(test.type, Precision::kFast);
     for (const int pattern : {0x00, 0x7f, 0x80, 0x81, 0xff}) {
       constexpr int64_t kCols = 512;
       std::vector<std::byte> file(static_cast<size_t>(16 * quant.row_bytes(kCols)), static_cast<std::byte>(pattern));
       const uint16_t one = f32_to_f16(1.0f);
       for (int64_t block = 0; block < 16 * kCols / quant.block_size; ++block) {
         std::byte* bytes = file.data() + block * quant.block_bytes;
-        std::memcpy(type == DType::kQ6_K ? bytes + 208 : bytes, &one, 2);
-        if (type == DType::kQ4_K) std::memcpy(bytes + 2, &one, 2);
+        for (const int at : test.halves) std::memcpy(bytes + at, &one, 2);
+        if (test.type == DType::kMXFP4) bytes[0] = std::byte{127};
       }
-      const TestMatrix matrix(type, 16, kCols, std::move(file));
+      const TestMatrix matrix(test.type, 16, kCols, std::move(file));
       std::vector<std::vector<float>> x(4, std::vector<float>(kCols, 1.0f));
       for (float& value : x[1]) value = -1.0f;
       for (size_t k = 0; k < kCols; k += 2) x[2][k] = -1.0f;
@@ -199,6 +220,51 @@ TEST(Matmul, ExtremeQuantsDoNotSaturate) {
         }
       }
     }
+  }
+}
+
+// All 256 codes of E4M3 but NaN, the smallest among them, and the ends of E8M0 that give finite weights.
+TEST(Matmul, EveryCodeAndScaleOfTheFloatingFormatsIsExact) {
+  constexpr int64_t kCols = 256;
+  const QuantType& f8 = quant_type(DType::kF8_E4M3);
+  std::vector<std::byte> f8_file(static_cast<size_t>(f8.row_bytes(kCols)));
+  for (int64_t k = 0; k < kCols; ++k) {
+    std::byte* block = f8_file.data() + k / 128 * f8.block_bytes;
+    const float scale = k < 128 ? 0.1f : 7e-3f;
+    std::memcpy(block, &scale, sizeof(scale));
+    block[4 + k % 128] = static_cast<std::byte>(k % 128 == 127 ? 0 : k);
+  }
+  const QuantType& mxfp4 = quant_type(DType::kMXFP4);
+  std::vector<std::byte> mxfp4_file(static_cast<size_t>(mxfp4.row_bytes(kCols)));
+  for (int64_t b = 0; b < kCols / 32; ++b) {
+    constexpr int kScales[] = {0, 1, 2, 3, 127, 128, 250, 251};
+    std::byte* block = mxfp4_file.data() + b * mxfp4.block_bytes;
+    block[0] = static_cast<std::byte>(kScales[b]);
+    for (int i = 0; i < 16; ++i) block[1 + i] = static_cast<std::byte>(i * 17);
+  }
+  for (const auto& [type, file] : {std::pair{DType::kF8_E4M3, f8_file}, std::pair{DType::kMXFP4, mxfp4_file}}) {
+    const TestMatrix matrix(type, 1, kCols, file);
+    std::vector<std::vector<float>> unit(kCols, std::vector<float>(kCols));
+    for (size_t k = 0; k < kCols; ++k) unit[k][k] = 1.0f;
+    const TestActivations stored(Isa::kReference, ActivationFormat::kF32, unit);
+    std::vector<float> expected(kCols);
+    quant_type(type).decode(matrix.file_row(0), expected.data(), kCols);
+    for (const Isa isa : supported_isas()) {
+      const auto out = multiply(isa, matrix.packed(), ActivationFormat::kF32, stored.rows());
+      for (size_t k = 0; k < kCols; ++k) ASSERT_EQ(out[k][0], expected[k]) << isa_name(isa) << ", column " << k;
+    }
+  }
+}
+
+TEST(Matmul, NaNCodeOfF8MakesItsRowNaNAndNoOther) {
+  const QuantType& f8 = quant_type(DType::kF8_E4M3);
+  std::vector<std::byte> file(static_cast<size_t>(16 * f8.row_bytes(160)), std::byte{0x10});
+  file[static_cast<size_t>(5 * f8.row_bytes(160)) + 4 + 3] = std::byte{0xff};
+  const TestMatrix matrix(DType::kF8_E4M3, 16, 160, std::move(file));
+  const TestActivations stored(Isa::kReference, ActivationFormat::kF32, random_rows(1, 160, 3));
+  for (const Isa isa : supported_isas()) {
+    const auto out = multiply(isa, matrix.packed(), ActivationFormat::kF32, stored.rows());
+    for (int row = 0; row < 16; ++row) EXPECT_EQ(std::isnan(out[0][row]), row == 5) << isa_name(isa) << ", row " << row;
   }
 }
 

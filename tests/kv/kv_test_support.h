@@ -85,7 +85,8 @@ inline void write_entries(KvCache& cache, SequenceId sequence, uint32_t chain, c
   }
 }
 
-// Whether all tables of a sequence hold exactly the entries of `tokens`.
+// Whether all tables of a sequence hold exactly the entries of `tokens`, those of layers with a window the ones that
+// the next token sees.
 inline bool holds_entries(const KvCache& cache, SequenceId sequence, const Tokens& tokens) {
   const auto num_tokens = static_cast<int32_t>(tokens.size());
   if (cache.num_tokens(sequence) != num_tokens) return false;
@@ -94,8 +95,10 @@ inline bool holds_entries(const KvCache& cache, SequenceId sequence, const Token
       if (cache.num_entries(sequence, layer, head) != num_tokens) return false;
       const KvView view = cache.view(sequence, layer, head, num_tokens);
       uint32_t chain = 0;
+      const int32_t window = cache.config().layers[layer].window;
       for (int32_t entry = 0; entry < num_tokens; ++entry) {
         chain = extend_chain(chain, tokens[entry]);
+        if (window > 0 && entry < num_tokens + 1 - window) continue;
         if (!has_pattern(view, entry, entry_pattern(chain, layer, head, entry))) return false;
       }
     }

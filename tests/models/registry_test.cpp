@@ -133,7 +133,8 @@ INSTANTIATE_TEST_SUITE_P(All, BadSettingTest,
                                          BadSetting{"attention.layer_norm_rms_epsilon", -1,
                                                     "layer_norm_rms_epsilon is -1"},
                                          BadSetting{"rope.freq_base", 0, "rope.freq_base is 0"},
-                                         BadSetting{"rope.dimension_count", 8, "rotary dimension"},
+                                         BadSetting{"rope.dimension_count", 18, "rotary dimension 18 exceeds"},
+                                         BadSetting{"rope.dimension_count", 7, "rotary dimension 7"},
                                          BadSetting{"expert_used_count", 5, "5 experts per token are more than the 4"},
                                          BadSetting{"expert_count", 1e6, "expert_count is 1000000"},
                                          BadSetting{"expert_feed_forward_length", 25, "expected [4, 25, 32]"}));
@@ -144,10 +145,17 @@ TEST(RegistryTest, MissingSettingsAreNamed) {
   EXPECT_THAT(error_of(checkpoint), HasSubstr("qwen3moe.expert_count"));
 }
 
-TEST(RegistryTest, RopeScalingThatIsNotThereIsRefused) {
+TEST(RegistryTest, RopeScalingOfUnknownKindIsRefusedWithTheKnownOnes) {
+  FakeCheckpoint checkpoint = qwen3_moe();
+  checkpoint.set("qwen3moe.rope.scaling.type", "longrope");
+  EXPECT_THAT(error_of(checkpoint), AllOf(HasSubstr("qwen3moe.rope.scaling.type"), HasSubstr("longrope"),
+                                          HasSubstr("expected none, linear")));
+}
+
+TEST(RegistryTest, RopeScalingWithoutItsFactorIsRefused) {
   FakeCheckpoint checkpoint = qwen3_moe();
   checkpoint.set("qwen3moe.rope.scaling.type", "yarn");
-  EXPECT_THAT(error_of(checkpoint), HasSubstr("qwen3moe.rope.scaling.type"));
+  EXPECT_THAT(error_of(checkpoint), HasSubstr("qwen3moe.rope.scaling.factor"));
 }
 
 TEST(RegistryTest, MissingTensorsAreNamedWithTheirShape) {

@@ -16,6 +16,45 @@ inline void swiglu_vectors(const float* gate, const float* up, int64_t n, float*
   }
 }
 
+// v in [-limit, limit]; NaN stays NaN.
+inline Float clamped(Float limit, Float v) { return larger(subtract(zero(), limit), smaller(limit, v)); }
+
+// g sigmoid(a g) = silu(a g) / a
+inline Float clamped_glu(Float gate, Float up, Float limit) {
+  const Float g = smaller(limit, gate);
+  const Float glu = divide(silu(multiply(g, broadcast(1.702f))), broadcast(1.702f));
+  return multiply(add(clamped(limit, up), broadcast(1.0f)), glu);
+}
+
+inline void clamped_swiglu_vectors(const float* gate, const float* up, int64_t n, float limit, float* out) {
+  const Float bound = broadcast(limit);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(out + i, clamped_glu(load(gate + i), load(up + i), bound));
+  if (i < n) {
+    const Mask tail = first_lanes(n - i);
+    store(tail, out + i, clamped_glu(load(tail, gate + i), load(tail, up + i), bound));
+  }
+}
+
+inline void relu_vectors(int64_t n, float* x) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, larger(zero(), load(x + i)));
+  if (i < n) {
+    const Mask tail = first_lanes(n - i);
+    store(tail, x + i, larger(zero(), load(tail, x + i)));
+  }
+}
+
+inline void clamp_vectors(float limit, int64_t n, float* x) {
+  const Float bound = broadcast(limit);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, clamped(bound, load(x + i)));
+  if (i < n) {
+    const Mask tail = first_lanes(n - i);
+    store(tail, x + i, clamped(bound, load(tail, x + i)));
+  }
+}
+
 inline void add_vectors(const float* x, int64_t n, float* y) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(y + i, add(load(y + i), load(x + i)));

@@ -15,6 +15,11 @@ namespace {
 }  // namespace
 
 void swiglu_avx512(const float* gate, const float* up, int64_t n, float* out) { swiglu_vectors(gate, up, n, out); }
+void clamped_swiglu_avx512(const float* gate, const float* up, int64_t n, float limit, float* out) {
+  clamped_swiglu_vectors(gate, up, n, limit, out);
+}
+void relu_avx512(int64_t n, float* x) { relu_vectors(n, x); }
+void clamp_avx512(float limit, int64_t n, float* x) { clamp_vectors(limit, n, x); }
 void add_avx512(const float* x, int64_t n, float* y) { add_vectors(x, n, y); }
 void axpy_avx512(float a, const float* x, int64_t n, float* y) { axpy_vectors(a, x, n, y); }
 void softmax_avx512(int64_t n, float* x) { softmax_vectors(n, x); }

@@ -12,6 +12,22 @@ void swiglu_reference(const float* gate, const float* up, int64_t n, float* out)
   }
 }
 
+void clamped_swiglu_reference(const float* gate, const float* up, int64_t n, float limit, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double g = gate[i] > limit ? limit : gate[i];
+    const double u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+    out[i] = static_cast<float>((u + 1.0) * g / (1.0 + std::exp(-1.702 * g)));
+  }
+}
+
+void relu_reference(int64_t n, float* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] < 0.0f ? 0.0f : x[i];
+}
+
+void clamp_reference(float limit, int64_t n, float* x) {
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
 void add_reference(const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
 }

@@ -116,6 +116,8 @@ void store_int8_per_32_avx2(const float* x, int64_t cols, std::byte* out) {
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(group.q + b * kQ8BlockColumns), q);
     const PairOfSums sums = sums_of_16(q);
+    group.half_offset[2 * b] = -128 * sums.first;
+    group.half_offset[2 * b + 1] = -128 * sums.second;
     group.offset[b] = -128 * (sums.first + sums.second);
     group.scale[b] = scale.scale;
   }

@@ -50,7 +50,9 @@ void store_int8_per_32_reference(const float* x, int64_t cols, std::byte* out) {
       group.scale[b] = 0.0f;
       std::fill(q, q + kQ8BlockColumns, int8_t{0});
     }
-    group.offset[b] = -128 * sum(q, kQ8BlockColumns);
+    group.half_offset[2 * b] = -128 * sum(q, 16);
+    group.half_offset[2 * b + 1] = -128 * sum(q + 16, 16);
+    group.offset[b] = group.half_offset[2 * b] + group.half_offset[2 * b + 1];
   }
 }
 

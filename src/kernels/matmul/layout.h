@@ -14,12 +14,18 @@
 //   BF16  [ceil(cols / 2)][16][2] bfloat16; an odd last column is paired with zeros
 //   Q8_0  groups of up to 8 blocks: see kQ8GroupBytes
 //   Q4_K  [cols / 256] Q4KCell
+//   F8_E4M3  [ceil(cols / 128)][16] float scales, then [cols][16] codes
 //   Q6_K  [cols / 256][16] half scales d, padded to 64 bytes, then [cols / 256] Q6KCell
+//   others: see block_formats.h
 namespace witan {
 
 // A vector of words is 64 bytes whatever the instruction set.
 inline constexpr int64_t kWordVectorBytes = 64;
 inline constexpr int64_t kKQuantColumns = 256;  // columns of a Q4_K or Q6_K block, and of one cell
+
+// F8_E4M3. A row of a panel has a scale of its own for each 128 columns, so rows of different blocks of a file may
+// meet. A NaN among the codes, which halves do not have at that place, makes the scale NaN.
+inline constexpr int64_t kF8ScaleColumns = 128;
 
 // Q8_0: a group holds num_blocks (8, fewer in the last) blocks of 32 columns:
 //   half scales [num_blocks][16], padded to 64 bytes | bytes q ^ 0x80 [num_blocks][8 words][16 rows][4]
@@ -54,10 +60,11 @@ static_assert(sizeof(Q6KCell) == 16 * 208);
 // ActivationFormat::kInt8Per32, 256 columns.
 struct alignas(64) Int8Per32Group {
   int8_t q[256];
-  int32_t offset[8];  // -128 * sum of q over 32 columns: what unsigned Q8_0 bytes add too much
-  float scale[8];     // 0 for a block of zeros, NaN for one with an infinity or NaN
+  int32_t offset[8];        // -128 * sum of q over 32 columns: what unsigned Q8_0 bytes add too much
+  float scale[8];           // 0 for a block of zeros, NaN for one with an infinity or NaN
+  int32_t half_offset[16];  // as offset, over 16 columns
 };
-static_assert(sizeof(Int8Per32Group) == 320);
+static_assert(sizeof(Int8Per32Group) == 384);
 
 // ActivationFormat::kInt8Per256, 256 columns.
 struct alignas(64) Int8Per256Block {

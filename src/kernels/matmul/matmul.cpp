@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "base/check.h"
+#include "kernels/matmul/block_formats.h"
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul/matmul_variants.h"
 
@@ -23,6 +25,7 @@ constexpr MatmulRow kMatmuls[] = {
     {DType::kF32, ActivationFormat::kF32, {matmul_reference, matmul_f32_avx2, matmul_f32_avx512, nullptr, nullptr}},
     {DType::kF16, ActivationFormat::kF32, {matmul_reference, matmul_f16_avx2, matmul_f16_avx512, nullptr, nullptr}},
     {DType::kBF16, ActivationFormat::kF32, {matmul_reference, matmul_bf16_exact_avx2, matmul_bf16_exact_avx512, nullptr, nullptr}},
+    {DType::kF8_E4M3, ActivationFormat::kF32, {matmul_reference, matmul_f8_e4m3_avx2, matmul_f8_e4m3_avx512, nullptr, nullptr}},
     {DType::kQ8_0, ActivationFormat::kF32, {matmul_reference, matmul_q8_0_exact_avx2, matmul_q8_0_exact_avx512, nullptr, nullptr}},
     {DType::kQ4_K, ActivationFormat::kF32, {matmul_reference, matmul_q4_k_exact_avx2, matmul_q4_k_exact_avx512, nullptr, nullptr}},
     {DType::kQ6_K, ActivationFormat::kF32, {matmul_reference, matmul_q6_k_exact_avx2, matmul_q6_k_exact_avx512, nullptr, nullptr}},
@@ -31,12 +34,21 @@ constexpr MatmulRow kMatmuls[] = {
     {DType::kQ4_K, ActivationFormat::kInt8Per256, {matmul_reference, matmul_q4_k_avx2, matmul_q4_k_avx512, matmul_q4_k_avx512_vnni, nullptr}},
     {DType::kQ6_K, ActivationFormat::kInt8Per256, {matmul_reference, matmul_q6_k_avx2, matmul_q6_k_avx512, matmul_q6_k_avx512_vnni, nullptr}},
 };
+
+// Of all types in block_formats.h, whichever row's type is.
+constexpr MatmulRow kBlockMatmuls[] = {
+    {DType::kQ4_0, ActivationFormat::kF32, {matmul_reference, matmul_blocks_exact_avx2, matmul_blocks_exact_avx512, nullptr, nullptr}},
+    {DType::kQ4_0, ActivationFormat::kInt8Per32, {matmul_reference, matmul_blocks_avx2, matmul_blocks_avx512, matmul_blocks_avx512_vnni, nullptr}},
+};
 // clang-format on
 
 MatmulFunction matmul_function(Isa isa, DType type, ActivationFormat format) {
-  const auto row = std::find_if(std::begin(kMatmuls), std::end(kMatmuls),
-                                [&](const MatmulRow& m) { return m.type == type && m.format == format; });
-  WITAN_CHECK(row != std::end(kMatmuls), "no product of {} weights with activation format {}", quant_type(type).name,
+  const bool has_blocks = find_block_format(type) != nullptr;
+  const std::span<const MatmulRow> rows = has_blocks ? std::span<const MatmulRow>(kBlockMatmuls) : kMatmuls;
+  const auto row = std::find_if(rows.begin(), rows.end(), [&](const MatmulRow& m) {
+    return (has_blocks || m.type == type) && m.format == format;
+  });
+  WITAN_CHECK(row != rows.end(), "no product of {} weights with activation format {}", quant_type(type).name,
               static_cast<int>(format));
   auto index = static_cast<size_t>(isa);
   while (row->functions[index] == nullptr) --index;
@@ -45,7 +57,7 @@ MatmulFunction matmul_function(Isa isa, DType type, ActivationFormat format) {
 
 void check_cols(DType type, int64_t cols) {
   const QuantType& quant = quant_type(type);
-  WITAN_CHECK(cols > 0 && cols % quant.block_size == 0, "{} columns are not a multiple of {}'s block of {}", cols,
+  WITAN_CHECK(cols > 0 && quant.holds_rows_of(cols), "{} columns are not a multiple of {}'s block of {}", cols,
               quant.name, quant.block_size);
 }
 
@@ -53,14 +65,17 @@ void check_cols(DType type, int64_t cols) {
 
 int64_t panel_bytes(DType type, int64_t cols) {
   check_cols(type, cols);
+  if (const BlockFormat* format = find_block_format(type)) return block_panel_bytes(*format, cols);
   return (kPanelRows * quant_type(type).row_bytes(cols) + 63) / 64 * 64;
 }
 
 ActivationFormat activation_format(DType weight_type, Precision precision) {
   if (precision == Precision::kExact) return ActivationFormat::kF32;
+  if (find_block_format(weight_type) != nullptr) return ActivationFormat::kInt8Per32;
   switch (weight_type) {
     case DType::kF32:
     case DType::kF16:
+    case DType::kF8_E4M3:
       return ActivationFormat::kF32;
     case DType::kBF16:
       return ActivationFormat::kBF16;
@@ -69,8 +84,9 @@ ActivationFormat activation_format(DType weight_type, Precision precision) {
     case DType::kQ4_K:
     case DType::kQ6_K:
       return ActivationFormat::kInt8Per256;
+    default:
+      WITAN_CHECK(false, "weight type {}", static_cast<int>(weight_type));
   }
-  WITAN_CHECK(false, "weight type {}", static_cast<int>(weight_type));
 }
 
 void matmul(Isa isa, const PackedMatrix& matrix, ActivationFormat format, const std::byte* const* activations,
@@ -81,6 +97,7 @@ void matmul(Isa isa, const PackedMatrix& matrix, ActivationFormat format, const 
   WITAN_CHECK(matrix.panel_stride_bytes >= panel_bytes(matrix.type, matrix.cols), "panel stride {} < {} bytes",
               matrix.panel_stride_bytes, panel_bytes(matrix.type, matrix.cols));
   if (num_rows == 0 || panel_begin == panel_end) return;
+  const BlockFormat* blocks = find_block_format(matrix.type);
   function({.panels = reinterpret_cast<const uint8_t*>(matrix.data),
             .panel_stride_bytes = matrix.panel_stride_bytes,
             .type = matrix.type,
@@ -91,7 +108,9 @@ void matmul(Isa isa, const PackedMatrix& matrix, ActivationFormat format, const 
             .num_rows = num_rows,
             .panel_begin = panel_begin,
             .panel_end = panel_end,
-            .out = out});
+            .out = out,
+            .blocks = blocks,
+            .block_scales_bytes = blocks == nullptr ? 0 : block_scales_bytes(*blocks, matrix.cols)});
 }
 
 }  // namespace witan

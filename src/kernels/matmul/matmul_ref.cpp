@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/matmul/block_formats.h"
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul/matmul_variants.h"
 #include "tensor/half.h"
@@ -12,9 +13,14 @@ namespace {
 // A panel read back element by element, exactly (in double), from its packed bytes.
 class PackedPanel {
  public:
-  PackedPanel(DType type, int64_t cols, const uint8_t* bytes) : type_(type), cols_(cols), bytes_(bytes) {}
+  PackedPanel(const MatmulArgs& args, int64_t panel)
+      : type_(args.type),
+        blocks_(args.blocks),
+        cols_(args.cols),
+        bytes_(args.panels + panel * args.panel_stride_bytes) {}
 
   double weight(int row, int64_t col) const {
+    if (blocks_ != nullptr) return block_weight(*blocks_, cols_, bytes_, row, col);
     switch (type_) {
       case DType::kF32:
         return reinterpret_cast<const float*>(bytes_)[col * kPanelRows + row];
@@ -22,18 +28,30 @@ class PackedPanel {
         return f16_to_f32(half(2 * (col * kPanelRows + row)));
       case DType::kBF16:
         return bf16_to_f32(half(col / 2 * kWordVectorBytes + 4 * row + 2 * (col % 2)));
+      case DType::kF8_E4M3:
+        return f8_e4m3(row, col);
       case DType::kQ8_0:
         return q8_0(row, col);
       case DType::kQ4_K:
         return q4_k(row, col);
       case DType::kQ6_K:
         return q6_k(row, col);
+      default:
+        WITAN_CHECK(false, "weight type {}", static_cast<int>(type_));
     }
-    WITAN_CHECK(false, "weight type {}", static_cast<int>(type_));
   }
 
  private:
   uint16_t half(int64_t at) const { return *reinterpret_cast<const uint16_t*>(bytes_ + at); }
+
+  double f8_e4m3(int row, int64_t col) const {
+    const auto* scales = reinterpret_cast<const float*>(bytes_);
+    const int64_t num_blocks = (cols_ + kF8ScaleColumns - 1) / kF8ScaleColumns;
+    const int code = bytes_[num_blocks * kPanelRows * static_cast<int64_t>(sizeof(float)) + col * kPanelRows + row];
+    // As a half the same bits are 2^8 times smaller.
+    const float value = f16_to_f32(static_cast<uint16_t>((code & 0x80) << 8 | (code & 0x7f) << 7)) * 256;
+    return static_cast<double>(value) * scales[col / kF8ScaleColumns * kPanelRows + row];
+  }
 
   double q8_0(int row, int64_t col) const {
     const int64_t num_blocks = cols_ / kQ8BlockColumns;
@@ -80,6 +98,7 @@ class PackedPanel {
   }
 
   DType type_;
+  const BlockFormat* blocks_;
   int64_t cols_;
   const uint8_t* bytes_;
 };
@@ -115,7 +134,7 @@ void matmul_reference(const MatmulArgs& args) {
   }
   const int64_t end = std::min(args.rows, args.panel_end * kPanelRows);
   for (int64_t row = args.panel_begin * kPanelRows; row < end; ++row) {
-    const PackedPanel panel(args.type, args.cols, args.panels + row / kPanelRows * args.panel_stride_bytes);
+    const PackedPanel panel(args, row / kPanelRows);
     for (int64_t k = 0; k < args.cols; ++k) {
       const double weight = panel.weight(static_cast<int>(row % kPanelRows), k);
       // With float activations the weights are the floats that the file's bits stand for.

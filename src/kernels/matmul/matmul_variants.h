@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/matmul/block_formats.h"
 #include "kernels/matmul/matmul.h"
 
 // The entry points of the instruction sets' files; matmul.cpp and activations.cpp choose among them.
@@ -20,6 +21,8 @@ struct MatmulArgs {
   int64_t panel_begin = 0;
   int64_t panel_end = 0;
   float* const* out = nullptr;
+  const BlockFormat* blocks = nullptr;  // of `type`, where it has one
+  int64_t block_scales_bytes = 0;       // at the start of a panel, of such a type
 };
 
 using MatmulFunction = void (*)(const MatmulArgs& args);
@@ -29,6 +32,7 @@ void matmul_reference(const MatmulArgs& args);  // any type and format
 void matmul_f32_avx2(const MatmulArgs& args);
 void matmul_f16_avx2(const MatmulArgs& args);
 void matmul_bf16_exact_avx2(const MatmulArgs& args);
+void matmul_f8_e4m3_avx2(const MatmulArgs& args);
 void matmul_q8_0_exact_avx2(const MatmulArgs& args);
 void matmul_q4_k_exact_avx2(const MatmulArgs& args);
 void matmul_q6_k_exact_avx2(const MatmulArgs& args);
@@ -40,6 +44,7 @@ void matmul_q6_k_avx2(const MatmulArgs& args);
 void matmul_f32_avx512(const MatmulArgs& args);
 void matmul_f16_avx512(const MatmulArgs& args);
 void matmul_bf16_exact_avx512(const MatmulArgs& args);
+void matmul_f8_e4m3_avx512(const MatmulArgs& args);
 void matmul_q8_0_exact_avx512(const MatmulArgs& args);
 void matmul_q4_k_exact_avx512(const MatmulArgs& args);
 void matmul_q6_k_exact_avx512(const MatmulArgs& args);
@@ -51,6 +56,12 @@ void matmul_q6_k_avx512(const MatmulArgs& args);
 void matmul_q8_0_avx512_vnni(const MatmulArgs& args);
 void matmul_q4_k_avx512_vnni(const MatmulArgs& args);
 void matmul_q6_k_avx512_vnni(const MatmulArgs& args);
+
+void matmul_blocks_exact_avx2(const MatmulArgs& args);
+void matmul_blocks_exact_avx512(const MatmulArgs& args);
+void matmul_blocks_avx2(const MatmulArgs& args);
+void matmul_blocks_avx512(const MatmulArgs& args);
+void matmul_blocks_avx512_vnni(const MatmulArgs& args);
 
 void matmul_bf16_avx512_bf16(const MatmulArgs& args);
 

@@ -1,7 +1,10 @@
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 
 #include "base/check.h"
+#include "kernels/matmul/block_formats.h"
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul/matmul.h"
 
@@ -44,6 +47,28 @@ void pack_bf16(int64_t cols, const std::byte* const* rows, int num_rows, std::by
     }
     if (cols % 2 != 0) {
       store_word(vectors + cols / 2 * kWordVectorBytes, row, load_half(rows[row] + 2 * (cols - 1)));
+    }
+  }
+}
+
+// File block: float scale, 128 codes; fewer in the last.
+void pack_f8_e4m3(int64_t cols, const std::byte* const* rows, int num_rows, std::byte* panel) {
+  auto* scales = reinterpret_cast<float*>(panel);
+  const int64_t num_blocks = (cols + kF8ScaleColumns - 1) / kF8ScaleColumns;
+  std::byte* codes = panel + num_blocks * kPanelRows * static_cast<int64_t>(sizeof(float));
+  for (int row = 0; row < num_rows; ++row) {
+    const std::byte* from = rows[row];
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int64_t begin = b * kF8ScaleColumns;
+      const int64_t count = std::min(kF8ScaleColumns, cols - begin);
+      float& scale = scales[b * kPanelRows + row];
+      std::memcpy(&scale, from, sizeof(scale));
+      from += sizeof(scale);
+      for (int64_t i = 0; i < count; ++i) {
+        codes[(begin + i) * kPanelRows + row] = from[i];
+        if ((from[i] & std::byte{0x7f}) == std::byte{0x7f}) scale = std::numeric_limits<float>::quiet_NaN();
+      }
+      from += count;
     }
   }
 }
@@ -145,6 +170,8 @@ void pack_q6_k(int64_t cols, const std::byte* const* rows, int num_rows, std::by
 void pack_panel(DType type, int64_t cols, const std::byte* const* rows, int num_rows, std::byte* panel) {
   WITAN_CHECK(1 <= num_rows && num_rows <= kPanelRows, "{} rows in a panel of {}", num_rows, kPanelRows);
   std::memset(panel, 0, static_cast<size_t>(panel_bytes(type, cols)));
+  if (const BlockFormat* format = find_block_format(type))
+    return pack_block_panel(*format, cols, rows, num_rows, panel);
   switch (type) {
     case DType::kF32:
       return pack_elements<float>(cols, rows, num_rows, panel);
@@ -152,12 +179,16 @@ void pack_panel(DType type, int64_t cols, const std::byte* const* rows, int num_
       return pack_elements<uint16_t>(cols, rows, num_rows, panel);
     case DType::kBF16:
       return pack_bf16(cols, rows, num_rows, panel);
+    case DType::kF8_E4M3:
+      return pack_f8_e4m3(cols, rows, num_rows, panel);
     case DType::kQ8_0:
       return pack_q8_0(cols, rows, num_rows, panel);
     case DType::kQ4_K:
       return pack_q4_k(cols, rows, num_rows, panel);
     case DType::kQ6_K:
       return pack_q6_k(cols, rows, num_rows, panel);
+    default:
+      WITAN_CHECK(false, "weight type {}", quant_type(type).name);
   }
 }
 

@@ -17,6 +17,20 @@ inline void store_floats(float* to, Float v, int64_t count) {
 inline Float load_halves(const void* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 }
+// Bytes s eeee mmm as halves with the same sign, exponent bits and leading mantissa bits.
+inline Float load_bytes_as_halves(const void* from) {
+  const __m128i v = _mm_cvtepu8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
+  const __m128i sign = _mm_and_si128(_mm_slli_epi16(v, 8), _mm_set1_epi16(static_cast<int16_t>(0x8000)));
+  const __m128i rest = _mm_and_si128(_mm_slli_epi16(v, 7), _mm_set1_epi16(0x3f80));
+  return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
+}
+// Unsigned and signed bytes, one to each lane.
+inline Int load_bytes(const void* from) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
+}
+inline Int load_signed_bytes(const void* from) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from)));
+}
 inline Int load_halves_as_words(const void* from) {
   return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
 }
@@ -46,6 +60,15 @@ template <int kCount>
 inline Int shift_right_signed(Int v) {
   return _mm256_srai_epi32(v, kCount);
 }
+
+// Byte i of the result is byte index[i] (0..15) of `table`, 16 bytes.
+inline Int look_up(Int table, Int index) { return _mm256_shuffle_epi8(table, index); }
+inline Int broadcast_table(const void* table) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(table)));
+}
+inline Int add_bytes(Int a, Int b) { return _mm256_add_epi8(a, b); }
+inline Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
+inline Int subtract(Int a, Int b) { return _mm256_sub_epi32(a, b); }
 
 inline Float to_floats(Int v) { return _mm256_cvtepi32_ps(v); }
 inline Float as_floats(Int v) { return _mm256_castsi256_ps(v); }

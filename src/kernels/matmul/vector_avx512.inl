@@ -16,6 +16,20 @@ inline void store_floats(float* to, Float v, int64_t count) {
 inline Float load_halves(const void* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
 }
+// Bytes s eeee mmm as halves with the same sign, exponent bits and leading mantissa bits.
+inline Float load_bytes_as_halves(const void* from) {
+  const __m256i v = _mm256_cvtepu8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+  const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(v, 8), _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+  const __m256i rest = _mm256_and_si256(_mm256_slli_epi16(v, 7), _mm256_set1_epi16(0x3f80));
+  return _mm512_cvtph_ps(_mm256_or_si256(sign, rest));
+}
+// Unsigned and signed bytes, one to each lane.
+inline Int load_bytes(const void* from) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+}
+inline Int load_signed_bytes(const void* from) {
+  return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+}
 inline Int load_halves_as_words(const void* from) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
 }
@@ -43,6 +57,15 @@ template <int kCount>
 inline Int shift_right_signed(Int v) {
   return _mm512_srai_epi32(v, kCount);
 }
+
+// Byte i of the result is byte index[i] (0..15) of `table`, 16 bytes.
+inline Int look_up(Int table, Int index) { return _mm512_shuffle_epi8(table, index); }
+inline Int broadcast_table(const void* table) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(table)));
+}
+inline Int add_bytes(Int a, Int b) { return _mm512_add_epi8(a, b); }
+inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
+inline Int subtract(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
 inline Float to_floats(Int v) { return _mm512_cvtepi32_ps(v); }
 inline Float as_floats(Int v) { return _mm512_castsi512_ps(v); }

@@ -18,6 +18,7 @@ inline Float divide(Float a, Float b) { return _mm512_div_ps(a, b); }
 inline Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }            // a * b + c
 inline Float negative_multiply_add(Float a, Float b, Float c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 inline Float larger(Float a, Float b) { return _mm512_max_ps(a, b); }                        // b where either is NaN
+inline Float smaller(Float a, Float b) { return _mm512_min_ps(a, b); }                       // b where either is NaN
 inline Float negative_magnitude(Float v) { return _mm512_or_ps(v, _mm512_set1_ps(-0.0f)); }  // -|v|
 
 inline Mask first_lanes(int64_t count) { return static_cast<Mask>((1u << count) - 1u); }

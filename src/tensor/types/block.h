@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "tensor/half.h"
+#include "tensor/random_bits.h"
 
 // What the files of this folder share.
 namespace witan {
@@ -19,10 +20,21 @@ inline uint16_t load_u16(const std::byte* at) {
   std::memcpy(&value, at, sizeof(value));
   return value;
 }
+inline uint32_t load_u32(const std::byte* at) {
+  uint32_t value;
+  std::memcpy(&value, at, sizeof(value));
+  return value;
+}
 inline void store_u16(std::byte* at, uint16_t value) { std::memcpy(at, &value, sizeof(value)); }
 
+inline float load_f32(const std::byte* at) { return std::bit_cast<float>(load_u32(at)); }
 inline float load_f16(const std::byte* at) { return f16_to_f32(load_u16(at)); }
 inline void store_f16(std::byte* at, float value) { store_u16(at, f32_to_f16(value)); }
+
+// Quant i of 32 in 16 bytes: quants 0..15 are the low nibbles, 16..31 the high ones.
+inline int nibble_of_32(const std::byte* quants, int i) {
+  return std::to_integer<int>(quants[i % 16]) >> (i / 16 * 4) & 15;
+}
 
 // Round to nearest, ties to even, for |value| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
 // Any other value, NaN included, gives some integer.
@@ -42,6 +54,15 @@ double dot_decoded(void (*decode)(const std::byte*, float*, int64_t), const std:
     for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(values[i]) * x[begin + i];
   }
   return sum;
+}
+
+// A block's scale for random weights: of either sign, its magnitude in [0.75, 1.25) of the one whose mean square is
+// root_mean_square^2.
+inline float random_signed_scale(RandomBits& bits, float root_mean_square) {
+  const float unit = bits.next_signed_unit();
+  const float mean = root_mean_square / 1.0103630f;  // the root of 1 + 0.25^2 / 3
+  const bool negative = (bits.next() & 1) != 0;
+  return (negative ? -mean : mean) * (1 + 0.25f * unit);
 }
 
 // A uniform variable on [-a, a] has standard deviation a / sqrt(3).

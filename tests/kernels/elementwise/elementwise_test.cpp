@@ -91,6 +91,56 @@ TEST(Swiglu, AnElementHasTheSameBitsAtAnyPlace) {
   }
 }
 
+TEST(ClampedSwiglu, MatchesTheReferenceOnBothSidesOfTheLimit) {
+  for (Isa isa : test::supported_isas()) {
+    for (int64_t n : kLengths) {
+      const std::vector<float> gate = random_floats(n, 12.0f, 17);
+      const std::vector<float> up = random_floats(n, 12.0f, 18);
+      std::vector<float> out(gate.size());
+      clamped_swiglu(isa, gate.data(), up.data(), n, 7.0f, out.data());
+      for (size_t i = 0; i < gate.size(); ++i) {
+        const double g = std::min(static_cast<double>(gate[i]), 7.0);
+        const double u = std::clamp(static_cast<double>(up[i]), -7.0, 7.0);
+        const double expected = (u + 1.0) * g / (1.0 + std::exp(-1.702 * g));
+        // 1.702 g is rounded before it is an exponent; u + 1 may cancel.
+        EXPECT_NEAR(out[i], expected, 24.0 * kEps * (std::fabs(expected) + std::fabs(g))) << isa_name(isa) << gate[i];
+      }
+    }
+  }
+}
+
+TEST(ClampedSwiglu, MayOverwriteItsInputAndDoesNotHideNaN) {
+  for (Isa isa : test::supported_isas()) {
+    std::vector<float> gate = random_floats(21, 9.0f, 19);
+    const std::vector<float> up = random_floats(21, 9.0f, 20);
+    gate[4] = kNaN;
+    std::vector<float> expected(21);
+    clamped_swiglu(isa, gate.data(), up.data(), 21, 7.0f, expected.data());
+    clamped_swiglu(isa, gate.data(), up.data(), 21, 7.0f, gate.data());
+    EXPECT_TRUE(std::isnan(gate[4])) << isa_name(isa);
+    gate[4] = expected[4] = 0.0f;
+    EXPECT_EQ(gate, expected) << isa_name(isa);
+  }
+}
+
+TEST(ReluAndClamp, AreExactOnEveryInstructionSet) {
+  for (Isa isa : test::supported_isas()) {
+    for (int64_t n : kLengths) {
+      std::vector<float> x = random_floats(n, 4.0f, 21);
+      std::vector<float> clamped = x;
+      std::vector<float> expected_relu = x;
+      std::vector<float> expected_clamp = x;
+      for (float& v : expected_relu) v = std::max(v, 0.0f);
+      for (float& v : expected_clamp) v = std::clamp(v, -1.5f, 1.5f);
+      for (auto* values : {&x, &clamped, &expected_relu, &expected_clamp}) values->push_back(-9.0f);
+      relu(isa, n, x.data());
+      clamp(isa, 1.5f, n, clamped.data());
+      EXPECT_EQ(x, expected_relu) << isa_name(isa);
+      EXPECT_EQ(clamped, expected_clamp) << isa_name(isa);
+    }
+  }
+}
+
 TEST(Add, IsExactOnEveryInstructionSet) {
   for (Isa isa : test::supported_isas()) {
     for (int64_t n : kLengths) {
