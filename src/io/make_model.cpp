@@ -52,47 +52,54 @@ class ArchKeys {
   std::string_view arch_;
 };
 
+void set_yarn_keys(ArchKeys& keys, const ModelPreset& preset) {
+  keys.set("rope.scaling.type", "yarn");
+  keys.set("rope.scaling.factor", static_cast<float>(preset.yarn_factor));
+  keys.count("rope.scaling.original_context_length", preset.yarn_context);
+  keys.set("rope.scaling.yarn_beta_fast", 32.0f);
+  keys.set("rope.scaling.yarn_beta_slow", 1.0f);
+  if (preset.yarn_log_multiplier > 0) keys.set("rope.scaling.yarn_log_multiplier", preset.yarn_log_multiplier);
+}
+
 void set_attention_keys(ArchKeys& keys, const ModelPreset& preset) {
   keys.count("attention.head_count", preset.num_heads);
   keys.set("attention.layer_norm_rms_epsilon", preset.rms_epsilon);
   keys.set("rope.freq_base", preset.rope_freq_base);
+  keys.count("rope.dimension_count", preset.rotated_dim > 0 ? preset.rotated_dim : preset.head_dim);
+  if (preset.yarn_factor > 0) set_yarn_keys(keys, preset);
+  if (preset.window > 0) keys.count("attention.sliding_window", preset.window);
   if (preset.latent_dim == 0) {
     keys.count("attention.head_count_kv", preset.num_kv_heads);
     keys.count("attention.key_length", preset.head_dim);
     keys.count("attention.value_length", preset.head_dim);
-    keys.count("rope.dimension_count", preset.head_dim);
     return;
   }
   // One latent head, of which the *_mla keys tell what the real heads are expanded to.
   keys.count("attention.head_count_kv", 1);
-  keys.count("attention.q_lora_rank", 0);
+  keys.count("attention.q_lora_rank", preset.q_latent_dim);
   keys.count("attention.kv_lora_rank", preset.latent_dim);
   keys.count("attention.key_length", preset.latent_dim + preset.rotated_dim);
   keys.count("attention.value_length", preset.latent_dim);
   keys.count("attention.key_length_mla", preset.content_dim + preset.rotated_dim);
   keys.count("attention.value_length_mla", preset.value_dim);
-  keys.count("rope.dimension_count", preset.rotated_dim);
-  keys.set("rope.scaling.type", "yarn");
-  keys.set("rope.scaling.factor", static_cast<float>(preset.yarn_factor));
-  keys.count("rope.scaling.original_context_length", preset.yarn_context);
-  keys.set("rope.scaling.yarn_log_multiplier", 0.0707f);  // 0.1 * mscale_all_dim
-  keys.set("rope.scaling.yarn_beta_fast", 32.0f);
-  keys.set("rope.scaling.yarn_beta_slow", 1.0f);
 }
 
 void set_ffn_keys(ArchKeys& keys, const ModelPreset& preset) {
-  // Mixtral's file has one width and it is the experts'.
   keys.count("feed_forward_length", preset.ffn_dim > 0 ? preset.ffn_dim : preset.expert_dim);
   if (preset.num_experts == 0) return;
   keys.count("expert_count", preset.num_experts);
   keys.count("expert_used_count", preset.experts_per_token);
-  if (preset.arch != "llama") keys.count("expert_feed_forward_length", preset.expert_dim);
-  if (preset.arch != "deepseek2") return;
+  if (preset.ffn_dim > 0) keys.count("expert_feed_forward_length", preset.expert_dim);
+  if (preset.gated_shared_dim > 0) keys.count("expert_shared_feed_forward_length", preset.gated_shared_dim);
+  if (preset.num_shared_experts == 0) return;
   keys.count("expert_shared_count", preset.num_shared_experts);
   keys.count("leading_dense_block_count", preset.num_dense_layers);
-  keys.set("expert_weights_scale", 1.0f);
-  keys.set("expert_weights_norm", false);
-  keys.count("expert_gating_func", 1);  // softmax
+  keys.set("expert_weights_scale", preset.routed_scale);
+  keys.set("expert_weights_norm", preset.sigmoid_routing);
+  keys.count("expert_gating_func", preset.sigmoid_routing ? 2 : 1);
+  if (preset.num_groups == 0) return;
+  keys.count("expert_group_count", preset.num_groups);
+  keys.count("expert_group_used_count", preset.num_groups_used);
 }
 
 GgufMetadata make_metadata(const ModelPreset& preset, int32_t num_layers, const MakeModelOptions& options) {
@@ -151,7 +158,7 @@ class TensorList {
       } else {
         add_attention();
       }
-      add_norm("ffn_norm.weight", model_dim);
+      add_norm(preset_.ffn_norm, model_dim);
       if (preset_.num_experts > 0 && layer >= preset_.num_dense_layers) {
         add_experts();
       } else {
@@ -179,6 +186,11 @@ class TensorList {
   }
   void add_norm(std::string_view name, int64_t size) { add(name, {size}, DType::kF32, Weights::kNorm); }
 
+  // Small beside what it is added to, as a model's biases are.
+  void add_bias(std::string_view name, std::vector<int64_t> shape) {
+    add(name, std::move(shape), DType::kF32, Weights::kMatrix).stddev = 0.1f;
+  }
+
   void add_attention() {
     const int64_t model_dim = preset_.model_dim;
     const int64_t q_dim = int64_t{preset_.num_heads} * preset_.head_dim;
@@ -187,16 +199,30 @@ class TensorList {
     add_matrix("attn_k.weight", {kv_dim, model_dim});
     add_matrix("attn_v.weight", {kv_dim, model_dim});
     add_matrix("attn_output.weight", {model_dim, q_dim});
-    if (preset_.norm_heads) {
-      add_norm("attn_q_norm.weight", preset_.head_dim);
-      add_norm("attn_k_norm.weight", preset_.head_dim);
+    if (preset_.norm_heads || preset_.norm_whole) {
+      add_norm("attn_q_norm.weight", preset_.norm_whole ? q_dim : preset_.head_dim);
+      add_norm("attn_k_norm.weight", preset_.norm_whole ? kv_dim : preset_.head_dim);
     }
+    if (preset_.qkv_bias) {
+      add_bias("attn_q.bias", {q_dim});
+      add_bias("attn_k.bias", {kv_dim});
+      add_bias("attn_v.bias", {kv_dim});
+    }
+    if (preset_.output_bias) add_bias("attn_output.bias", {model_dim});
+    if (preset_.sinks) add("attn_sinks.weight", {preset_.num_heads}, DType::kF32, Weights::kMatrix).stddev = 1;
   }
 
   void add_latent_attention() {
     const int64_t model_dim = preset_.model_dim;
     const int64_t num_heads = preset_.num_heads;
-    add_matrix("attn_q.weight", {num_heads * (preset_.content_dim + preset_.rotated_dim), model_dim});
+    const int64_t q_rows = num_heads * (preset_.content_dim + preset_.rotated_dim);
+    if (preset_.q_latent_dim > 0) {
+      add_matrix("attn_q_a.weight", {preset_.q_latent_dim, model_dim});
+      add_norm("attn_q_a_norm.weight", preset_.q_latent_dim);
+      add_matrix("attn_q_b.weight", {q_rows, preset_.q_latent_dim});
+    } else {
+      add_matrix("attn_q.weight", {q_rows, model_dim});
+    }
     add_matrix("attn_kv_a_mqa.weight", {preset_.latent_dim + preset_.rotated_dim, model_dim});
     add_norm("attn_kv_a_norm.weight", preset_.latent_dim);
     // Stored transposed: what it computes a key from is the latent, not its own rows.
@@ -222,6 +248,16 @@ class TensorList {
     add_matrix("ffn_up_exps.weight", {num_experts, expert_dim, model_dim});
     add_matrix("ffn_down_exps.weight", {num_experts, model_dim, expert_dim});
     if (preset_.num_shared_experts > 0) add_ffn("_shexp", preset_.num_shared_experts * expert_dim);
+    if (preset_.gated_shared_dim > 0) {
+      add_ffn("_shexp", preset_.gated_shared_dim);
+      add("ffn_gate_inp_shexp.weight", {model_dim}, DType::kF32, Weights::kRouter);
+    }
+    if (preset_.sigmoid_routing) add_bias("exp_probs_b.bias", {num_experts});
+    if (!preset_.expert_bias) return;
+    add_bias("ffn_gate_inp.bias", {num_experts});
+    add_bias("ffn_gate_exps.bias", {num_experts, expert_dim});
+    add_bias("ffn_up_exps.bias", {num_experts, expert_dim});
+    add_bias("ffn_down_exps.bias", {num_experts, model_dim});
   }
 
   const ModelPreset& preset_;
@@ -240,7 +276,9 @@ std::vector<std::string> fallback_notes(std::span<const GeneratedTensor> tensors
   std::vector<Kind> kinds;
   for (const GeneratedTensor& tensor : tensors) {
     const GgufTensorHeader& header = tensor.header;
-    if (tensor.weights != Weights::kMatrix || header.row_length() % quant_type(wanted).block_size == 0) continue;
+    if (tensor.weights != Weights::kMatrix || header.name.ends_with(".bias") ||
+        header.name.ends_with("attn_sinks.weight") || header.row_length() % quant_type(wanted).block_size == 0)
+      continue;
     std::string_view name = header.name;
     if (name.starts_with("blk.")) name.remove_prefix(name.find('.', 4) + 1);
     const auto found = std::find_if(kinds.begin(), kinds.end(), [name](const Kind& kind) { return kind.name == name; });

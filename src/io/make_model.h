@@ -26,25 +26,40 @@ struct ModelPreset {
   float rms_epsilon = 0;
   float rope_freq_base = 0;
 
-  // Attention with a key and a value of head_dim for each of num_kv_heads; norm_heads: RMSNorm of q and k per head.
+  // Attention with a key and a value of head_dim for each of num_kv_heads.
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
-  bool norm_heads = false;
+  bool norm_heads = false;  // RMSNorm of q and k per head
+  bool norm_whole = false;  // or over all heads together
+  bool qkv_bias = false;
+  bool output_bias = false;
+  bool sinks = false;  // a learned logit per head
+  int32_t window = 0;  // sliding window
 
   // Multi-head latent attention instead, where latent_dim > 0.
   int32_t latent_dim = 0;    // kv_lora_rank
+  int32_t q_latent_dim = 0;  // q_lora_rank
   int32_t content_dim = 0;   // of a head's query and key, without position ("nope")
-  int32_t rotated_dim = 0;   // and with it
   int32_t value_dim = 0;     // of a head
+
+  int32_t rotated_dim = 0;   // of a head's query and key, with position; 0: all of head_dim
   int32_t yarn_factor = 0;   // rope scaling
   int32_t yarn_context = 0;  // the context length before scaling
+  float yarn_log_multiplier = 0;
+  std::string_view ffn_norm = "ffn_norm.weight";
 
-  int32_t ffn_dim = 0;           // of dense layers
+  int32_t ffn_dim = 0;           // of dense layers; 0: the file has one width, and it is the experts'
   int32_t num_experts = 0;       // 0: all layers are dense
   int32_t num_dense_layers = 0;  // leading layers without experts
   int32_t experts_per_token = 0;
   int32_t expert_dim = 0;  // of one expert
   int32_t num_shared_experts = 0;
+  int32_t gated_shared_dim = 0;  // of a shared expert with a gate
+  bool expert_bias = false;      // and of the router
+  bool sigmoid_routing = false;  // with a bias for choosing
+  float routed_scale = 0;
+  int32_t num_groups = 0;  // of experts
+  int32_t num_groups_used = 0;
 
   bool tied_embeddings = false;  // the output projection is the embedding table
 };

@@ -19,7 +19,7 @@ using testing::ElementsAre;
 constexpr uint32_t kF32 = 0;
 constexpr uint32_t kF16 = 1;
 constexpr uint32_t kQ8_0 = 8;
-constexpr uint32_t kQ5_K = 13;
+constexpr uint32_t kIQ2_S = 22;
 constexpr uint32_t kQ4_K = 12;
 constexpr uint32_t kI32 = 26;
 constexpr uint64_t kHuge = uint64_t{1} << 60;
@@ -272,8 +272,8 @@ std::vector<BadFile> bad_tensors() {
        one_tensor("w", {128, 2}, kQ4_K, 0).build(),
        {"rows of 128 elements, expected a multiple of 256"}},
       {"TypeNotRead",
-       one_tensor("w", {256}, kQ5_K, 0).build(),
-       {"\"w\" has type Q5_K, expected one of F32, F16, BF16, Q8_0, Q4_K, Q6_K"},
+       one_tensor("w", {256}, kIQ2_S, 0).build(),
+       {"\"w\" has type IQ2_S, expected one of F32, F16, BF16, Q8_0"},
        ErrorCode::kUnsupported},
       {"TypeInteger", one_tensor("w", {1}, kI32, 0).build(), {"\"w\" has type I32"}, ErrorCode::kUnsupported},
       {"TypeUnknown", one_tensor("w", {1}, 9999, 0).build(), {"type unknown (9999)"}, ErrorCode::kUnsupported},
