@@ -144,6 +144,7 @@ Engine::Engine(const ModelOptions& options, const LoadProgress& progress)
 Engine::~Engine() { stop(); }
 
 const ModelInfo& Engine::model_info() const { return state_->model.info(); }
+const MemoryPlan& Engine::memory_plan() const { return state_->model.plan(); }
 const ModelOptions& Engine::options() const { return state_->model.options(); }
 const Tokenizer* Engine::tokenizer() const { return state_->model.tokenizer(); }
 

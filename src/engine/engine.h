@@ -94,6 +94,7 @@ class Engine {
 
   const ModelInfo& model_info() const;
   const ModelOptions& options() const;
+  const MemoryPlan& memory_plan() const;
   // nullptr where the model has none: requests and outputs are token ids only, text stays empty.
   const Tokenizer* tokenizer() const;
 

@@ -71,7 +71,8 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelInfo& model, con
   plan.expert_bytes = with_slack(experts);
 
   plan.activation_bytes =
-      request.max_step_tokens * model.activation_bytes_per_token +
+      request.max_step_tokens *
+          (model.activation_bytes_per_token + request.num_threads * model.thread_bytes_per_token) +
       request.context_tokens * model.activation_bytes_per_entry +
       request.max_logit_rows * (model.vocab_size + int64_t{model.model_dim} * 2) * static_cast<int64_t>(sizeof(float)) +
       kFixedActivationBytes + request.num_threads * kActivationBytesPerThread;
@@ -80,9 +81,12 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelInfo& model, con
     return kv_bytes_for_tokens(model.kv_layers, request.kv_codec, num_tokens, request.max_step_tokens);
   };
   plan.kv_context_bytes = kv_bytes(request.context_tokens);
-  // Far beyond all windows, where only layers without one still grow.
-  constexpr int64_t kFar = int64_t{1} << 32;
-  plan.kv_bytes_per_token = (kv_bytes(kFar + kKvBlockSize) - kv_bytes(kFar) + kKvBlockSize - 1) / kKvBlockSize;
+  // Beyond all windows, where only layers without one still grow.
+  int64_t beyond = request.max_step_tokens + 2 * kKvBlockSize;
+  for (const KvLayerSpec& layer : model.kv_layers) {
+    beyond = std::max<int64_t>(beyond, layer.window + request.max_step_tokens + 2 * kKvBlockSize);
+  }
+  plan.kv_bytes_per_token = (kv_bytes(beyond + kKvBlockSize) - kv_bytes(beyond) + kKvBlockSize - 1) / kKvBlockSize;
   plan.kv_available_bytes = plan.budget_bytes - plan.weight_bytes - plan.expert_bytes - plan.activation_bytes;
   return plan;
 }

@@ -40,7 +40,10 @@ DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm
                                  .ffn = weights.vector(names.ffn_norm, i, info.model_dim)});
   }
   frame.output_norm = weights.vector({"output_norm.weight", "model.norm.weight"}, 0, info.model_dim);
-  frame.output = weights.matrix(weights.has(kOutput) ? kOutput : kEmbedding, 0, info.vocab_size, info.model_dim);
+  // GGUF files of tied embeddings just leave the output matrix out.
+  const bool tied = weights.is_gguf() || weights.config().get_bool("tie_word_embeddings", false);
+  const bool takes_embedding = tied && !weights.has(kOutput);
+  frame.output = weights.matrix(takes_embedding ? kEmbedding : kOutput, 0, info.vocab_size, info.model_dim);
   frame.norm_epsilon = norm_epsilon;
   for (int32_t i = 0; i < info.num_unused_layers; ++i) weights.ignore_layer(info.num_layers + i);
   return frame;

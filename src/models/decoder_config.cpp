@@ -26,14 +26,15 @@ std::vector<int32_t> windows_of_layer_types(const ConfigReader& read, int32_t nu
   return windows;
 }
 
-std::vector<int32_t> read_windows(const ConfigReader& read, int32_t num_layers, int32_t period) {
+std::vector<int32_t> read_windows(const ConfigReader& read, int32_t num_layers, const DecoderTraits& traits) {
   if (!read.is_gguf() && read.has(kLayerTypes)) return windows_of_layer_types(read, num_layers);
   std::vector<int32_t> windows(static_cast<size_t>(num_layers), 0);
-  if (!read.has(kWindow) || !read.flag({"", "use_sliding_window"}, true)) return windows;
+  if (!read.has(kWindow) || !read.flag({"", "use_sliding_window"}, traits.window_by_default)) return windows;
   // Qwen's files say from which layer on the window is used.
   const int32_t first = read.count_or_zero({"", "max_window_layers"}, 0);
   const int32_t window = read.count(kWindow);
-  for (int32_t layer = first; layer < num_layers; layer += period) windows[static_cast<size_t>(layer)] = window;
+  for (int32_t layer = first; layer < num_layers; layer += traits.window_period)
+    windows[static_cast<size_t>(layer)] = window;
   return windows;
 }
 
@@ -45,6 +46,12 @@ LayerCounts read_layer_counts(const ConfigReader& read) {
   if (!read.is_gguf()) return {.used = num_layers, .unused = unused};
   read.expect(unused < num_layers, fmt::format("nextn_predict_layers {} leaves none of {} layers", unused, num_layers));
   return {.used = num_layers - unused, .unused = unused};
+}
+
+void check_activation(const ConfigReader& read) {
+  constexpr ConfigKey kActivation{"", "hidden_act"};
+  const std::string name = read.text(kActivation, "silu");
+  read.require(name == "silu" || name == "swish", kActivation, fmt::format("\"{}\"; expected silu", name));
 }
 
 ModelInfo DecoderConfig::info(std::string_view architecture) const {
@@ -72,6 +79,7 @@ ModelInfo DecoderConfig::info(std::string_view architecture) const {
 
 DecoderConfig read_decoder_config(const ConfigReader& read, const DecoderTraits& traits) {
   DecoderConfig config;
+  check_activation(read);
   config.vocab_size = read.vocab_size();
   config.context_length = read.count({"context_length", "max_position_embeddings"});
   config.model_dim = read.count({"embedding_length", "hidden_size"}, std::nullopt, 1 << 17);
@@ -86,8 +94,10 @@ DecoderConfig read_decoder_config(const ConfigReader& read, const DecoderTraits&
       read.count({"attention.key_length", "head_dim"}, std::max(1, config.model_dim / config.num_heads), 4096);
   read.expect(read.count({"attention.value_length", "head_dim"}, config.head_dim) == config.head_dim,
               "keys and values have different lengths");
+  read.expect(int64_t{config.num_kv_heads} * config.head_dim <= 1 << 17,
+              fmt::format("{} kv heads of length {} are too many", config.num_kv_heads, config.head_dim));
   config.norm_epsilon = static_cast<float>(read.positive({"attention.layer_norm_rms_epsilon", "rms_norm_eps"}));
-  config.windows = read_windows(read, config.num_layers, traits.window_period);
+  config.windows = read_windows(read, config.num_layers, traits);
   const double rotary_share = read.positive({"", "partial_rotary_factor"}, 1.0);
   const int32_t rotary_dim =
       read.count({"rope.dimension_count", ""}, static_cast<int32_t>(rotary_share * config.head_dim));

@@ -36,11 +36,16 @@ struct LayerCounts {
 };
 LayerCounts read_layer_counts(const ConfigReader& read);
 
+// Refuses a hidden_act other than the SiLU that all these decoders gate with.
+void check_activation(const ConfigReader& read);
+
 // What an architecture fixes of these settings and no file states.
 struct DecoderTraits {
   RopeTraits rope = {};
   // Layers with a sliding window where the file names a window but not its layers: every window_period-th from 0 on.
   int32_t window_period = 1;
+  // Whether config.json means a window that it names where it does not say use_sliding_window.
+  bool window_by_default = true;
 };
 
 DecoderConfig read_decoder_config(const ConfigReader& read, const DecoderTraits& traits);

@@ -18,6 +18,7 @@ namespace {
 constexpr int32_t kMaxDim = 1 << 17;
 
 ModelInfo read_info(const ConfigReader& read) {
+  check_activation(read);
   ModelInfo info;
   info.architecture = "deepseek2";
   info.vocab_size = read.vocab_size();
@@ -105,12 +106,15 @@ FfnConfig read_ffn(const ConfigReader& read, int32_t num_layers) {
   const int32_t num_dense = read.count_or_zero({"leading_dense_block_count", "first_k_dense_replace"}, 0, num_layers);
   const int32_t expert_dim = read.count({"expert_feed_forward_length", "moe_intermediate_size"}, std::nullopt, 1 << 20);
   const RouterSpec router = read_routing(read);
+  const int32_t num_shared = read.count_or_zero({"expert_shared_count", "n_shared_experts"}, 0, kMaxExperts);
+  read.expect(int64_t{num_shared} * expert_dim <= 1 << 24,
+              fmt::format("{} shared experts of width {} are too many", num_shared, expert_dim));
   return {.dense_dim = num_dense > 0 ? read.count({"feed_forward_length", "intermediate_size"}) : 0,
           .moe_layers = layers_from(num_dense, num_layers),
           .expert_dim = expert_dim,
           .router = router,
           .selection_bias = router.scoring == RouterScoring::kSigmoid,
-          .shared_dim = expert_dim * read.count_or_zero({"expert_shared_count", "n_shared_experts"}, 0, kMaxExperts)};
+          .shared_dim = num_shared * expert_dim};
 }
 
 class DeepSeek2 final : public Model {
@@ -160,6 +164,7 @@ class DeepSeek2 final : public Model {
     info_.activation_bytes_per_token = (int64_t{6} * mla_.model_dim + int64_t{2} * mla_.q_latent_dim +
                                         heads * (2 * mla_.key_dim() + 3 * mla_.entry_dim() + 4 * mla_.value_dim)) *
                                        float_bytes;
+    info_.thread_bytes_per_token = mla_thread_bytes_per_row(mla_);
     info_.activation_bytes_per_entry = 3 * mla_.entry_dim() * float_bytes;  // latents as read and as stored
     info_.kv_layers.assign(static_cast<size_t>(info_.num_layers), {.num_kv_heads = 1,
                                                                    .key_dim = static_cast<int32_t>(mla_.entry_dim()),

@@ -125,6 +125,11 @@ Latents read_latents(ForwardContext& ctx, const SliceRows& part, int32_t layer, 
           .for_values = stored(weights.v.front())};
 }
 
+// Rows that one call of the attention kernel takes, so that its scratch does not grow with the step.
+constexpr int32_t kRowTile = 64;
+
+int64_t state_floats(const MlaConfig& config) { return (attention_state_floats(config.value_dim) + 15) / 16 * 16; }
+
 // One thread's working memory for expanded attention.
 struct ExpandedBuffers {
   float* keys;              // [kAttentionSplit, nope_dim]
@@ -133,8 +138,8 @@ struct ExpandedBuffers {
   float** value_rows;       // [kAttentionSplit]
   std::byte* blocks;        // the blocks of one split
   const std::byte** table;  // [blocks of the sequence], each naming its place in `blocks`
-  float* states;            // [2, rows, state_floats]
-  float** split_states;     // [rows]
+  float* totals;            // [rows, state_floats]
+  float** split_states;     // [kRowTile], to [kRowTile, state_floats]
   const float** queries;    // [rows]
   std::byte* scratch;
 };
@@ -180,14 +185,12 @@ void expand_split(const ExpandedTask& task, Isa isa, int64_t head, int32_t split
 void expanded_head(const ExpandedTask& task, Isa isa, int64_t head, const ExpandedBuffers& buffers) {
   const MlaConfig& config = task.config;
   const int32_t num_rows = task.part.num_tokens;
-  float* totals = buffers.states;
-  float* nexts = buffers.states + num_rows * task.state_floats;
+  float* totals = buffers.totals;
   for (int32_t r = 0; r < num_rows; ++r) {
     buffers.queries[r] = task.q + ((task.part.first_row + r) * int64_t{config.num_heads} + head) * config.key_dim();
     float* total = totals + r * task.state_floats;
     std::fill_n(total, task.state_floats, 0.0f);
     total[0] = -std::numeric_limits<float>::infinity();
-    buffers.split_states[r] = nexts + r * task.state_floats;
   }
   const KvView view{
       .format = task.format, .blocks = buffers.table, .num_entries = task.latents.num_entries, .positions = nullptr};
@@ -195,15 +198,16 @@ void expanded_head(const ExpandedTask& task, Isa isa, int64_t head, const Expand
   const int32_t last_seen_by_first = task.latents.num_entries - num_rows;
   for (int32_t split = 0; split < view.num_splits(); ++split) {
     expand_split(task, isa, head, split, buffers);
-    const int32_t first = std::max(0, split * kAttentionSplit - last_seen_by_first);
-    const AttentionRows rows{.queries = buffers.queries + first,
-                             .positions = task.positions + first,
-                             .num_rows = num_rows - first,
-                             .scale = config.scale,
-                             .window = 0};
-    attention_split(isa, view, rows, split, buffers.split_states + first, buffers.scratch);
-    for (int32_t r = first; r < num_rows; ++r) {
-      merge_attention_state(isa, totals + r * task.state_floats, buffers.split_states[r], config.value_dim);
+    for (int32_t r = std::max(0, split * kAttentionSplit - last_seen_by_first); r < num_rows; r += kRowTile) {
+      const AttentionRows rows{.queries = buffers.queries + r,
+                               .positions = task.positions + r,
+                               .num_rows = std::min(kRowTile, num_rows - r),
+                               .scale = config.scale,
+                               .window = 0};
+      attention_split(isa, view, rows, split, buffers.split_states, buffers.scratch);
+      for (int32_t i = 0; i < rows.num_rows; ++i) {
+        merge_attention_state(isa, totals + (r + i) * task.state_floats, buffers.split_states[i], config.value_dim);
+      }
     }
   }
   for (int32_t r = 0; r < num_rows; ++r) {
@@ -218,17 +222,18 @@ ExpandedBuffers allocate_buffers(Scratch& scratch, const ExpandedTask& task) {
   const int64_t rows = task.part.num_tokens;
   const int64_t num_blocks = (task.latents.num_entries + kKvBlockSize - 1) / kKvBlockSize;
   constexpr int64_t kSplitBlocks = kAttentionSplit / kKvBlockSize;
-  ExpandedBuffers buffers{
-      .keys = scratch.allocate<float>(int64_t{kAttentionSplit} * config.nope_dim),
-      .values = scratch.allocate<float>(int64_t{kAttentionSplit} * config.value_dim),
-      .key_rows = scratch.allocate<float*>(kAttentionSplit),
-      .value_rows = scratch.allocate<float*>(kAttentionSplit),
-      .blocks = scratch.allocate<std::byte>(kSplitBlocks * task.format.block_bytes()),
-      .table = scratch.allocate<const std::byte*>(num_blocks),
-      .states = scratch.allocate<float>(2 * rows * task.state_floats),
-      .split_states = scratch.allocate<float*>(rows),
-      .queries = scratch.allocate<const float*>(rows),
-      .scratch = scratch.allocate<std::byte>(attention_scratch_bytes(task.format, static_cast<int32_t>(rows)))};
+  ExpandedBuffers buffers{.keys = scratch.allocate<float>(int64_t{kAttentionSplit} * config.nope_dim),
+                          .values = scratch.allocate<float>(int64_t{kAttentionSplit} * config.value_dim),
+                          .key_rows = scratch.allocate<float*>(kAttentionSplit),
+                          .value_rows = scratch.allocate<float*>(kAttentionSplit),
+                          .blocks = scratch.allocate<std::byte>(kSplitBlocks * task.format.block_bytes()),
+                          .table = scratch.allocate<const std::byte*>(num_blocks),
+                          .totals = scratch.allocate<float>(rows * task.state_floats),
+                          .split_states = scratch.allocate<float*>(kRowTile),
+                          .queries = scratch.allocate<const float*>(rows),
+                          .scratch = scratch.allocate<std::byte>(attention_scratch_bytes(task.format, kRowTile))};
+  auto* split_states = scratch.allocate<float>(kRowTile * task.state_floats);
+  for (int64_t i = 0; i < kRowTile; ++i) buffers.split_states[i] = split_states + i * task.state_floats;
   for (int64_t i = 0; i < kAttentionSplit; ++i) {
     buffers.key_rows[i] = buffers.keys + i * config.nope_dim;
     buffers.value_rows[i] = buffers.values + i * config.value_dim;
@@ -260,7 +265,7 @@ void expanded_attention(ForwardContext& ctx, const ForwardBatch& batch, std::spa
                             .positions = batch.positions.data() + part.first_row,
                             .q = q,
                             .out = out,
-                            .state_floats = (attention_state_floats(config.value_dim) + 15) / 16 * 16};
+                            .state_floats = state_floats(config)};
     std::vector<ExpandedBuffers> buffers;
     for (int thread = 0; thread < compute.threads.num_threads(); ++thread) {
       buffers.push_back(allocate_buffers(compute.scratch, task));
@@ -310,6 +315,10 @@ void project_queries(ComputeContext& ctx, const MlaConfig& config, const MlaWeig
 }
 
 }  // namespace
+
+int64_t mla_thread_bytes_per_row(const MlaConfig& config) {
+  return state_floats(config) * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(float*));
+}
 
 void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
                    const MlaWeights& weights, const RopeAngles& angles, const float* x, float* out) {

@@ -45,6 +45,9 @@ struct MlaWeights {
 
 MlaWeights load_mla(WeightLoader& weights, const MlaConfig& config, int32_t layer);
 
+// Scratch that each thread takes per prompt token of a step, and besides about as much as a few hundred tokens do.
+int64_t mla_thread_bytes_per_row(const MlaConfig& config);
+
 // out [num_tokens, model_dim] = attention of x [num_tokens, model_dim], its entries written to the cache.
 void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
                    const MlaWeights& weights, const RopeAngles& angles, const float* x, float* out);

@@ -33,6 +33,7 @@ struct ModelInfo {
   // For planning memory before loading.
   int64_t derived_weight_bytes = 0;        // packed copies beyond the file's own tensors
   int64_t activation_bytes_per_token = 0;  // scratch of one step, per token of the step
+  int64_t thread_bytes_per_token = 0;      // the same, of each thread
   int64_t activation_bytes_per_entry = 0;  // and per KV entry of the longest sequence in it
 
   // Entries of generated tokens have other bits than the same tokens in a prompt (MLA: absorbed and expanded attention

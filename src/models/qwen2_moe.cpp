@@ -9,7 +9,7 @@ namespace witan {
 
 std::unique_ptr<Model> make_qwen2_moe(const Checkpoint& checkpoint) {
   const ConfigReader read(checkpoint);
-  const DecoderConfig config = read_decoder_config(read, {});
+  const DecoderConfig config = read_decoder_config(read, {.window_by_default = false});
   FfnConfig ffn{.moe_layers = read_qwen_moe_layers(read, config.num_layers),
                 .expert_dim = read.count({"expert_feed_forward_length", "moe_intermediate_size"}),
                 // No released model renormalises, and converters of GGUF files do not say.

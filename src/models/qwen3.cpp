@@ -7,7 +7,7 @@ namespace witan {
 
 std::unique_ptr<Model> make_qwen3(const Checkpoint& checkpoint) {
   const ConfigReader read(checkpoint);
-  const DecoderConfig config = read_decoder_config(read, {});
+  const DecoderConfig config = read_decoder_config(read, {.window_by_default = false});
   return std::make_unique<GqaDecoder>("qwen3", config, GqaParts{.qk_norm = QkNorm::kPerHead},
                                       FfnConfig{.dense_dim = read.count({"feed_forward_length", "intermediate_size"})});
 }

@@ -9,7 +9,7 @@ namespace witan {
 
 std::unique_ptr<Model> make_qwen3_moe(const Checkpoint& checkpoint) {
   const ConfigReader read(checkpoint);
-  const DecoderConfig config = read_decoder_config(read, {});
+  const DecoderConfig config = read_decoder_config(read, {.window_by_default = false});
   // GGUF files do not state the renormalisation: all released models have it.
   const bool normalize = read.flag({"expert_weights_norm", "norm_topk_prob"}, read.is_gguf());
   FfnConfig ffn{.moe_layers = read_qwen_moe_layers(read, config.num_layers),

@@ -55,6 +55,7 @@ class WeightLoader {
                FunctionRef<void(int64_t bytes_done, int64_t bytes_total)> progress);
 
   bool is_gguf() const { return checkpoint_.format() == CheckpointFormat::kGguf; }
+  const CheckpointConfig& config() const { return checkpoint_.config(); }
   bool has(TensorName name, int32_t layer = 0) const;
   bool has_exactly(std::string_view name) const { return checkpoint_.find(name) != nullptr; }
 

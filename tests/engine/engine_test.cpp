@@ -370,6 +370,25 @@ TEST(EngineTest, WithoutAContextAskedForItIsTheLargestThatMemoryAllows) {
                ErrorCode::kInvalidArgument, "which is what the memory budget allows (the model's own is 8192)");
 }
 
+TEST(EngineTest, ThePlanCoversWhatStepsTake) {
+  for (const char* arch : {"llama", "qwen3moe", "deepseek2", "gpt-oss"}) {
+    for (const auto& [num_threads, step] : {std::pair(1, 16), std::pair(32, 2000)}) {
+      Engine engine({.path = test::made_model(arch, "tiny", DType::kQ8_0),
+                     .num_threads = num_threads,
+                     .memory_bytes = int64_t{4} << 30,
+                     .context_length = 2048,
+                     .max_step_tokens = step});
+      engine.submit(request_of(std::vector<TokenId>(step == 16 ? 100 : 2000, 5), 2), {});
+      run_all(engine);
+      const MemoryPlan& plan = engine.memory_plan();
+      EXPECT_LE(engine.stats().peak_pool_bytes,
+                plan.weight_bytes + plan.expert_bytes + plan.activation_bytes + plan.kv_context_bytes)
+          << arch << ", " << num_threads << " threads, steps of " << step << "\n"
+          << describe(plan);
+    }
+  }
+}
+
 TEST(EngineTest, AContextBeyondTheModelsOwnIsRefused) {
   ModelOptions options = tiny_options();
   options.context_length = 8193;

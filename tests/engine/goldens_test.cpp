@@ -154,6 +154,7 @@ TEST_P(GoldenExpertsTest, ChosenExpertsMatch) {
   const auto num_layers = static_cast<size_t>(model->telemetry().num_moe_layers());
   const auto top_k = static_cast<size_t>(model->telemetry().top_k());
   ASSERT_EQ(expected.size(), num_layers * tokens.size() * top_k);
+  size_t num_in_other_order = 0;
   score_tokens(*model, tokens, 64, [&](int32_t first, int32_t count, std::span<const float>) {
     for (size_t layer = 0; layer < num_layers; ++layer) {
       const std::span<const int32_t> chosen = model->telemetry().last_experts(static_cast<int32_t>(layer));
@@ -162,9 +163,12 @@ TEST_P(GoldenExpertsTest, ChosenExpertsMatch) {
         const auto actual = chosen.subspan(i * top_k, top_k);
         EXPECT_EQ(std::set<int32_t>(actual.begin(), actual.end()), std::set<int32_t>(wanted, wanted + top_k))
             << "MoE layer " << layer << ", token " << static_cast<size_t>(first) + i;
+        if (!std::ranges::equal(actual, std::span(wanted, top_k))) ++num_in_other_order;
       }
     }
   });
+  // By descending score; between two of nearly the same, rounding decides.
+  EXPECT_LE(num_in_other_order, 1 + num_layers * tokens.size() / 100);
 }
 
 TEST_P(GoldenModelTest, GreedyContinuationMatches) {

@@ -1,6 +1,8 @@
 """witan logits: files of logits and experts against the goldens, and that they do not depend on how they are made."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -50,6 +52,49 @@ class GoldenLogitsTest(LogitsTestCase):
         found = read_array(self.folder / "logits.f32", "f")
         self.assertEqual(len(found), len(data["prompt_long"]) * VOCAB_SIZE)
         self.check_logits(found[-8 * VOCAB_SIZE :], read_array(golden("mixtral/logits_long_last8.f32"), "f"))
+
+
+class HuggingFaceSettingsTest(LogitsTestCase):
+    """Settings of config.json that are easily read past."""
+
+    def model_with(self, removed=(), **settings):
+        model = self.folder / f"hf{len(list(self.folder.iterdir()))}"
+        shutil.copytree(golden("qwen3moe/hf"), model)
+        config = json.loads((model / "config.json").read_text())
+        for key in removed:
+            del config[key]
+        (model / "config.json").write_text(json.dumps({**config, **settings}))
+        return model
+
+    def test_newer_files_keep_the_rotary_base_in_an_object(self):
+        tokens = list(range(3, 60))
+        expected = self.logits(golden("qwen3moe/hf"), tokens)
+        theta = json.loads((golden("qwen3moe/hf") / "config.json").read_text())["rope_theta"]
+        newer = {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
+        self.assertEqual(self.logits(self.model_with(["rope_theta"], **newer), tokens), expected)
+        newer["rope_parameters"]["rope_theta"] = theta * 2
+        self.assertNotEqual(self.logits(self.model_with(["rope_theta"], **newer), tokens), expected)
+
+    def test_a_window_that_is_not_in_use_is_none(self):
+        tokens = list(range(3, 60))
+        expected = self.logits(golden("qwen3moe/hf"), tokens)
+        self.assertEqual(self.logits(self.model_with(["use_sliding_window"], sliding_window=16), tokens), expected)
+        window = {"sliding_window": 16, "use_sliding_window": True}
+        self.assertEqual(self.logits(self.model_with(**window, max_window_layers=99), tokens), expected)
+        self.assertNotEqual(self.logits(self.model_with(**window, max_window_layers=1), tokens), expected)
+
+    def fails_with(self, model, says):
+        ids = self.file("ids", [1, 2])
+        self.fails("logits", "-m", model, "--tokens", ids, "--out", self.folder / "out", says=says)
+
+    def test_another_activation_is_refused(self):
+        self.fails_with(self.model_with(hidden_act="gelu"), ["hidden_act", "gelu", "expected silu"])
+
+    def test_embeddings_are_tied_only_where_the_file_says_so(self):
+        model = self.model_with(tie_word_embeddings=False)
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes().replace(b'"lm_head.weight"', b'"lm_head.weighs"'))
+        self.fails_with(model, "tensor lm_head.weight is missing")
 
 
 class SameBytesTest(LogitsTestCase):
