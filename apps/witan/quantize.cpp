@@ -1,4 +1,4 @@
-#include "io/quantize.h"
+#include "models/gguf_source.h"
 
 #include <fmt/format.h>
 
@@ -111,7 +111,7 @@ void run_quantize(const QuantizeFlags& flags) {
       flags.num_threads > 0 ? flags.num_threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   ThreadPool pool(threads);
   const auto start = std::chrono::steady_clock::now();
-  const ModelSource source = open_gguf_source(flags.in);
+  const ModelSource source = open_model_source(flags.in, pool);
   auto bar = std::make_unique<ProgressBar>("quantizing");
   const QuantizedModel model =
       quantize(source, choice, flags.out, pool, [&](int64_t done, int64_t total) { bar->update(done, total); });
@@ -134,7 +134,9 @@ void add_quantize_command(CLI::App& app) {
       "root "
       "mean square error relative to the weights' root mean square.",
       0));
-  command->add_option("IN", flags->in, "GGUF file, any part of a split one")->type_name("PATH")->required();
+  command->add_option("IN", flags->in, "GGUF file (any part of a split one) or Hugging Face directory")
+      ->type_name("PATH")
+      ->required();
   command->add_option("OUT", flags->out, "GGUF file to write; one of that name is replaced")
       ->type_name("PATH")
       ->required();

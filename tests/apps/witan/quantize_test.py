@@ -55,6 +55,21 @@ class QuantizeTest(program.WitanTestCase):
         self.assertRegex(out, rf"(?m)^{path}: \d+\.\d MiB, \d+\.\d s$")
         self.assertEqual(list(self.folder.iterdir()), [path])
 
+    def test_a_hugging_face_directory_gives_a_file_with_the_same_logits(self):
+        for name in ("mixtral", "qwen3moe"):  # with and without rows that GGUF files have in another order
+            with self.subTest(name):
+                path = self.folder / f"{name}.gguf"
+                self.succeeds("quantize", program.golden(f"{name}/hf"), path, "--type", "F32")
+                tokens = self.file("tokens", program.golden_json(f"{name}/golden.json")["prompt"])
+                out = self.folder / "logits"
+                self.succeeds(
+                    "logits", "-m", path, "--tokens", tokens, "--out", out, "--exact", "--kv-type", "f32"
+                )
+                expected = program.read_array(program.golden(f"{name}/logits.f32"), "f")
+                found = program.read_array(out, "f")
+                self.assertEqual(len(found), len(expected))
+                self.assertLess(max(abs(a - b) for a, b in zip(found, expected)), 1e-3)
+
     def test_experts_and_overrides(self):
         path = self.folder / "out.gguf"
         flags = ["--type", "Q4_K_M", "--experts", "MXFP4", "--override", r"blk\.0\.attn_q=q8_0"]
