@@ -11,6 +11,7 @@ void add_inspect_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
 void add_logits_command(CLI::App& app);
 void add_make_model_command(CLI::App& app);
+void add_quantize_command(CLI::App& app);
 
 // witan --list
 void print_list();

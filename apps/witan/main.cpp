@@ -64,6 +64,7 @@ int run(int argc, char** argv) {
   witan::add_tokenize_command(app);
   witan::add_logits_command(app);
   witan::add_make_model_command(app);
+  witan::add_quantize_command(app);
   app.footer(
       "witan COMMAND --help lists the flags of a command.\n\nThe environment variable WITAN_ISA forces a kernel "
       "variant; "

@@ -16,6 +16,8 @@ namespace witan {
 
 enum class CheckpointFormat : uint8_t { kGguf, kHuggingFace };
 
+struct ConversionLog;
+
 struct TensorEntry {
   std::string name;
   DType dtype = DType::kF32;
@@ -76,6 +78,14 @@ class Checkpoint {
 
   // Tokens that end a generation, from metadata, config.json and generation_config.json. May be empty.
   virtual std::vector<TokenId> end_of_generation_tokens() const = 0;
+
+  // Where whoever reads this checkpoint notes what GGUF files call what it reads; nullptr: nobody converts. Weights are
+  // then named, not loaded. Only for Hugging Face directories.
+  ConversionLog* conversion_log() const { return conversion_log_; }
+  void set_conversion_log(ConversionLog* log) { conversion_log_ = log; }
+
+ private:
+  ConversionLog* conversion_log_ = nullptr;
 };
 
 }  // namespace witan

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "io/checkpoint.h"
+#include "models/conversion_log.h"
 
 namespace witan {
 
@@ -37,6 +38,11 @@ class ConfigReader {
   std::string text(ConfigKey key, std::string_view fallback) const;
   std::vector<int64_t> ints(ConfigKey key) const;
   std::vector<std::string> texts(ConfigKey key) const;
+
+  // For a converter: notes what GGUF files state where a Hugging Face directory says it in another way.
+  void note_gguf(std::string_view key, ConversionLog::Setting value) const;
+  void note_layouts(bool gguf_permutes_rotated_rows) const;
+  void note_obstacle(std::string_view what) const;
 
   // Rows of the tensor that embeds tokens: the vocabulary's size in GGUF files, which need not state it.
   int32_t vocab_size() const;

@@ -35,15 +35,23 @@ ModelInfo read_info(const ConfigReader& read) {
 // YaRN's mscale for all dimensions: how much it scales the scores, apart from cos and sin.
 double read_mscale_all_dim(const ConfigReader& read) {
   // GGUF files store a tenth of it.
-  if (read.is_gguf()) return read.non_negative({"rope.scaling.yarn_log_multiplier", ""}, 0.0) / 0.1;
-  if (read.has({"", "rope_parameters"})) return read.non_negative({"", "rope_parameters.mscale_all_dim"}, 0.0);
-  return read.has({"", "rope_scaling"}) ? read.non_negative({"", "rope_scaling.mscale_all_dim"}, 0.0) : 0.0;
+  constexpr std::string_view kGguf = "rope.scaling.yarn_log_multiplier";
+  if (read.is_gguf()) return read.non_negative({kGguf, ""}, 0.0) / 0.1;
+  const std::string_view object = read.has({"", "rope_parameters"}) ? "rope_parameters" : "rope_scaling";
+  if (!read.has({"", object})) return 0.0;
+  const std::string key = std::string(object) + ".mscale_all_dim";
+  const double mscale = read.non_negative({"", key}, 0.0);
+  read.note_gguf(kGguf, static_cast<float>(0.1 * mscale));
+  return mscale;
 }
 
 void read_head_dims(const ConfigReader& read, MlaConfig& mla) {
   if (!read.is_gguf()) {
     mla.nope_dim = read.count({"", "qk_nope_head_dim"}, std::nullopt, kMaxDim);
-    mla.value_dim = read.count({"", "v_head_dim"}, std::nullopt, kMaxDim);
+    mla.value_dim = read.count({"attention.value_length", "v_head_dim"}, std::nullopt, kMaxDim);
+    // As in files whose kv_b is one matrix: the heads' own lengths.
+    read.note_gguf("attention.key_length", static_cast<uint32_t>(mla.nope_dim + mla.rope_dim));
+    read.note_gguf("attention.head_count_kv", static_cast<uint32_t>(mla.num_heads));
     return;
   }
   // Newer files state the latent's lengths in key_length and value_length, and the heads' under *_mla.

@@ -35,6 +35,7 @@ RouterScoring read_scoring(const ConfigReader& read, RouterScoring fallback) {
   }
   const std::string name = read.text(kKey, "");
   read.require(name == "softmax" || name == "sigmoid", kKey, fmt::format("\"{}\"; expected softmax or sigmoid", name));
+  read.note_gguf(kKey.gguf, uint32_t{name == "softmax" ? 1u : 2u});
   return name == "softmax" ? RouterScoring::kSoftmax : RouterScoring::kSigmoid;
 }
 

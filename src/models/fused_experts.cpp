@@ -57,6 +57,14 @@ void split_gate_up(const MatrixRows& both, std::vector<MatrixRows>& gate, std::v
   up.push_back(both.slice(1, both.num_rows - 1).every(2));
 }
 
+// Tells a converter that a tensor [num_experts, 2 * ffn_dim] holds the biases of gate and up, alternating.
+void note_alternating(WeightLoader& weights, TensorName name, int32_t layer, int64_t num_experts, int64_t ffn_dim) {
+  const TensorEntry& tensor = weights.tensor(name, layer, {num_experts, 2 * ffn_dim});
+  const MatrixRows all = whole_rows(tensor.dtype, 2 * num_experts * ffn_dim, 1, tensor.data.data());
+  weights.note("blk.{}.ffn_gate_exps.bias", layer, {all.every(2)}, {num_experts, ffn_dim});
+  weights.note("blk.{}.ffn_up_exps.bias", layer, {all.slice(1, all.num_rows - 1).every(2)}, {num_experts, ffn_dim});
+}
+
 }  // namespace
 
 std::vector<FfnWeights> load_fused_experts(WeightLoader& weights, const FusedExpertNames& names, int32_t layer,
@@ -73,6 +81,9 @@ std::vector<FfnWeights> load_fused_experts(WeightLoader& weights, const FusedExp
       split_gate_up(gate_ups.slice(2 * e * ffn_dim, 2 * ffn_dim), gate, up);
       down.push_back(downs.slice(e * model_dim, model_dim));
     }
+    weights.note("blk.{}.ffn_gate_exps.weight", layer, gate, {num_experts, ffn_dim, model_dim});
+    weights.note("blk.{}.ffn_up_exps.weight", layer, up, {num_experts, ffn_dim, model_dim});
+    weights.note("blk.{}.ffn_down_exps.weight", layer, down, {num_experts, model_dim, ffn_dim});
     return weights.pack_experts(gate, up, down);
   }
   const TensorEntry& gate_ups = transposed(weights, names.gate_up, layer, num_experts, model_dim, 2 * ffn_dim);
@@ -103,7 +114,9 @@ void load_expert_biases(WeightLoader& weights, const FusedExpertNames& names, in
     }
     return;
   }
-  const float* alternating = biases("", std::string(names.gate_up) + "_bias", 2 * ffn_dim);
+  const std::string gate_up_name = std::string(names.gate_up) + "_bias";
+  const float* alternating = biases("", gate_up_name, 2 * ffn_dim);
+  note_alternating(weights, {"", gate_up_name}, layer, num_experts, ffn_dim);
   const auto bytes = static_cast<size_t>(2 * num_experts * ffn_dim) * sizeof(float);
   auto* apart = reinterpret_cast<float*>(weights.weights_arena().allocate(bytes));
   for (int64_t e = 0; e < num_experts; ++e) {

@@ -19,6 +19,7 @@ std::vector<int32_t> read_qwen_moe_layers(const ConfigReader& read, int32_t num_
   for (int32_t layer = step - 1; layer < num_layers; layer += step) {
     if (std::ranges::find(dense_layers, layer) == dense_layers.end()) moe_layers.push_back(layer);
   }
+  if (std::ssize(moe_layers) != num_layers) read.note_obstacle("GGUF files do not say which layers are dense");
   read.expect(!moe_layers.empty(), "decoder_sparse_step and mlp_only_layers leave no layer with experts");
   return moe_layers;
 }

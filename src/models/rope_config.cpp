@@ -113,7 +113,11 @@ RopeConfig read_rope_config(const ConfigReader& read, const RopeTraits& traits, 
                     .scaling = {}};
   const ScalingReader scaling(read);
   const std::string type = scaling.type();
+  read.note_layouts(traits.gguf_layout == RopeLayout::kPairs && traits.huggingface_layout == RopeLayout::kHalves);
   if (type == "none" || type == "default") return config;
+  read.note_gguf("rope.scaling.type", type);
+  if (type != "linear" && type != "yarn")
+    read.note_obstacle(fmt::format("GGUF files have no rotary scaling \"{}\"", type));
   if (type == "linear") {
     config.scaling = LinearScaling{.factor = linear_factor(read, scaling)};
   } else if (type == "dynamic" && !read.is_gguf()) {

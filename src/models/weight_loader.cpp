@@ -8,16 +8,10 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "io/mapped_file.h"
+#include "models/conversion_log.h"
 
 namespace witan {
 namespace {
-
-PackedMatrix allocate_matrix(Arena& arena, DType type, int64_t rows, int64_t cols) {
-  PackedMatrix matrix{.type = type, .rows = rows, .cols = cols, .data = nullptr, .panel_stride_bytes = 0};
-  matrix.panel_stride_bytes = panel_bytes(type, cols);
-  matrix.data = arena.allocate(static_cast<size_t>(matrix.panel_stride_bytes * matrix.num_panels()));
-  return matrix;
-}
 
 // `buffer`: working memory for rows that are put together.
 void pack_one_panel(const PackedMatrix& matrix, int64_t panel, const MatrixRows& from, std::vector<std::byte>& buffer) {
@@ -85,8 +79,28 @@ const TensorEntry& WeightLoader::whole_entry(const std::string& name, const std:
   return found;
 }
 
+void WeightLoader::note(std::string_view gguf, int32_t layer, std::vector<MatrixRows> parts,
+                        std::vector<int64_t> shape) {
+  if (!only_names()) return;
+  checkpoint_.conversion_log()->tensors.push_back(
+      {.gguf = fmt::format(fmt::runtime(gguf), layer), .parts = std::move(parts), .shape = std::move(shape)});
+}
+
+PackedMatrix WeightLoader::allocate(Arena& arena, const MatrixRows& rows) const {
+  PackedMatrix matrix{
+      .type = rows.type, .rows = rows.num_rows, .cols = rows.cols, .data = nullptr, .panel_stride_bytes = 0};
+  matrix.panel_stride_bytes = panel_bytes(rows.type, rows.cols);
+  if (!only_names()) {
+    matrix.data = arena.allocate(static_cast<size_t>(matrix.panel_stride_bytes * matrix.num_panels()));
+  }
+  return matrix;
+}
+
 const TensorEntry& WeightLoader::tensor(TensorName name, int32_t layer, const std::vector<int64_t>& shape) {
   const TensorEntry& found = whole_entry(full_name(name, layer), shape);
+  const int64_t row_length = shape.empty() ? 1 : shape.back();
+  note(name.gguf, layer, {whole_rows(found.dtype, found.num_elements() / row_length, row_length, found.data.data())},
+       shape);
   count_done(found);
   return found;
 }
@@ -127,11 +141,14 @@ MatrixRows WeightLoader::rows(const std::string& name, int64_t num_rows, int64_t
 }
 
 MatrixRows WeightLoader::rows(TensorName name, int32_t layer, int64_t num_rows, int64_t cols) {
-  return rows(full_name(name, layer), num_rows, cols);
+  const MatrixRows found = rows(full_name(name, layer), num_rows, cols);
+  note(name.gguf, layer, {found}, {num_rows, cols});
+  return found;
 }
 
 PackedMatrix WeightLoader::pack(const MatrixRows& rows, Arena& arena) {
-  const PackedMatrix matrix = allocate_matrix(arena, rows.type, rows.num_rows, rows.cols);
+  const PackedMatrix matrix = allocate(arena, rows);
+  if (only_names()) return matrix;
   std::vector<std::vector<std::byte>> buffers(static_cast<size_t>(threads_.num_threads()));
   threads_.parallel_for(matrix.num_panels(), [&](int64_t panel, int thread) {
     pack_one_panel(matrix, panel, rows, buffers[static_cast<size_t>(thread)]);
@@ -168,7 +185,8 @@ PackedMatrix WeightLoader::row(TensorName name, int32_t layer, int64_t n) {
 }
 
 EmbeddingTable WeightLoader::embedding(TensorName name, int64_t rows, int64_t cols) {
-  const TensorEntry& source = whole_entry(full_name(name, 0), {rows, cols});
+  const TensorEntry& source = tensor(name, 0, {rows, cols});
+  if (only_names()) return {.type = source.dtype, .rows = rows, .cols = cols, .data = nullptr};
   std::byte* data = weights_.allocate(source.data.size());
   constexpr int64_t kPiece = int64_t{1} << 22;
   const int64_t size = std::ssize(source.data);
@@ -176,7 +194,6 @@ EmbeddingTable WeightLoader::embedding(TensorName name, int64_t rows, int64_t co
     const int64_t begin = piece * kPiece;
     std::memcpy(data + begin, source.data.data() + begin, static_cast<size_t>(std::min(kPiece, size - begin)));
   });
-  count_done(source);
   drop_read_pages();
   return {.type = source.dtype, .rows = rows, .cols = cols, .data = data};
 }
@@ -208,6 +225,7 @@ std::vector<MatrixRows> WeightLoader::expert_rows(const ExpertTensorName& name, 
            quant_type(experts.back().type).name, quant_type(experts.front().type).name);
     }
   }
+  note(name.gguf, layer, experts, {num_experts, num_rows, cols});
   return experts;
 }
 
@@ -233,14 +251,12 @@ std::vector<FfnWeights> WeightLoader::experts(const ExpertTensorNames& names, in
 std::vector<FfnWeights> WeightLoader::pack_experts(std::span<const MatrixRows> gate, std::span<const MatrixRows> up,
                                                    std::span<const MatrixRows> down) {
   std::vector<FfnWeights> experts(up.size());
-  const auto allocate = [&](const MatrixRows& rows) {
-    return allocate_matrix(experts_, rows.type, rows.num_rows, rows.cols);
-  };
   for (size_t e = 0; e < experts.size(); ++e) {
-    if (!gate.empty()) experts[e].gate = allocate(gate[e]);
-    experts[e].up = allocate(up[e]);
-    experts[e].down = allocate(down[e]);
+    if (!gate.empty()) experts[e].gate = allocate(experts_, gate[e]);
+    experts[e].up = allocate(experts_, up[e]);
+    experts[e].down = allocate(experts_, down[e]);
   }
+  if (only_names()) return experts;
   threads_.parallel_for(std::ssize(experts), [&](int64_t e, int) {
     std::vector<std::byte> buffer;
     const auto pack_all = [&](const PackedMatrix& matrix, const MatrixRows& rows) {

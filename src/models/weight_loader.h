@@ -48,6 +48,7 @@ struct EmbeddingTable {
 // Finds a checkpoint's tensors by name, checks their shapes and packs them for the kernels, in memory of two arenas.
 // Every tensor of the file must be asked for: one that a model does not know is an error, since leaving it out would
 // give wrong text. Errors name file, tensor, expected and found.
+// For a checkpoint with a conversion log, nothing is packed: matrices have no data, and the log gets the names.
 class WeightLoader {
  public:
   // `progress` is told the bytes of the file's tensors packed so far, now and then.
@@ -86,6 +87,8 @@ class WeightLoader {
                                        std::span<const MatrixRows> down);
   Arena& weights_arena() { return weights_; }
   std::string full_name(TensorName name, int32_t layer) const;
+  // For a converter: a tensor of GGUF files, called `gguf` where "{}" is the layer, whose rows are those of all parts.
+  void note(std::string_view gguf, int32_t layer, std::vector<MatrixRows> parts, std::vector<int64_t> shape);
 
   // Marks a tensor, or all of a layer, as known and not needed. No effect when there is none.
   void ignore(std::string_view name);
@@ -95,6 +98,8 @@ class WeightLoader {
   void check_all_used() const;
 
  private:
+  bool only_names() const { return checkpoint_.conversion_log() != nullptr; }
+  PackedMatrix allocate(Arena& arena, const MatrixRows& rows) const;
   const float* floats(const TensorEntry& source);
   const TensorEntry& entry(const std::string& name, const std::vector<int64_t>& shape);
   // The same, of whole weights.

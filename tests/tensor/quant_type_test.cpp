@@ -159,9 +159,9 @@ TEST_P(EveryType, EncodingLosesNoMoreThanTheFormatsPrecision) {
   // of the value, or sqrt(3) deviations over half the number of levels (of MXFP4 the largest step, 2 of 6, since the
   // scale may leave the last unused), and a fifth more.
   const std::map<DType, double> steps = {
-      {DType::kF32, 0},           {DType::kF16, 0x1p-10},    {DType::kBF16, 0x1p-7},
-      {DType::kQ8_0, 1.73 / 127}, {DType::kQ4_0, 1.73 / 8},  {DType::kQ4_K, 1.73 / 7.5},
-      {DType::kQ5_K, 1.73 / 15},  {DType::kQ6_K, 1.73 / 32}, {DType::kMXFP4, 1.73 / 3}};
+      {DType::kF32, 0},          {DType::kF16, 0x1p-10},      {DType::kBF16, 0x1p-7},    {DType::kQ8_0, 1.73 / 127},
+      {DType::kQ4_0, 1.73 / 8},  {DType::kQ4_K, 1.73 / 7.5},  {DType::kQ5_K, 1.73 / 15}, {DType::kQ4_1, 1.73 / 7.5},
+      {DType::kQ5_0, 1.73 / 16}, {DType::kQ5_1, 1.73 / 15.5}, {DType::kQ6_K, 1.73 / 32}, {DType::kMXFP4, 1.73 / 3}};
   const double tolerance = 1.2 * steps.at(type.dtype) / std::sqrt(12.0);
   constexpr int64_t kNumElements = 4096;
   std::vector<float> source(kNumElements);

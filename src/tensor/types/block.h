@@ -36,6 +36,20 @@ inline int nibble_of_32(const std::byte* quants, int i) {
   return std::to_integer<int>(quants[i % 16]) >> (i / 16 * 4) & 15;
 }
 
+// Stores quant(0..31) with the low four bits as nibble_of_32 reads them and bit i of `high`, 4 bytes, the fifth of
+// quant i.
+template <typename Quant>
+void store_quants_of_5_bits(const Quant& quant, std::byte* high, std::byte* nibbles) {
+  uint32_t high_bits = 0;
+  for (int j = 0; j < 16; ++j) {
+    const int first = quant(j);
+    const int second = quant(j + 16);
+    nibbles[j] = static_cast<std::byte>((first & 15) | (second & 15) << 4);
+    high_bits |= static_cast<uint32_t>(first >> 4) << j | static_cast<uint32_t>(second >> 4) << (j + 16);
+  }
+  std::memcpy(high, &high_bits, sizeof(high_bits));
+}
+
 // Round to nearest, ties to even, for |value| < 2^22: adding 1.5 * 2^23 leaves the integer in the low mantissa bits.
 // Any other value, NaN included, gives some integer.
 inline int nearest_int(float value) { return (std::bit_cast<int32_t>(value + 0x1.8p23f) & 0x007fffff) - 0x00400000; }

@@ -22,6 +22,23 @@ void decode(const std::byte* row, float* out, int64_t num_elements) {
   }
 }
 
+// The range of the values becomes that of the quants.
+void encode(const float* row, std::byte* out, int64_t num_elements) {
+  for (int64_t i = 0; i < num_elements; i += kBlockSize, row += kBlockSize, out += kBlockBytes) {
+    const auto [low, high] = std::minmax_element(row, row + kBlockSize);
+    const float d = (*high - *low) / 15;
+    const float inverse = d != 0 ? 1 / d : 0;
+    store_f16(out, d);
+    store_f16(out + kMinimum, *low);
+    const auto quant = [&, low = *low](int j) {
+      return std::min(15, static_cast<int>((row[j] - low) * inverse + 0.5f));
+    };
+    for (int j = 0; j < kBlockSize / 2; ++j) {
+      out[kQuants + j] = static_cast<std::byte>(quant(j) | quant(j + kBlockSize / 2) << 4);
+    }
+  }
+}
+
 double dot(const std::byte* row, const float* x, int64_t num_elements) {
   return dot_decoded<kBlockSize, kBlockBytes>(decode, row, x, num_elements);
 }
@@ -46,7 +63,7 @@ QuantType q4_1_type() {
           .block_size = kBlockSize,
           .block_bytes = kBlockBytes,
           .decode = decode,
-          .encode = nullptr,
+          .encode = encode,
           .dot = dot,
           .random = random};
 }

@@ -25,6 +25,21 @@ void decode(const std::byte* row, float* out, int64_t num_elements) {
   }
 }
 
+// The value of largest magnitude becomes exactly -16 d, so the sign of d is chosen by it.
+void encode(const float* row, std::byte* out, int64_t num_elements) {
+  for (int64_t i = 0; i < num_elements; i += kBlockSize, row += kBlockSize, out += kBlockBytes) {
+    float largest = 0;
+    for (int j = 0; j < kBlockSize; ++j) {
+      if (std::fabs(row[j]) > std::fabs(largest)) largest = row[j];
+    }
+    const float d = largest / -16;
+    const float inverse = d != 0 ? 1 / d : 0;
+    store_f16(out, d);
+    store_quants_of_5_bits([&](int j) { return std::min(31, static_cast<int>(row[j] * inverse + 16.5f)); }, out + kHigh,
+                           out + kQuants);
+  }
+}
+
 double dot(const std::byte* row, const float* x, int64_t num_elements) {
   return dot_decoded<kBlockSize, kBlockBytes>(decode, row, x, num_elements);
 }
@@ -48,7 +63,7 @@ QuantType q5_0_type() {
           .block_size = kBlockSize,
           .block_bytes = kBlockBytes,
           .decode = decode,
-          .encode = nullptr,
+          .encode = encode,
           .dot = dot,
           .random = random};
 }
