@@ -133,8 +133,12 @@ int32_t Scheduler::State::reserve_up_to(const Sequence& sequence, int32_t num_to
   if (kv.reserve(*sequence.kv_sequence, num_tokens)) return num_tokens;
   const int64_t num_rows = num_block_rows(sequence.num_computed) + kv.available_bytes() / row_bytes;
   const int64_t num_fitting = num_rows * kKvBlockSize - sequence.num_computed;
-  const auto num_tokens_fitting = static_cast<int32_t>(std::min<int64_t>(num_fitting, num_tokens - 1));
-  return num_tokens_fitting > 0 && kv.reserve(*sequence.kv_sequence, num_tokens_fitting) ? num_tokens_fitting : 0;
+  // Layers with a window may need fewer blocks than that supposes.
+  const int64_t num_tried = num_fitting > 0 ? num_fitting : num_tokens / 2;
+  for (auto n = static_cast<int32_t>(std::min<int64_t>(num_tried, num_tokens - 1)); n > 0; n /= 2) {
+    if (kv.reserve(*sequence.kv_sequence, n)) return n;
+  }
+  return 0;
 }
 
 void Scheduler::State::preempt_least_valuable(Step& step) {
@@ -266,7 +270,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
   sequence->max_tokens =
       static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
-  const int64_t needed_bytes = state_->kv.bytes_for_tokens(sequence->max_entries(), config.max_step_tokens);
+  const int64_t needed_bytes = state_->kv.bytes_for_tokens(sequence->max_entries(), 1);
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
          "a prompt of {} tokens and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
