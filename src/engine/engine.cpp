@@ -74,6 +74,7 @@ void validate(const GenerationRequest& request, const LoadedModel& model, bool h
   for (const std::string& stop : request.stop_strings) {
     if (stop.empty()) fail(ErrorCode::kInvalidArgument, "an empty stop string would stop at once");
   }
+  if (info.has_encoder && request.prompt.empty()) fail(ErrorCode::kInvalidArgument, "the prompt has no tokens");
   if (!request.stop_strings.empty() && !has_tokenizer) {
     fail(ErrorCode::kUnsupported, "stop strings need a tokenizer, which this model does not have");
   }
@@ -164,12 +165,21 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
   const auto callback = std::make_shared<OutputCallback>(std::move(on_output));
   const Clock::time_point now = Clock::now();
 
+  SequenceRequest sequence_request{
+      .prompt = request.prompt, .max_new_tokens = request.max_new_tokens, .priority = request.priority};
+  if (s.model.info().has_encoder) {
+    if (std::ssize(request.prompt) > s.model.options().context_length) {
+      fail(ErrorCode::kInvalidArgument, "a prompt of {} tokens is more than the context of {}", request.prompt.size(),
+           s.model.options().context_length);
+    }
+    sequence_request.input = std::exchange(sequence_request.prompt, {s.model.info().decoder_start_token});
+  }
+
   const std::lock_guard lock(s.mutex);
   const RequestId id = s.next_request++;
   for (int32_t choice = 0; choice < request.num_choices; ++choice) {
     // Only the first can be refused: the others ask for the same.
-    const SequenceId sequence = s.scheduler.add(
-        {.prompt = request.prompt, .max_new_tokens = request.max_new_tokens, .priority = request.priority});
+    const SequenceId sequence = s.scheduler.add(sequence_request);
     Generation generation{.request = id,
                           .choice = choice,
                           .sampling = request.sampling,
@@ -204,6 +214,10 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
       batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
       batch.positions.push_back(i);
       batch.roles.push_back(scheduler.role(slice.sequence, i));
+    }
+    if (slice.encodes_input) {
+      const std::span<const TokenId> input = scheduler.input(slice.sequence);
+      batch.inputs.push_back({.kv_sequence = slice.kv_sequence, .tokens = {input.begin(), input.end()}});
     }
     if (slice.samples) batch.logit_rows.push_back(static_cast<int32_t>(batch.tokens.size()) - 1);
   }

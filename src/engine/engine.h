@@ -17,7 +17,7 @@ namespace witan {
 using RequestId = int64_t;
 
 struct GenerationRequest {
-  std::vector<TokenId> prompt = {};  // not empty
+  std::vector<TokenId> prompt = {};  // not empty; what a model with an encoder reads with it
   int32_t max_new_tokens = 256;
   SamplingParams sampling = {};                // choice i uses seed + i
   int32_t num_choices = 1;                     // answers to the same prompt

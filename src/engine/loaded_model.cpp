@@ -112,7 +112,8 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
                                                      .codec = options_.kv_codec,
                                                      .capacity_bytes = static_cast<size_t>(options_.kv_capacity_bytes),
                                                      .prefix_cache = options_.prefix_cache,
-                                                     .content_salt = content_salt(options_, isa_)});
+                                                     .content_salt = content_salt(options_, isa_),
+                                                     .input_layers = model_->info().input_layers});
 }
 
 std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
@@ -136,9 +137,28 @@ void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size) {
   }
 }
 
+namespace {
+
+void check_input(const LoadedModel& model, std::span<const TokenId> input) {
+  if (input.empty() == model.info().has_encoder) {
+    fail(ErrorCode::kInvalidArgument, "{}: the model {}", model.options().path,
+         input.empty() ? "has an encoder: it needs an input for it and tokens for its decoder"
+                       : "has no encoder and takes no input for one");
+  }
+  check_token_ids(input, model.info().vocab_size);
+  if (std::ssize(input) > model.options().context_length) {
+    fail(ErrorCode::kInvalidArgument, "an input of {} tokens is more than the context of {}", input.size(),
+         model.options().context_length);
+  }
+}
+
+}  // namespace
+
 void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t chunk,
-                  const std::function<void(int32_t, int32_t, std::span<const float>)>& sink) {
+                  const std::function<void(int32_t, int32_t, std::span<const float>)>& sink,
+                  const ScoreInput& encoder) {
   check_token_ids(tokens, model.info().vocab_size);
+  check_input(model, encoder.input);
   if (std::ssize(tokens) > model.options().context_length) {
     fail(ErrorCode::kInvalidArgument, "{} tokens are more than the context of {}", tokens.size(),
          model.options().context_length);
@@ -149,6 +169,10 @@ void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t c
     SequenceId id;
     ~Sequence() { kv.release(id); }
   } sequence{kv, kv.create()};
+  if (!encoder.input.empty() && !kv.attach_input(sequence.id, encoder.input)) {
+    fail(ErrorCode::kOutOfMemory, "no room in the KV cache for an input of {} tokens: {} bytes are available",
+         encoder.input.size(), kv.available_bytes());
+  }
   const auto total = static_cast<int32_t>(tokens.size());
   for (int32_t first = 0; first < total; first += chunk) {
     const int32_t count = std::min(chunk, total - first);
@@ -164,7 +188,13 @@ void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t c
       batch.roles.push_back(TokenRole::kPrompt);
       batch.logit_rows.push_back(i);
     }
+    batch.expert_capacity = encoder.expert_capacity;
+    const bool encodes = !encoder.input.empty() && !kv.input_is_encoded(sequence.id);
+    if (encodes) {
+      batch.inputs.push_back({.kv_sequence = sequence.id, .tokens = {encoder.input.begin(), encoder.input.end()}});
+    }
     const std::span<const float> logits = model.forward(batch);
+    if (encodes) kv.commit_input(sequence.id);
     kv.commit(sequence.id, batch.tokens, batch.roles);
     sink(first, count, logits);
   }

@@ -78,8 +78,17 @@ class LoadedModel {
 // Logits of every position of `tokens`, computed in chunks as a prompt: calls sink(first position, count, logits
 // [count, vocab_size]) after each chunk; the chunk's routes are in model.telemetry() then. Throws
 // Error(kInvalidArgument) for an id outside the vocabulary or more tokens than the context holds.
+//
+// Models with an encoder need `input`; `tokens` are the decoder's then, which begin with its start token. With
+// expert_capacity every chunk of them is limited as an input is, as in one forward pass of the original model; without,
+// tokens do not depend on their chunk, as when they are generated.
+struct ScoreInput {
+  std::span<const TokenId> input = {};
+  bool expert_capacity = false;
+};
 void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t chunk,
-                  const std::function<void(int32_t first, int32_t count, std::span<const float> logits)>& sink);
+                  const std::function<void(int32_t first, int32_t count, std::span<const float> logits)>& sink,
+                  const ScoreInput& encoder = {});
 
 // Throws Error(kInvalidArgument) naming place and value of an id outside [0, vocab_size).
 void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size);

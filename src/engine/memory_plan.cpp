@@ -78,7 +78,8 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelInfo& model, con
       kFixedActivationBytes + request.num_threads * kActivationBytesPerThread;
 
   const auto kv_bytes = [&](int64_t num_tokens) {
-    return kv_bytes_for_tokens(model.kv_layers, request.kv_codec, num_tokens, request.max_step_tokens);
+    return kv_bytes_for_tokens(model.kv_layers, request.kv_codec, num_tokens, request.max_step_tokens) +
+           kv_bytes_for_tokens(model.input_layers, request.kv_codec, num_tokens, num_tokens);
   };
   plan.kv_context_bytes = kv_bytes(request.context_tokens);
   // Beyond all windows, where only layers without one still grow.

@@ -60,6 +60,7 @@ std::string ggml_type_text(uint32_t id) {
 std::string readable_types() {
   std::string names;
   for (const QuantType& type : quant_types()) {
+    if (type.ggml_id == kNoGgmlId) continue;
     if (!names.empty()) names += ", ";
     names += type.name;
   }

@@ -95,9 +95,7 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
       index(count_tables(config), root_hash(config)) {
   for (size_t layer = 0; layer < config.layers.size(); ++layer) {
     const KvBlockFormat format = format_of(config, layer);
-    const auto same = std::ranges::find_if(layers, [&](const Layer& l) { return same_format(l.format, format); });
-    const auto pool_index = same != layers.end() ? same->pool : static_cast<int32_t>(pools.size());
-    if (same == layers.end()) pools.push_back({BlockPool(memory, format.block_bytes())});
+    const int32_t pool_index = pool_for(format);
     layers.push_back({format, pool_index, num_tables()});
     const int32_t num_heads = config.layers[layer].num_kv_heads;
     const bool windowed = config.layers[layer].window > 0;
@@ -112,8 +110,18 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
     fail(ErrorCode::kOutOfMemory, "the KV cache may hold {} bytes, but one block of each of {} tables takes {}",
          capacity_bytes, num_tables(), set_bytes());
   }
+  add_input_layers();
   needed_blocks.resize(pools.size());
   dropped_blocks.resize(pools.size());
+}
+
+int32_t KvCache::State::pool_for(const KvBlockFormat& format) {
+  for (const std::vector<Layer>* known : {&layers, &input_layers}) {
+    const auto same = std::ranges::find_if(*known, [&](const Layer& l) { return same_format(l.format, format); });
+    if (same != known->end()) return same->pool;
+  }
+  pools.push_back({BlockPool(memory, format.block_bytes())});
+  return static_cast<int32_t>(pools.size()) - 1;
 }
 
 int64_t KvCache::State::table_of(int32_t layer, int32_t head) const {
@@ -137,6 +145,8 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
   int64_t num_entries = 0;
   PrefixId window_part = index.oldest_passed();
   PrefixId entry = index.oldest_unreferenced();
+  std::vector<InputId> dropped_inputs;
+  const std::vector<InputId> candidates = cached_inputs();
   // Frames that others leave are used before anything is dropped. Slabs come first, as another thread may take the
   // memory pool's last frames at any time, and what is dropped cannot be brought back.
   while (missing_bytes > 0 || !take_slabs(needed, dropped_blocks)) {
@@ -150,6 +160,12 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
       drops_window = index.has_window(entry) && !index.is_passed(entry);
       entry = index.newer_unreferenced(entry);
       ++num_entries;
+    } else if (dropped_inputs.size() < candidates.size()) {
+      const KvInput& input = inputs.at(candidates[dropped_inputs.size()]);
+      dropped_inputs.push_back(candidates[dropped_inputs.size()]);
+      missing_bytes -= input_bytes(input);
+      for (size_t i = 0; i < pools.size(); ++i) dropped_blocks[i] += input.num_blocks * pools[i].num_input_tables;
+      continue;
     } else {
       return false;
     }
@@ -161,6 +177,7 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
   }
   for (int64_t i = 0; i < num_windows; ++i) drop_oldest_window();
   for (int64_t i = 0; i < num_entries; ++i) evict_oldest();
+  for (const InputId id : dropped_inputs) drop_input(id);
   stats.prefix_evicted_blocks += num_entries;
   return true;
 }
@@ -438,6 +455,7 @@ void KvCache::release(SequenceId id) {
   for (auto entry = sequence.prefix.rbegin(); entry != sequence.prefix.rend(); ++entry) {
     state_->index.unreference(*entry);
   }
+  if (sequence.input != kNoInput) state_->release_input(sequence.input);
   const auto slot = static_cast<int32_t>(id & ((SequenceId{1} << kSlotBits) - 1));
   state_->slots[slot] = State::Slot();
   state_->vacant_slots.push_back(slot);
@@ -484,6 +502,9 @@ int64_t KvCache::available_bytes() const {
   for (size_t i = 0; i < dropped.size(); ++i) {
     dropped[i] = state.index.num_unreferenced() * state.pools[i].num_full_tables +
                  num_windows * state.pools[i].num_window_tables;
+    if (state.input_set_bytes > 0) {
+      dropped[i] += state.cached_input_bytes / state.input_set_bytes * state.pools[i].num_input_tables;
+    }
   }
   while (least < most) {
     const int64_t middle = least + (most - least + 1) / 2;
@@ -508,6 +529,7 @@ KvCacheStats KvCache::stats() const {
 void KvCache::clear_prefix_cache() {
   while (state_->index.num_passed() > 0) state_->drop_oldest_window();
   while (state_->index.num_unreferenced() > 0) state_->evict_oldest();
+  for (const InputId id : state_->cached_inputs()) state_->drop_input(id);
   state_->trim();
 }
 

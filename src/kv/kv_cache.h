@@ -20,6 +20,10 @@ struct KvLayerSpec {
   int32_t window = 0;         // > 0: a token sees only this many last entries, its own included
 };
 
+// An encoded input in a KvCache.
+using InputId = int64_t;
+inline constexpr InputId kNoInput = 0;
+
 // Bytes of blocks that a text of num_tokens takes at most while it is computed in chunks of chunk_tokens: every entry
 // in layers without a window; in the others the window and the chunk, in whole blocks.
 int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, int64_t num_tokens,
@@ -31,6 +35,7 @@ struct KvCacheConfig {
   size_t capacity_bytes = 0;  // most that blocks may hold; the frames they lie in are bounded by the pool's budget
   bool prefix_cache = true;
   uint64_t content_salt = 0;  // of everything else that changes a block's bytes: model, weights, lossy options
+  std::vector<KvLayerSpec> input_layers = {};  // cross-attention of encoder-decoder models; no windows
 };
 
 // How a token's entries were computed, where that changes their bits. Part of the prefix key.
@@ -58,8 +63,14 @@ struct KvCacheStats {
 // room, and are dropped before any prefix block is. A prefix is found only as far as the blocks of the last window
 // before its end are there (docs/adr/0005).
 //
+// Models with an encoder: a sequence's input is encoded once, as a whole, into entries of the input layers, which all
+// sequences of exactly that input share. An input that no sequence has stays, encoded, until its room is needed, least
+// recently used first. What a text computes depends on its input too, so such a cache keeps no prefix blocks
+// (docs/adr/0006).
+//
 // Life of a sequence:
-//   create (attach_prefix)? (reserve (write entries)* commit)* release
+//   create (attach_prefix)? (attach_input (write input entries)* commit_input)? (reserve (write entries)* commit)*
+//   release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
 class KvCache {
@@ -69,6 +80,12 @@ class KvCache {
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
+
+  // The place of an entry: block and slot.
+  struct Slot {
+    std::byte* block;
+    int32_t slot;
+  };
 
   const KvCacheConfig& config() const;
   KvBlockFormat block_format(int32_t layer) const;
@@ -83,6 +100,20 @@ class KvCache {
   // its length in tokens: a multiple of the block size, less than tokens.size(), so that at least one token is left to
   // compute. The sequence must be empty. roles has one entry per token.
   int32_t attach_prefix(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
+
+  // Gives the sequence the input of exactly these tokens, one that is there or a new one whose entries the caller is to
+  // write. False, and nothing changed, when there is no room for a new one.
+  [[nodiscard]] bool attach_input(SequenceId sequence, std::span<const TokenId> tokens);
+  bool input_is_encoded(SequenceId sequence) const;
+  // The entries of the sequence's input are written.
+  void commit_input(SequenceId sequence);
+  // The same for sequences with the same input; kNoInput without.
+  InputId input_of(SequenceId sequence) const;
+  Slot input_slot(SequenceId sequence, int32_t layer, int32_t head, int32_t entry);
+  KvView input_view(SequenceId sequence, int32_t layer, int32_t head) const;
+  // Bytes that attach_input would need room for: none for an input that is there.
+  int64_t bytes_for_input(std::span<const TokenId> tokens) const;
+  int64_t bytes_of_input(int64_t num_tokens) const;
 
   // Makes room for `num_tokens` more entries in every table, evicting unreferenced prefix blocks if it must. False,
   // and nothing changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before a
@@ -102,11 +133,7 @@ class KvCache {
   // Bytes of the sequence's blocks, shared ones included.
   int64_t held_bytes(SequenceId sequence) const;
 
-  // Where entry `entry` (committed count <= entry < committed + reserved) of a table is written: block and slot.
-  struct Slot {
-    std::byte* block;
-    int32_t slot;
-  };
+  // Where entry `entry` (committed count <= entry < committed + reserved) of a table is written.
   Slot slot(SequenceId sequence, int32_t layer, int32_t head, int32_t entry);
 
   // The first num_entries entries of a table, committed or written since. Valid until the next non-const call. Blocks

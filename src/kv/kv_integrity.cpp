@@ -81,6 +81,17 @@ void KvCache::check_integrity() const {
     WITAN_CHECK(block_bytes == sequence.block_bytes, "sequence {} holds {} bytes, {} counted", slot.id, block_bytes,
                 sequence.block_bytes);
   }
+  std::map<InputId, int64_t> num_input_references;
+  for (const State::Slot& slot : state.slots) {
+    if (slot.sequence && slot.sequence->input != kNoInput) ++num_input_references[slot.sequence->input];
+  }
+  state.check_inputs(num_input_references);
+  for (const auto& [id, input] : state.inputs) {
+    for (size_t i = 0; i < input.ids.size(); ++i) {
+      const int32_t pool = state.pool_of_input_table[i / static_cast<size_t>(input.num_blocks)];
+      owned[pool].add(state.pools[pool].blocks, input.ids[i]);
+    }
+  }
   WITAN_CHECK(num_vacant == state.vacant_slots.size(), "{} vacant slots, {} counted", num_vacant,
               state.vacant_slots.size());
   state.index.check_integrity(num_references, num_window_references);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -52,6 +53,17 @@ class BlockTables {
   std::vector<std::byte*> blocks_;  // [num_tables][stride]
 };
 
+// An input and its blocks, one table per (input layer, kv head), all of num_blocks.
+struct KvInput {
+  std::vector<TokenId> tokens;
+  int64_t num_references = 0;
+  bool encoded = false;
+  int64_t released_at = 0;  // when it lost its last reference, by State::clock
+  int64_t num_blocks = 0;
+  std::vector<BlockId> ids;        // [num_input_tables][num_blocks]
+  std::vector<std::byte*> blocks;  // [num_input_tables][num_blocks]
+};
+
 // A sequence's blocks: the first prefix.size() of every table belong to those prefix blocks, the rest to it alone.
 struct KvSequence {
   explicit KvSequence(int64_t num_tables) : tables(num_tables) {}
@@ -60,6 +72,7 @@ struct KvSequence {
   int32_t num_reserved = 0;        // entries, in every table
   int64_t block_bytes = 0;         // of all its blocks
   int64_t first_window_block = 0;  // of window tables: the places before it are gone
+  InputId input = kNoInput;
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
   std::vector<TokenId> tail_tokens;  // committed tokens behind them; empty with the prefix cache off
@@ -76,6 +89,7 @@ struct KvCache::State {
     BlockPool blocks;
     int64_t num_full_tables = 0;
     int64_t num_window_tables = 0;
+    int64_t num_input_tables = 0;
   };
   struct Slot {
     SequenceId id = -1;
@@ -99,6 +113,18 @@ struct KvCache::State {
     return is_window_table[table] ? sequence.first_window_block : 0;
   }
 
+  // The index of the pool for blocks of this format; a new one if there is none.
+  int32_t pool_for(const KvBlockFormat& format);
+  void add_input_layers();
+  int64_t num_input_tables() const { return static_cast<int64_t>(pool_of_input_table.size()); }
+  const KvInput& input_of(SequenceId sequence) const;
+  InputId find_input(std::span<const TokenId> tokens) const;
+  int64_t input_bytes(const KvInput& input) const { return input.num_blocks * input_set_bytes; }
+  void release_input(InputId id);
+  void drop_input(InputId id);
+  std::vector<InputId> cached_inputs() const;  // oldest first
+  void check_inputs(const std::map<InputId, int64_t>& num_references) const;
+
   // Room for the blocks needed of each pool: slabs taken, prefix blocks dropped. False, and nothing changed, if none.
   bool make_room(std::span<const int64_t> needed);
   bool take_slabs(std::span<const int64_t> needed, std::span<const int64_t> dropped);
@@ -118,7 +144,8 @@ struct KvCache::State {
   void pass_window(KvSequence& sequence);
   void trim();
   int64_t evictable_bytes() const {
-    return index.num_unreferenced() * full_set_bytes + (index.num_kept() + index.num_passed()) * window_set_bytes;
+    return index.num_unreferenced() * full_set_bytes + (index.num_kept() + index.num_passed()) * window_set_bytes +
+           cached_input_bytes;
   }
 
   MemoryPool& memory;
@@ -127,6 +154,14 @@ struct KvCache::State {
   std::vector<Layer> layers;
   std::vector<Pool> pools;             // one per block format
   std::vector<int32_t> pool_of_table;  // tables by layer, then head
+  std::vector<Layer> input_layers;
+  std::vector<int32_t> pool_of_input_table;  // by layer, then head
+  int64_t input_set_bytes = 0;               // of one block of every input table
+  std::map<InputId, KvInput> inputs;
+  InputId next_input = 1;
+  int64_t clock = 0;
+  int64_t cached_input_bytes = 0;  // of inputs without a reference
+  bool caches_inputs = false;
   std::vector<bool> is_window_table;
   int64_t full_set_bytes = 0;    // of one block of every full table
   int64_t window_set_bytes = 0;  // and of every window table

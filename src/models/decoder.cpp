@@ -5,29 +5,25 @@
 #include "nn/rows.h"
 
 namespace witan {
-namespace {
 
-void embed_tokens(ComputeContext& ctx, const EmbeddingTable& table, const ForwardBatch& batch, float* out) {
+void embed_tokens(ComputeContext& ctx, const EmbeddingTable& table, std::span<const TokenId> tokens, float* out) {
   const QuantType& type = quant_type(table.type);
   const int64_t row_bytes = type.row_bytes(table.cols);
-  for_rows(ctx, batch.num_tokens(), [&](int64_t row) {
-    type.decode(table.data + batch.tokens[row] * row_bytes, out + row * table.cols, table.cols);
-  });
+  for_rows(ctx, std::ssize(tokens),
+           [&](int64_t row) { type.decode(table.data + tokens[row] * row_bytes, out + row * table.cols, table.cols); });
 }
 
-void output_logits(ComputeContext& ctx, const DecoderFrame& frame, const ForwardBatch& batch, const float* x,
-                   float* logits) {
-  const auto num_rows = std::ssize(batch.logit_rows);
-  const int64_t dim = frame.output.cols;
+void output_logits(ComputeContext& ctx, const OutputWeights& weights, std::span<const int32_t> logit_rows,
+                   const float* x, float* logits) {
+  const auto num_rows = std::ssize(logit_rows);
+  const int64_t dim = weights.output.cols;
   const ScratchScope scope(ctx.scratch);
   auto* normed = ctx.scratch.allocate<float>(num_rows * dim);
   for_rows(ctx, num_rows, [&](int64_t row) {
-    rms_norm(ctx.isa, x + batch.logit_rows[row] * dim, frame.output_norm, frame.norm_epsilon, dim, normed + row * dim);
+    rms_norm(ctx.isa, x + logit_rows[row] * dim, weights.norm, weights.norm_epsilon, dim, normed + row * dim);
   });
-  linear(ctx, frame.output, normed, num_rows, logits);
+  linear(ctx, weights.output, normed, num_rows, logits);
 }
-
-}  // namespace
 
 DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon, const FrameNames& names) {
   constexpr TensorName kEmbedding{"token_embd.weight", "model.embed_tokens.weight"};
@@ -58,7 +54,7 @@ void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const Forw
   auto* x = compute.scratch.allocate<float>(n * dim);
   auto* normed = compute.scratch.allocate<float>(n * dim);
   auto* delta = compute.scratch.allocate<float>(n * dim);
-  embed_tokens(compute, frame.embedding, batch, x);
+  embed_tokens(compute, frame.embedding, batch.tokens, x);
   for (int32_t layer = 0; layer < static_cast<int32_t>(frame.layer_norms.size()); ++layer) {
     const DecoderFrame::LayerNorms& norms = frame.layer_norms[static_cast<size_t>(layer)];
     rms_norm_rows(compute, x, norms.attention, frame.norm_epsilon, n, dim, normed);
@@ -68,7 +64,8 @@ void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const Forw
     ffn(layer, normed, delta);
     add_rows(compute, delta, n, dim, x);
   }
-  output_logits(compute, frame, batch, x, logits);
+  output_logits(compute, {.norm = frame.output_norm, .norm_epsilon = frame.norm_epsilon, .output = frame.output},
+                batch.logit_rows, x, logits);
 }
 
 RopeAngles rope_angles(ComputeContext& ctx, const RopeTable& table, const ForwardBatch& batch) {

@@ -34,6 +34,18 @@ struct FrameNames {
 // Also tells the loader to ignore the tensors that the model does not use (info.num_unused_layers).
 DecoderFrame load_frame(WeightLoader& weights, const ModelInfo& info, float norm_epsilon, const FrameNames& names = {});
 
+// out [tokens.size(), table.cols] = the rows of the tokens.
+void embed_tokens(ComputeContext& ctx, const EmbeddingTable& table, std::span<const TokenId> tokens, float* out);
+
+// logits [logit_rows.size(), output.rows] = output norm(x) of those rows of x [num_tokens, output.cols].
+struct OutputWeights {
+  const float* norm;  // [model_dim]
+  float norm_epsilon;
+  const PackedMatrix& output;  // [vocab_size, model_dim]
+};
+void output_logits(ComputeContext& ctx, const OutputWeights& weights, std::span<const int32_t> logit_rows,
+                   const float* x, float* logits);
+
 // One part of a layer: out [num_tokens, model_dim] from x [num_tokens, model_dim], both f32.
 using DecoderPart = FunctionRef<void(int32_t layer, const float* x, float* out)>;
 

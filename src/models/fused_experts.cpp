@@ -38,7 +38,8 @@ const TensorEntry& transposed(WeightLoader& weights, std::string_view name, int3
 MatrixRows mxfp4_rows(WeightLoader& weights, const std::string& name, int64_t num_experts, int64_t rows, int64_t cols) {
   const int64_t block_size = quant_type(DType::kMXFP4).block_size;
   if (cols % block_size != 0) {
-    fail(ErrorCode::kBadFile, "tensor {}_blocks: rows of {} are no whole blocks of {}", name, cols, block_size);
+    fail(ErrorCode::kBadFile, "{}: tensor {}_blocks: rows of {} are no whole blocks of {}", weights.path(), name, cols,
+         block_size);
   }
   const int64_t blocks = cols / block_size;
   const TensorEntry& codes = weights.part(name + "_blocks", DType::kMXFP4, {num_experts, rows, blocks, block_size / 2});

@@ -22,7 +22,12 @@ struct ModelInfo {
   int32_t model_dim = 0;
   int32_t num_layers = 0;
   int32_t num_heads = 0;
-  std::vector<KvLayerSpec> kv_layers;  // [num_layers]
+  std::vector<KvLayerSpec> kv_layers;  // of the text that is generated: [num_layers] without an encoder
+
+  // Models with an encoder read a prompt with it and generate a text that begins with decoder_start_token.
+  bool has_encoder = false;
+  TokenId decoder_start_token = 0;
+  std::vector<KvLayerSpec> input_layers;  // cross-attention, whose entries the encoder makes
   // Layers behind these that the file may have and generation does not use: they predict further tokens.
   int32_t num_unused_layers = 0;
 
@@ -49,6 +54,12 @@ struct SequenceSlice {
   int32_t first_entry = 0;  // KV entries the sequence has already; the slice's tokens follow
 };
 
+// An input that is encoded in this step: the tokens of a sequence that shares it with others, perhaps.
+struct EncoderInput {
+  SequenceId kv_sequence = 0;
+  std::vector<TokenId> tokens;
+};
+
 // The tokens of one step, flat. Row i is token tokens[i] at position positions[i] of its text.
 struct ForwardBatch {
   std::vector<TokenId> tokens;     // [num_tokens]
@@ -56,6 +67,10 @@ struct ForwardBatch {
   std::vector<TokenRole> roles;    // [num_tokens]; within a slice prompt tokens come before generated ones
   std::vector<SequenceSlice> slices;
   std::vector<int32_t> logit_rows;  // ascending rows whose logits are wanted
+  std::vector<EncoderInput> inputs = {};
+  // Whether an expert's capacity counts over each slice of the text, as it always does over an input. What a token
+  // computes then depends on the slice it is in.
+  bool expert_capacity = false;
 
   int64_t num_tokens() const { return std::ssize(tokens); }
 };

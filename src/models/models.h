@@ -16,6 +16,7 @@ std::unique_ptr<Model> make_qwen2_moe(const Checkpoint& checkpoint);
 std::unique_ptr<Model> make_olmoe(const Checkpoint& checkpoint);
 std::unique_ptr<Model> make_glm4_moe(const Checkpoint& checkpoint);
 std::unique_ptr<Model> make_gpt_oss(const Checkpoint& checkpoint);
+std::unique_ptr<Model> make_switch(const Checkpoint& checkpoint);
 std::unique_ptr<Model> make_deepseek2(const Checkpoint& checkpoint);
 
 }  // namespace witan

@@ -23,6 +23,7 @@ constexpr Architecture kArchitectures[] = {
     {"deepseek2", "DeepSeek-V3, R1", "deepseek2", "deepseek_v3", true, make_deepseek2},
     {"glm4_moe", "GLM-4.5", "glm4moe", "glm4_moe", true, make_glm4_moe},
     {"gpt_oss", "gpt-oss", "gpt-oss", "gpt_oss", true, make_gpt_oss},
+    {"switch", "Switch Transformer", "", "switch_transformers", true, make_switch},
 };
 
 std::string_view name_in(const Architecture& architecture, CheckpointFormat format) {
@@ -48,7 +49,7 @@ std::unique_ptr<Model> create_model(const Checkpoint& checkpoint) {
   for (const Architecture& architecture : kArchitectures) {
     if (matches(architecture, checkpoint)) return architecture.make(checkpoint);
     const std::string_view name = name_in(architecture, checkpoint.format());
-    if (std::ranges::find(known, name) == known.end()) known.push_back(name);
+    if (!name.empty() && std::ranges::find(known, name) == known.end()) known.push_back(name);
   }
   fail(ErrorCode::kUnsupported, "{}: unknown architecture \"{}\"; expected one of {}", checkpoint.path(),
        checkpoint.architecture(), fmt::join(known, ", "));

@@ -13,7 +13,7 @@ namespace witan {
 struct Architecture {
   std::string_view name;         // "mixtral"
   std::string_view title;        // for people: "Mixtral"
-  std::string_view gguf;         // general.architecture in GGUF files
+  std::string_view gguf;         // general.architecture in GGUF files; empty: there are none
   std::string_view huggingface;  // model_type in config.json
   bool moe;
   // Reads the configuration; weights are loaded later.

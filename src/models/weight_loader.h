@@ -55,6 +55,7 @@ class WeightLoader {
   WeightLoader(const Checkpoint& checkpoint, Arena& weights, Arena& experts, ThreadPool& threads,
                FunctionRef<void(int64_t bytes_done, int64_t bytes_total)> progress);
 
+  const std::string& path() const { return checkpoint_.path(); }
   bool is_gguf() const { return checkpoint_.format() == CheckpointFormat::kGguf; }
   const CheckpointConfig& config() const { return checkpoint_.config(); }
   bool has(TensorName name, int32_t layer = 0) const;

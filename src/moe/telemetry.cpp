@@ -21,7 +21,8 @@ void RouterTelemetry::begin_step() {
 
 void RouterTelemetry::record(int32_t moe_layer, std::span<const int32_t> experts, std::span<const float> weights) {
   WITAN_CHECK(experts.size() == weights.size(), "{} experts, {} weights", experts.size(), weights.size());
-  last_experts_[static_cast<size_t>(moe_layer)].assign(experts.begin(), experts.end());
+  std::vector<int32_t>& last = last_experts_[static_cast<size_t>(moe_layer)];
+  last.insert(last.end(), experts.begin(), experts.end());
   for (size_t i = 0; i < experts.size(); ++i) {
     if (experts[i] == kNoExpert) continue;
     const size_t at = index(moe_layer, experts[i]);

@@ -22,8 +22,8 @@ class RouterTelemetry {
 
   void begin_step();
 
-  // experts, weights [num_tokens, top_k], descending selection score, of one layer in this step; kNoExpert counts for
-  // nothing.
+  // experts, weights [num_tokens, top_k], descending selection score, of one layer in this step, following those it has
+  // already (an encoder runs once per input); kNoExpert counts for nothing.
   void record(int32_t moe_layer, std::span<const int32_t> experts, std::span<const float> weights);
 
   int32_t num_moe_layers() const { return num_moe_layers_; }

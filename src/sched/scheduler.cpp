@@ -55,6 +55,7 @@ struct Scheduler::State {
   void plan_decodes(Step& step);
   void plan_prefills(Step& step);
   void plan_admissions(Step& step);
+  void plan_inputs(Step& step) const;
 
   int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
   int32_t reserve_chunk(Step& step, Sequence& sequence);
@@ -134,8 +135,12 @@ int32_t Scheduler::State::reserve_up_to(const Sequence& sequence, int32_t num_to
   if (kv.reserve(*sequence.kv_sequence, num_tokens)) return num_tokens;
   const int64_t num_rows = num_block_rows(sequence.num_computed) + kv.available_bytes() / row_bytes;
   const int64_t num_fitting = num_rows * kKvBlockSize - sequence.num_computed;
-  const auto num_tokens_fitting = static_cast<int32_t>(std::min<int64_t>(num_fitting, num_tokens - 1));
-  return num_tokens_fitting > 0 && kv.reserve(*sequence.kv_sequence, num_tokens_fitting) ? num_tokens_fitting : 0;
+  // Layers with a window may need fewer blocks than that supposes.
+  const int64_t num_tried = num_fitting > 0 ? num_fitting : num_tokens / 2;
+  for (auto n = static_cast<int32_t>(std::min<int64_t>(num_tried, num_tokens - 1)); n > 0; n /= 2) {
+    if (kv.reserve(*sequence.kv_sequence, n)) return n;
+  }
+  return 0;
 }
 
 void Scheduler::State::preempt_least_valuable(Step& step) {
@@ -181,6 +186,17 @@ void Scheduler::State::plan_admissions(Step& step) {
   }
 }
 
+// An input that is not encoded yet is so before the first slice that has it.
+void Scheduler::State::plan_inputs(Step& step) const {
+  std::vector<InputId> planned;
+  for (ScheduledSlice& slice : step.plan.slices) {
+    const InputId input = kv.input_of(slice.kv_sequence);
+    if (input == kNoInput || kv.input_is_encoded(slice.kv_sequence)) continue;
+    slice.encodes_input = std::ranges::find(planned, input) == planned.end();
+    if (slice.encodes_input) planned.push_back(input);
+  }
+}
+
 Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight) {
   const int64_t available_before = kv.available_bytes();
   const SequenceId kv_sequence = kv.create();
@@ -200,7 +216,10 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   }
 
   start_running(sequence, kv_sequence, num_attached);
-  const int32_t num_tokens = reserve_up_to(sequence, std::min(step.budget_tokens, sequence.num_uncomputed()));
+  const bool shares_input = !sequence.input.empty() && kv.bytes_for_input(sequence.input) == 0;
+  const bool has_input = sequence.input.empty() || kv.attach_input(kv_sequence, sequence.input);
+  const int32_t num_tokens =
+      has_input ? reserve_up_to(sequence, std::min(step.budget_tokens, sequence.num_uncomputed())) : 0;
   if (num_tokens == 0) {
     if (running.size() == 1) fail_alone(sequence);
     stop_running(sequence);
@@ -211,8 +230,8 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   step.plan.admitted.push_back(sequence.id);
   in_flight.add(sequence);
   if (!sequence.num_prefix_hit_tokens) {
-    sequence.num_prefix_hit_tokens = num_attached;
-    num_prefix_hit_tokens += num_attached;
+    sequence.num_prefix_hit_tokens = shares_input ? static_cast<int32_t>(sequence.input.size()) : num_attached;
+    num_prefix_hit_tokens += *sequence.num_prefix_hit_tokens;
   }
   return Admission::kAdmitted;
 }
@@ -238,7 +257,8 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
     const int64_t chunk = std::clamp<int64_t>(num_uncomputed, 1, config.max_step_tokens);
     return std::max<int64_t>(0, kv.bytes_for_tokens(num_entries, chunk) - held_bytes);
   };
-  int64_t bytes = bytes_to_come(sequence, sequence.num_tokens() - num_attached, kv.bytes_for_tokens(num_attached, 0));
+  int64_t bytes = kv.bytes_for_input(sequence.input);
+  bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, kv.bytes_for_tokens(num_attached, 0));
   for (const Sequence* other : running) {
     bytes += bytes_to_come(*other, other->num_uncomputed() - other->num_planned, kv.held_bytes(*other->kv_sequence));
   }
@@ -272,7 +292,8 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
   sequence->max_tokens =
       static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
-  const int64_t needed_bytes = state_->kv.bytes_for_tokens(sequence->max_entries(), config.max_step_tokens);
+  const int64_t needed_bytes =
+      state_->kv.bytes_for_tokens(sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
          "a prompt of {} tokens and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
@@ -280,6 +301,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
          state_->kv.bytes_per_token());
   }
   sequence->id = state_->next_id++;
+  sequence->input = std::move(request.input);
   sequence->tokens = std::move(request.prompt);
   sequence->kv_roles.assign(sequence->tokens.size(), TokenRole::kPrompt);
   state_->waiting.add(*sequence);
@@ -293,6 +315,7 @@ StepPlan Scheduler::schedule() {
   state_->plan_decodes(step);
   state_->plan_prefills(step);
   state_->plan_admissions(step);
+  state_->plan_inputs(step);
   step.plan.num_tokens = state_->config.max_step_tokens - step.budget_tokens;
   state_->plan_is_open = !step.plan.empty();
   return std::move(step).plan;
@@ -310,6 +333,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
                 sequence.id, sequence.num_computed, sequence.num_planned);
     state_->kv.commit(*sequence.kv_sequence, std::span(sequence.tokens).subspan(slice.first_token, slice.num_tokens),
                       std::span(sequence.kv_roles).subspan(slice.first_token, slice.num_tokens));
+    if (slice.encodes_input) state_->kv.commit_input(*sequence.kv_sequence);
     sequence.num_computed += std::exchange(sequence.num_planned, 0);
     state_->num_recomputed_tokens +=
         std::max(0, std::min(sequence.num_computed, sequence.num_ever_computed) - slice.first_token);
@@ -343,6 +367,8 @@ void Scheduler::finish(SequenceId id) {
 }
 
 bool Scheduler::has_work() const { return !state_->sequences.empty(); }
+
+std::span<const TokenId> Scheduler::input(SequenceId sequence) const { return state_->at(sequence).input; }
 
 std::span<const TokenId> Scheduler::tokens(SequenceId sequence) const { return state_->at(sequence).tokens; }
 

@@ -22,9 +22,10 @@ struct SchedulerConfig {
 };
 
 struct SequenceRequest {
-  std::vector<TokenId> prompt;  // not empty
-  int32_t max_new_tokens = 0;   // > 0
-  int32_t priority = 0;         // higher runs first and is preempted last
+  std::vector<TokenId> prompt;      // not empty
+  std::vector<TokenId> input = {};  // what the encoder reads, of models that have one
+  int32_t max_new_tokens = 0;       // > 0
+  int32_t priority = 0;             // higher runs first and is preempted last
 };
 
 // One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are
@@ -34,7 +35,8 @@ struct ScheduledSlice {
   SequenceId kv_sequence = 0;  // the KV cache's id of the same sequence
   int32_t first_token = 0;
   int32_t num_tokens = 0;
-  bool samples = false;  // the slice reaches the sequence's last token: its logits pick the next one
+  bool encodes_input = false;  // the sequence's input is encoded first
+  bool samples = false;        // the slice reaches the sequence's last token: its logits pick the next one
 
   bool operator==(const ScheduledSlice&) const = default;
 };
@@ -124,11 +126,12 @@ class Scheduler {
   void finish(SequenceId sequence);
 
   bool has_work() const;                                       // any sequence that was not finished
+  std::span<const TokenId> input(SequenceId sequence) const;   // empty without an encoder
   std::span<const TokenId> tokens(SequenceId sequence) const;  // prompt, then generated; valid until the next commit
   int32_t num_prompt_tokens(SequenceId sequence) const;
   int32_t num_generated(SequenceId sequence) const;
   int32_t max_tokens(SequenceId sequence) const;  // prompt and generated together; the caller finishes it there
-  // Prompt tokens found in the prefix cache when first admitted.
+  // Prompt tokens found in the prefix cache when first admitted, or those of an input that another had encoded.
   int32_t num_prefix_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;

@@ -20,6 +20,7 @@ struct Sequence {
   int32_t priority = 0;
   int32_t num_prompt_tokens = 0;
   int32_t max_tokens = 0;           // prompt and generated together
+  std::vector<TokenId> input;       // of the encoder; not counted in num_tokens
   std::vector<TokenId> tokens;      // prompt, then generated
   std::vector<TokenRole> kv_roles;  // [tokens.size()], as the KV cache is told
 

@@ -111,6 +111,8 @@ void attention_split(Isa isa, const KvView& view, const AttentionRows& rows, int
                .queries = rows.queries,
                .num_rows = rows.num_rows,
                .scale = rows.scale,
+               .biases = rows.biases,
+               .first_entry = split * kAttentionSplit,
                .visible = visible,
                .scores = reinterpret_cast<float*>(scratch + layout.scores),
                .sums = reinterpret_cast<float*>(scratch + layout.sums),

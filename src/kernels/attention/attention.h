@@ -33,6 +33,9 @@ struct AttentionRows {
   int32_t num_rows = 0;
   float scale = 1.0f;  // of the scores
   int32_t window = 0;  // > 0: a row at position p sees only positions in (p - window, p]
+  // [num_rows] pointers to floats that are added to the scaled scores, one per entry and readable to the end of the
+  // last entry's block; nullptr: none. Relative position biases (T5).
+  const float* const* biases = nullptr;
 };
 
 // The running softmax of one row over the entries seen so far: max score, sum of exp(score - max), and the sum of

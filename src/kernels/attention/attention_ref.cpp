@@ -58,7 +58,8 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
              static_cast<double>(
                  entries.keys[static_cast<size_t>(i) * static_cast<size_t>(key_dim) + static_cast<size_t>(d)]);
     }
-    scores[static_cast<size_t>(i)] = dot * static_cast<double>(rows.scale);
+    const double bias = rows.biases == nullptr ? 0.0 : static_cast<double>(rows.biases[row][entries.first + i]);
+    scores[static_cast<size_t>(i)] = dot * static_cast<double>(rows.scale) + bias;
     max = std::fmax(max, scores[static_cast<size_t>(i)]);
   }
   double denominator = 0.0;

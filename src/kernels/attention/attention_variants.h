@@ -26,6 +26,8 @@ struct SplitTask {
   const float* const* queries = nullptr;  // [num_rows] pointers to [key_dim]
   int32_t num_rows = 0;
   float scale = 1.0f;
+  const float* const* biases = nullptr;  // [num_rows] see AttentionRows; the split's begin at first_entry
+  int64_t first_entry = 0;
   // Bit e of visible[r * kBlocksPerSplit + b]: row r sees entry e of block b. Never set for entries that don't exist.
   const uint32_t* visible = nullptr;
 

@@ -277,6 +277,32 @@ void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
   }
 }
 
+// Scales a row's scores and adds its bias.
+inline void bias_row(const SplitTask& task, int32_t row) {
+  float* scores = task.scores + row * kScoreStride;
+  const float* bias = task.biases[row] + task.first_entry;
+  const Float scale = broadcast(task.scale);
+  for (int32_t b = 0; b < task.num_blocks; ++b) {
+    if (visible_entries(task, row, b) == 0) continue;
+    for (int i = b * kKvBlockSize; i < (b + 1) * kKvBlockSize; i += kLanes) {
+      store(scores + i, multiply_add(load(scores + i), scale, load(bias + i)));
+    }
+  }
+}
+
+inline void weigh_rows(const SplitTask& task) {
+  if (task.biases == nullptr) {
+    for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, r);
+    return;
+  }
+  SplitTask biased = task;
+  biased.scale = 1.0f;
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    bias_row(task, r);
+    weigh_row(biased, r);
+  }
+}
+
 template <typename Codec>
 void attend(const SplitTask& task) {
   const SeenBlocks seen(task);
@@ -284,7 +310,7 @@ void attend(const SplitTask& task) {
   // Four tiles: measured against 1, 2 and never; a copy paid only from there on, most for kQ8.
   const bool decode = Codec::Keys::kStoredBytes < 4 && task.num_rows > 4 * kMaxRows;
   score_blocks<Codec>(task, seen, decode);
-  for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, r);
+  weigh_rows(task);
   const int64_t num_sums = task.num_rows * task.padded_value_dim;
   for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
   add_blocks<Codec>(task, seen, decode);

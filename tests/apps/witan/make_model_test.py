@@ -57,7 +57,7 @@ class MakeModelTest(program.WitanTestCase):
             (("alien", "tiny", "F32"), ["'alien'", "llama", "qwen3moe", "deepseek2"]),
             (("llama", "alien", "F32"), ["'alien'", "mixtral-8x7b", "tiny-mixtral"]),
             (("qwen3", "tiny-mixtral", "F32"), ["'tiny-mixtral'", "qwen3"]),
-            (("llama", "tiny", "Q3_K"), ["Q3_K", *TYPES]),
+            (("llama", "tiny", "Q9_K"), ["Q9_K", *TYPES]),
         ]
         for (arch, preset, dtype), says in cases:
             with self.subTest(arch=arch, preset=preset, dtype=dtype):
