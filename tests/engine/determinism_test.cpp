@@ -11,6 +11,7 @@
 
 #include "engine/engine.h"
 #include "support/force_isa.h"
+#include "support/goldens.h"
 #include "support/made_model.h"
 
 namespace witan {
@@ -236,6 +237,79 @@ std::string case_name(const testing::TestParamInfo<std::tuple<ModelCase, Isa>>& 
 
 INSTANTIATE_TEST_SUITE_P(All, DeterminismTest,
                          testing::Combine(testing::ValuesIn(kModels), testing::ValuesIn(supported_isas())), case_name);
+
+// Switch: the same input alone, among others, encoded by another request before, and after a preemption.
+class EncoderDeterminismTest : public testing::TestWithParam<Isa> {
+ protected:
+  void SetUp() override {
+    const auto found = test::find_golden("switch-capacity/hf");
+    if (!found) GTEST_SKIP() << "golden data not present: switch-capacity/hf";
+    options_ = {.path = *found,
+                .precision = Precision::kFast,
+                .kv_codec = KvCodec::kF16,
+                .num_threads = 1,
+                .memory_bytes = int64_t{512} << 20,
+                .context_length = 512};
+    force_.emplace(GetParam());
+  }
+
+  using Results = std::vector<std::vector<Step>>;
+
+  static Results run(Engine& engine, const std::vector<std::vector<TokenId>>& prompts, int32_t num_tokens) {
+    Results results(prompts.size());
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      engine.submit(request_for(prompts[i], num_tokens),
+                    [&results, i](const GenerationOutput& output) { collect(results[i], output); });
+    }
+    while (engine.step()) {
+    }
+    return results;
+  }
+
+  ModelOptions options_;
+  std::optional<test::ForceIsa> force_;
+};
+
+TEST_P(EncoderDeterminismTest, TheInputAloneDecides) {
+  const std::vector<TokenId> ours = prompt_tokens(70, 5);
+  Engine alone(options_);
+  const std::vector<Step> expected = run(alone, {ours}, 40).front();
+  ASSERT_EQ(expected.size(), 40u);
+
+  ModelOptions other = options_;
+  other.num_threads = 2;
+  other.max_step_tokens = 3;
+  Engine crowd(other);
+  const Results results = run(crowd, {prompt_tokens(33, 9), ours, prompt_tokens(1, 2), ours, prompt_tokens(70, 6)}, 40);
+  EXPECT_EQ(results[1], expected);
+  EXPECT_EQ(results[3], expected);
+  EXPECT_NE(results[4], expected);
+  // Two of the five had the same input; once more, it is there still.
+  EXPECT_EQ(crowd.stats().kv.prefix_hit_tokens, 70);
+  EXPECT_EQ(run(crowd, {ours}, 40).front(), expected);
+  EXPECT_EQ(crowd.stats().kv.prefix_hit_tokens, 140);
+
+  ModelOptions uncached = options_;
+  uncached.prefix_cache = false;
+  Engine plain(uncached);
+  EXPECT_EQ(run(plain, {ours, ours}, 40)[1], expected);
+  EXPECT_EQ(run(plain, {ours}, 40).front(), expected);
+  EXPECT_EQ(plain.stats().kv.block_bytes_held, 0);
+}
+
+TEST_P(EncoderDeterminismTest, PreemptionDoesNotChangeAnything) {
+  const std::vector<std::vector<TokenId>> prompts = {prompt_tokens(40, 1), prompt_tokens(50, 2), prompt_tokens(60, 3)};
+  Engine calm(options_);
+  const Results expected = run(calm, prompts, 120);
+  ModelOptions tight = options_;
+  tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held / 2;
+  Engine crowded(tight);
+  EXPECT_EQ(run(crowded, prompts, 120), expected);
+  EXPECT_GT(crowded.stats().scheduler.num_preemptions, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, EncoderDeterminismTest, testing::ValuesIn(supported_isas()),
+                         [](const auto& variant) { return std::string(isa_name(variant.param)); });
 
 }  // namespace
 }  // namespace witan

@@ -219,6 +219,79 @@ INSTANTIATE_TEST_SUITE_P(Experts, GoldenExpertsTest, in_every_variant(kExperts),
 INSTANTIATE_TEST_SUITE_P(Quantised, GoldenExpertsTest, in_every_variant(kQuantised), case_name);
 INSTANTIATE_TEST_SUITE_P(Quantised, GoldenQuantisedTest, in_every_variant(kQuantised), case_name);
 
+// Encoder-decoder models: a row of kEncoders is a folder.
+constexpr GoldenCase kEncoders[] = {
+    {"switch", "hf", "logits_ref.f32", "logits_ref_nocap.f32", "greedy_tokens"},
+    {"switch-capacity", "hf", "logits_ref.f32", "logits_ref_nocap.f32", "greedy_tokens"},
+};
+
+class GoldenEncoderTest : public GoldenModelTest {
+ protected:
+  // Runs the decoder's tokens and returns their logits; each MoE layer's experts, the encoder's first.
+  std::vector<float> decode(LoadedModel& model, int32_t chunk, bool expert_capacity) {
+    const auto input = golden_.at("encoder_input").get<std::vector<TokenId>>();
+    const auto tokens = golden_.at("decoder_input").get<std::vector<TokenId>>();
+    std::vector<float> logits;
+    experts_.assign(static_cast<size_t>(model.telemetry().num_moe_layers()), {});
+    const auto collect = [&](int32_t, int32_t, std::span<const float> part) {
+      logits.insert(logits.end(), part.begin(), part.end());
+      for (size_t layer = 0; layer < experts_.size(); ++layer) {
+        const auto chosen = model.telemetry().last_experts(static_cast<int32_t>(layer));
+        experts_[layer].insert(experts_[layer].end(), chosen.begin(), chosen.end());
+      }
+    };
+    score_tokens(model, tokens, chunk, collect, {.input = input, .expert_capacity = expert_capacity});
+    return logits;
+  }
+
+  std::vector<std::vector<int32_t>> experts_;
+};
+
+TEST_P(GoldenEncoderTest, ExactLogitsAndExpertsMatch) {
+  const GoldenCase& golden = std::get<0>(GetParam());
+  const std::unique_ptr<LoadedModel> model = open(Precision::kExact);
+  const Difference limited = compare(decode(*model, 64, true), test::read_array<float>(files_ + golden.logits));
+  EXPECT_LE(limited.max_abs, 1e-3);
+  EXPECT_LE(limited.mean_abs, 1e-4);
+  size_t layer = 0;
+  for (const char* name : {"encoder.1", "encoder.3", "decoder.1", "decoder.3"}) {
+    EXPECT_EQ(experts_[layer++], golden_.at("experts").at(name).get<std::vector<int32_t>>()) << name;
+  }
+  // What step-by-step decoding gives, in chunks of any size.
+  for (const int32_t chunk : {64, 7}) {
+    const Difference free = compare(decode(*model, chunk, false), test::read_array<float>(files_ + golden.logits_long));
+    EXPECT_LE(free.max_abs, 1e-3) << chunk;
+    EXPECT_LE(free.mean_abs, 1e-4) << chunk;
+  }
+}
+
+TEST_P(GoldenEncoderTest, GreedyContinuationMatches) {
+  Engine engine({.path = path_,
+                 .precision = Precision::kExact,
+                 .kv_codec = KvCodec::kF32,
+                 .num_threads = 2,
+                 .memory_bytes = int64_t{1} << 30,
+                 .context_length = 512});
+  const auto expected = golden_.at("greedy_tokens").get<std::vector<TokenId>>();
+  for (int round = 0; round < 2; ++round) {  // the second finds the input encoded
+    std::vector<TokenId> tokens;
+    GenerationUsage usage;
+    engine.submit({.prompt = golden_.at("encoder_input").get<std::vector<TokenId>>(),
+                   .max_new_tokens = static_cast<int32_t>(expected.size()),
+                   .ignore_end_tokens = true},
+                  [&](const GenerationOutput& output) {
+                    tokens.push_back(output.token->token);
+                    usage = output.usage;
+                  });
+    while (engine.step()) {
+    }
+    EXPECT_EQ(tokens, expected);
+    EXPECT_EQ(usage.cached_prompt_tokens, round == 0 ? 0 : usage.prompt_tokens);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Encoders, GoldenEncoderTest, in_every_variant(kEncoders), case_name);
+
 // A model with a real tokenizer, from text to text.
 TEST(EndToEndTest, PromptsGiveTheExpectedIdsTokensAndText) {
   WITAN_GOLDEN_OR_SKIP(path, "e2e-bytes/model.gguf");

@@ -96,6 +96,20 @@ constexpr BadFile kBadFiles[] = {
      "o_proj.weight_scale_inv is missing, expected shape [2, 1]"},
     {"deepseek2-v3-fp8/hf", kReshape, "model.layers.1.mlp.experts.3.up_proj.weight_scale_inv", 0, "",
      "up_proj.weight_scale_inv has shape [1, 3], expected [1, 2]"},
+    {"switch-capacity/hf", kUnset, "d_kv", 0, "", "d_kv"},
+    {"switch-capacity/hf", kNumber, "num_experts", 9, "",
+     "router.classifier.weight has shape [8, 64], expected [9, 64]"},
+    {"switch-capacity/hf", kNumber, "num_sparse_encoder_layers", 5, "",
+     "num_sparse_encoder_layers is 5, expected 1 to 4"},
+    {"switch-capacity/hf", kNumber, "relative_attention_num_buckets", 30, "", "30 relative attention buckets"},
+    {"switch-capacity/hf", kNumber, "decoder_start_token_id", 320, "", "decoder_start_token_id 320 of 320 tokens"},
+    {"switch-capacity/hf", kText, "dense_act_fn", 0, "gelu_new", "dense_act_fn: expected relu"},
+    {"switch-capacity/hf", kRemove, "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", 0, "",
+     "relative_attention_bias.weight is missing, expected shape [32, 4]"},
+    {"switch-capacity/hf", kRemove, "encoder.block.1.layer.1.mlp.experts.expert_3.wo.weight", 0, "",
+     "expert_3.wo.weight is missing, expected shape [64, 22]"},
+    {"switch-capacity/hf", kReshape, "decoder.block.2.layer.1.EncDecAttention.k.weight", 0, "",
+     "EncDecAttention.k.weight has shape [64, 65], expected [64, 64]"},
 };
 
 std::string path_of(const std::string& model) {

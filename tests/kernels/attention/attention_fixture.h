@@ -170,8 +170,9 @@ struct Oracle {
         dot += term;
         terms += std::fabs(term);
       }
-      scores.push_back(dot * static_cast<double>(rows.scale));
-      score_terms = std::fmax(score_terms, terms * static_cast<double>(rows.scale));
+      const double bias = rows.biases == nullptr ? 0.0 : static_cast<double>(rows.biases[row][i]);
+      scores.push_back(dot * static_cast<double>(rows.scale) + bias);
+      score_terms = std::fmax(score_terms, terms * static_cast<double>(rows.scale) + std::fabs(bias));
       max = std::fmax(max, scores.back());
     }
     double denominator = sink == nullptr ? 0.0 : std::exp(static_cast<double>(*sink) - max);

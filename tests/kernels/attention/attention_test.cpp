@@ -87,6 +87,33 @@ TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
   }
 }
 
+TEST(Attention, BiasesAreAddedToTheScaledScores) {
+  for (KvCodec codec : kAllCodecs) {
+    for (int32_t num_entries : {1, 33, 600}) {
+      const KvEntries entries(format_of({20, 20, false}, codec), num_entries);
+      const Queries queries(20, last_positions(5, 1, num_entries));
+      AttentionRows rows = queries.tile(0, queries.rows.size());
+      // Readable to the end of the last block, where no bias is.
+      std::vector<std::vector<float>> biases;
+      std::vector<const float*> pointers;
+      RandomBits random(7);
+      for (int32_t r = 0; r < rows.num_rows; ++r) {
+        std::vector<float>& row = biases.emplace_back(static_cast<size_t>((num_entries + 31) / 32 * 32), kNaN);
+        for (int32_t i = 0; i < num_entries; ++i) row[static_cast<size_t>(i)] = 4.0f * random.next_signed_unit();
+      }
+      for (const auto& row : biases) pointers.push_back(row.data());
+      rows.biases = pointers.data();
+      for (Isa isa : test::supported_isas()) {
+        const std::vector<State> states = test::attend(isa, entries.view(), rows);
+        for (int32_t r = 0; r < rows.num_rows; ++r) {
+          test::expect_matches(test::finish(isa, states[static_cast<size_t>(r)]), Oracle(entries.view(), rows, r),
+                               describe(isa, entries.format, num_entries));
+        }
+      }
+    }
+  }
+}
+
 TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
   for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{80, 128, false}, Dims{96, 80, true}}) {
     for (KvCodec codec : kAllCodecs) {
