@@ -7,11 +7,14 @@ namespace witan {
 // Each command adds its flags to `app` and a callback that runs it. The program's exit code: 0; 1 for an error in what
 // was asked or computed; 2 for flags that do not parse, CLI::ParseError; that of a CLI::RuntimeError.
 void add_run_command(CLI::App& app);
+void add_chat_command(CLI::App& app);
+void add_render_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
 void add_logits_command(CLI::App& app);
 void add_make_model_command(CLI::App& app);
 void add_quantize_command(CLI::App& app);
+void add_completion_command(CLI::App& app);  // the last: it looks at the others
 
 // witan --list
 void print_list();

@@ -60,11 +60,14 @@ int run(int argc, char** argv) {
       "Print architectures, weight types, kernel variants and which of these this CPU has");
   app.require_subcommand(1);
   witan::add_run_command(app);
+  witan::add_chat_command(app);
+  witan::add_render_command(app);
   witan::add_inspect_command(app);
   witan::add_tokenize_command(app);
   witan::add_logits_command(app);
   witan::add_make_model_command(app);
   witan::add_quantize_command(app);
+  witan::add_completion_command(app);
   app.footer(
       "witan COMMAND --help lists the flags of a command.\n\nThe environment variable WITAN_ISA forces a kernel "
       "variant; "

@@ -37,8 +37,8 @@ int64_t parse_size(const std::string& text) {
   return static_cast<int64_t>(value);
 }
 
-void add_model_flag(CLI::App& app, std::string& path) {
-  app.add_option("-m,--model", path, "GGUF file (any part of a split one) or Hugging Face directory")
+CLI::Option* add_model_flag(CLI::App& app, std::string& path) {
+  return app.add_option("-m,--model", path, "GGUF file (any part of a split one) or Hugging Face directory")
       ->type_name("PATH")
       ->required();
 }

@@ -16,7 +16,7 @@ struct ModelFlags {
   // The options as the flags set them.
   ModelOptions finished() const;
 };
-void add_model_flag(CLI::App& app, std::string& path);
+CLI::Option* add_model_flag(CLI::App& app, std::string& path);  // required unless the caller changes that
 void add_exact_flag(CLI::App& app, ModelFlags& flags);
 // --kv-type, --threads, --memory and --context; `default_context` says what a context of 0 means.
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context);

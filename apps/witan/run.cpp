@@ -2,8 +2,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -14,6 +12,7 @@
 #include "commands.h"
 #include "engine/engine.h"
 #include "files.h"
+#include "generation.h"
 #include "help.h"
 #include "model_flags.h"
 #include "progress_bar.h"
@@ -54,8 +53,6 @@ struct Answer {
   json logprobs = json::array();
   std::optional<GenerationOutput> last;
 };
-
-volatile std::sig_atomic_t interrupted = 0;
 
 constexpr int kInterruptedExitCode = 130;  // what shells report of a process that Ctrl-C ended
 
@@ -211,67 +208,6 @@ void record(Answer& answer, const GenerationOutput& output, bool logprobs, const
   if (output.finish) answer.last = output;
 }
 
-double rate(int64_t tokens, double seconds) { return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0; }
-
-json stats_json(const EngineStats& stats, const ModelInfo& info) {
-  return {{"prompt_tokens", stats.prompt_tokens},
-          {"generated_tokens", stats.generated_tokens},
-          {"prefill_seconds", stats.prefill_seconds},
-          {"prefill_tokens_per_second", rate(stats.prompt_tokens, stats.prefill_seconds)},
-          {"decode_tokens", stats.decode_tokens},
-          {"decode_seconds", stats.decode_seconds},
-          {"decode_tokens_per_second", rate(stats.decode_tokens, stats.decode_seconds)},
-          {"steps", stats.num_steps},
-          {"schedule_seconds", stats.schedule_seconds},
-          {"prefix_hit_tokens", stats.scheduler.num_prefix_hit_tokens},
-          {"preemptions", stats.scheduler.num_preemptions},
-          {"recomputed_tokens", stats.scheduler.num_recomputed_tokens},
-          {"kv_peak_bytes", stats.kv.peak_block_bytes_held},
-          {"weight_bytes", stats.weight_bytes_held},
-          {"peak_memory_bytes", stats.peak_pool_bytes},
-          {"distinct_experts", stats.distinct_experts},
-          {"all_experts", static_cast<int64_t>(info.moe_layers.size()) * info.num_experts}};
-}
-
-std::string stats_line(const EngineStats& stats, const ModelInfo& info) {
-  std::string line = fmt::format(
-      "prompt {} tokens, {:.2f} s, {:.1f} tokens/s | generated {} tokens, {:.2f} s, {:.1f} tokens/s | KV {:.1f} MiB",
-      stats.prompt_tokens, stats.prefill_seconds, rate(stats.prompt_tokens, stats.prefill_seconds),
-      stats.generated_tokens, stats.decode_seconds, rate(stats.decode_tokens, stats.decode_seconds),
-      static_cast<double>(stats.kv.peak_block_bytes_held) / (1 << 20));
-  if (stats.scheduler.num_prefix_hit_tokens > 0) {
-    line += fmt::format(" | {} prompt tokens from the prefix cache", stats.scheduler.num_prefix_hit_tokens);
-  }
-  if (stats.scheduler.num_preemptions > 0) line += fmt::format(" | {} preemptions", stats.scheduler.num_preemptions);
-  if (!info.moe_layers.empty()) {
-    line += fmt::format(" | {} of {} experts used", stats.distinct_experts,
-                        static_cast<int64_t>(info.moe_layers.size()) * info.num_experts);
-  }
-  return line;
-}
-
-std::unique_ptr<Engine> load(const ModelOptions& options) {
-  ProgressBar progress("loading");
-  return std::make_unique<Engine>(options, [&](int64_t done, int64_t total) { progress.update(done, total); });
-}
-
-// Steps until everything submitted has ended, calling after_step each time. The first Ctrl-C ends it early, a second
-// one the process; true when there was one.
-bool run_to_end(Engine& engine, const std::vector<RequestId>& requests, FunctionRef<void()> after_step) {
-  struct sigaction once {};
-  once.sa_handler = [](int) { interrupted = 1; };
-  once.sa_flags = static_cast<int>(SA_RESETHAND);
-  sigaction(SIGINT, &once, nullptr);
-  bool cancelled = false;
-  while (engine.step()) {
-    after_step();
-    if (interrupted == 0 || cancelled) continue;
-    cancelled = true;
-    for (const RequestId request : requests) engine.cancel(request);
-  }
-  return cancelled;
-}
-
 void report(const Engine& engine, bool quiet, OutputFile* stats_file) {
   const EngineStats stats = engine.stats();
   if (!quiet) std::fputs((stats_line(stats, engine.model_info()) + "\n").c_str(), stderr);
@@ -291,12 +227,13 @@ void run_prompts(const RunFlags& flags) {
   if (!flags.stats_path.empty()) stats_file = std::make_unique<OutputFile>(flags.stats_path);
   ModelOptions options = flags.model.finished();
   options.prefix_cache = !flags.no_prefix_cache;
-  const std::unique_ptr<Engine> engine = load(options);
+  const std::unique_ptr<Engine> engine = load_engine(options);
+  const GenerationFlags generation = flags.generation.with_defaults(engine->checkpoint().generation_defaults());
 
   const auto num_choices = static_cast<size_t>(flags.generation.request.num_choices);
   std::vector<Answer> answers(prompts.size() * num_choices);
   Printer printer(flags, answers.size(), engine->tokenizer() != nullptr);
-  AnswerProgress progress(printer.streams(), flags.generation.request.max_new_tokens);
+  AnswerProgress progress(printer.streams(), generation.request.max_new_tokens);
   std::vector<RequestId> requests;
   size_t next_to_print = 0;
   for (size_t i = 0; i < prompts.size(); ++i) {
@@ -314,7 +251,7 @@ void run_prompts(const RunFlags& flags) {
       while (next_to_print < answers.size() && answers[next_to_print].last) printer.finish(answers[next_to_print++]);
     };
     try {
-      const GenerationRequest request = flags.generation.finished(std::move(tokens));
+      const GenerationRequest request = generation.finished(std::move(tokens));
       requests.push_back(engine->submit(request, on_output));
       progress.add(request);
     } catch (const Error& error) {
@@ -342,7 +279,10 @@ void add_run_command(CLI::App& app) {
       "--file, --tokens and --jsonl.\n\nThe last line, on standard error: prompt tokens computed, and their speed over "
       "the steps that computed any; generated tokens, and the speed of the steps that only generated; the most bytes "
       "that KV blocks held; prompt tokens taken from the prefix cache, and preemptions, where there were any; distinct "
-      "(layer, expert) pairs used.\n\nThe first Ctrl-C ends all answers where they are; the exit code is 130 then.");
+      "(layer, expert) pairs used.\n\nThe first Ctrl-C ends all answers where they are; the exit code is 130 "
+      "then.\n\nFlags that are not given "
+      "default to what the model's generation_config.json says, where it has one: -n, --repetition-penalty and, where "
+      "it says do_sample, --temperature, --top-k, --top-p and --min-p.");
   add_model_flag(*command, flags->model.options.path);
   const auto add_prompts = [&](const char* name, std::vector<std::string>& values, const char* type, const char* help) {
     add_texts(*command, name, values, help)->type_name(type)->group("Prompts (at least one of these)");

@@ -1,7 +1,9 @@
 #include "sampling_flags.h"
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
+#include <optional>
 
 #include "base/error.h"
 #include "help.h"
@@ -34,34 +36,64 @@ GenerationRequest GenerationFlags::finished(std::vector<TokenId> prompt) const {
   return result;
 }
 
+GenerationFlags GenerationFlags::with_defaults(const GenerationDefaults& defaults) const {
+  GenerationFlags result = *this;
+  SamplingParams& sampling = result.request.sampling;
+  const auto apply = [&](const char* flag, auto& value, const auto& chosen) {
+    const auto is_given = [&](const CLI::Option* option) { return option->check_name(flag) && option->count() > 0; };
+    if (!chosen || std::any_of(overrides.begin(), overrides.end(), is_given)) return;
+    value = static_cast<std::remove_reference_t<decltype(value)>>(*chosen);
+  };
+  apply("--num-tokens", result.request.max_new_tokens, defaults.max_new_tokens);
+  apply("--repetition-penalty", sampling.repetition_penalty, defaults.repetition_penalty);
+  if (!defaults.do_sample) return result;
+  apply("--temperature", sampling.temperature, std::optional(defaults.temperature.value_or(1.0)));
+  apply("--top-k", sampling.top_k, defaults.top_k);
+  apply("--top-p", sampling.top_p, defaults.top_p);
+  apply("--min-p", sampling.min_p, defaults.min_p);
+  return result;
+}
+
 void GenerationFlags::check() const {
   // The vocabulary is not known yet.
   finished({}).sampling.validate(std::numeric_limits<int32_t>::max());
 }
 
-void add_generation_flags(CLI::App& app, GenerationFlags& flags) {
+void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind) {
   GenerationRequest& request = flags.request;
   SamplingParams& sampling = request.sampling;
   const char* const group_name = "Generation";
   const auto add = [&](const char* name, auto& value, const char* type, const char* help) {
     return app.add_option(name, value, help)->type_name(type)->group(group_name)->capture_default_str();
   };
-  add("-n,--num-tokens", request.max_new_tokens, "N", "Most tokens generated per answer")
+  // A model's generation_config.json may have defaults of its own for these.
+  const auto add_overriding = [&](const char* name, auto& value, const char* type, const char* help) {
+    CLI::Option* option = add(name, value, type, help);
+    flags.overrides.push_back(option);
+    return option;
+  };
+  const bool batch = kind == AnswerKind::kBatch;
+  add_overriding("-n,--num-tokens", request.max_new_tokens, "N", "Most tokens generated per answer")
       ->check(in_range(1, std::numeric_limits<int32_t>::max()));
-  add("--choices", request.num_choices, "N", "Answers to each prompt; answer i is sampled with seed + i")
-      ->check(in_range(1, 128));
-  add("--temperature,--temp", sampling.temperature, "X", "0: always the most likely token");
-  add("--top-k", sampling.top_k, "N", "Sample among the N most likely; 0: all");
-  add("--top-p", sampling.top_p, "X", "Sample among the most likely that reach this probability together; 1: all");
-  add("--min-p", sampling.min_p, "X", "Drop tokens less likely than this times the most likely");
-  add("--repetition-penalty", sampling.repetition_penalty, "X",
-      "Over 1 makes tokens of the prompt and the answer so far less likely");
+  if (batch) {
+    add("--choices", request.num_choices, "N", "Answers to each prompt; answer i is sampled with seed + i")
+        ->check(in_range(1, 128));
+  }
+  add_overriding("--temperature,--temp", sampling.temperature, "X", "0: always the most likely token");
+  add_overriding("--top-k", sampling.top_k, "N", "Sample among the N most likely; 0: all");
+  add_overriding("--top-p", sampling.top_p, "X",
+                 "Sample among the most likely that reach this probability together; 1: all");
+  add_overriding("--min-p", sampling.min_p, "X", "Drop tokens less likely than this times the most likely");
+  add_overriding("--repetition-penalty", sampling.repetition_penalty, "X",
+                 "Over 1 makes tokens of the prompt and the answer so far less likely");
   add("--presence-penalty", sampling.presence_penalty, "X", "Subtracted from logits of tokens generated so far");
   add("--frequency-penalty", sampling.frequency_penalty, "X", "The same, per occurrence");
   add("--seed", sampling.seed, "N", "The same seed gives the same text")->check(CLI::NonNegativeNumber);
-  add("--logprobs", sampling.num_logprobs, "N",
-      "Report log probabilities with this many alternatives (needs --json); -1: none")
-      ->check(in_range(-1, std::numeric_limits<int32_t>::max()));
+  if (batch) {
+    add("--logprobs", sampling.num_logprobs, "N",
+        "Report log probabilities with this many alternatives (needs --json); -1: none")
+        ->check(in_range(-1, std::numeric_limits<int32_t>::max()));
+  }
   add_texts(app, "--logit-bias", flags.logit_bias, "Added to a token's logit; may be repeated")
       ->type_name("ID=X")
       ->group(group_name)

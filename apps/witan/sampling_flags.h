@@ -11,13 +11,22 @@ namespace witan {
 // The flags that shape a generation.
 struct GenerationFlags {
   GenerationRequest request;
-  std::vector<std::string> logit_bias;  // "ID=BIAS"
+  std::vector<std::string> logit_bias;        // "ID=BIAS"
+  std::vector<const CLI::Option*> overrides;  // what may say otherwise than a model's own defaults
+
+  // The flags with a model's defaults where the command line says nothing.
+  GenerationFlags with_defaults(const GenerationDefaults& defaults) const;
 
   // A request for this prompt. Throws Error(kInvalidArgument) for a bias that does not parse.
   GenerationRequest finished(std::vector<TokenId> prompt) const;
   // What can be found wrong before a model is loaded. Throws Error(kInvalidArgument) naming it.
   void check() const;
 };
-void add_generation_flags(CLI::App& app, GenerationFlags& flags);
+
+enum class AnswerKind : uint8_t {
+  kBatch,  // several prompts, several answers to each
+  kChat,   // one answer at a time
+};
+void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind = AnswerKind::kBatch);
 
 }  // namespace witan

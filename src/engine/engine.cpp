@@ -148,6 +148,7 @@ const ModelInfo& Engine::model_info() const { return state_->model.info(); }
 const MemoryPlan& Engine::memory_plan() const { return state_->model.plan(); }
 const ModelOptions& Engine::options() const { return state_->model.options(); }
 const Tokenizer* Engine::tokenizer() const { return state_->model.tokenizer(); }
+const Checkpoint& Engine::checkpoint() const { return state_->model.checkpoint(); }
 
 std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_special) const {
   if (state_->model.tokenizer() == nullptr) {

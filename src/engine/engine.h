@@ -97,6 +97,8 @@ class Engine {
   const MemoryPlan& memory_plan() const;
   // nullptr where the model has none: requests and outputs are token ids only, text stays empty.
   const Tokenizer* tokenizer() const;
+  // The files: chat templates, defaults of generation.
+  const Checkpoint& checkpoint() const;
 
   // Ids of a text as this model wants its prompts (with BOS where it has one). Throws Error(kUnsupported) when the
   // model has no tokenizer.

@@ -1,5 +1,6 @@
 #include "io/checkpoint.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -26,6 +27,29 @@ std::unique_ptr<Checkpoint> Checkpoint::open(const std::string& path) {
     fail(ErrorCode::kBadFile, "{}: one file of a Hugging Face model, pass its directory", path);
   }
   return open_gguf_checkpoint(path);
+}
+
+std::unique_ptr<ChatTemplate> Checkpoint::load_chat_template(std::string_view name, bool has_tools) const {
+  std::vector<ChatTemplateText> templates = chat_templates();
+  const auto find = [&](std::string_view wanted) {
+    return std::ranges::find_if(templates, [&](const ChatTemplateText& one) { return one.name == wanted; });
+  };
+  auto found = templates.end();
+  if (!name.empty()) {
+    found = find(name);
+    if (found == templates.end()) {
+      std::string names;
+      for (const ChatTemplateText& one : templates) names += (names.empty() ? "" : ", ") + one.name;
+      fail(ErrorCode::kInvalidArgument, "{}: no chat template named '{}'; it has: {}", path(), name,
+           names.empty() ? "none" : names);
+    }
+  } else {
+    if (has_tools) found = find("tool_use");
+    if (found == templates.end()) found = find("default");
+    if (found == templates.end()) found = templates.begin();
+    if (found == templates.end()) return nullptr;
+  }
+  return std::make_unique<ChatTemplate>(std::move(found->text), found->source, special_tokens());
 }
 
 }  // namespace witan

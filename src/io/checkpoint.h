@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tensor/quant_type.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace witan {
@@ -53,6 +54,25 @@ class CheckpointConfig {
   }
 };
 
+// A chat template that a model's files carry.
+struct ChatTemplateText {
+  std::string name;  // "default", "tool_use", ...
+  std::string text;
+  std::string source;  // file, and key where the file has several, for messages
+};
+
+// How a model's authors want it sampled (generation_config.json); what the file does not say is absent. Values are in
+// the ranges of SamplingParams.
+struct GenerationDefaults {
+  bool do_sample = false;  // false: greedy, and temperature, top_k and top_p are not to be used
+  std::optional<double> temperature;
+  std::optional<int32_t> top_k;
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<int32_t> max_new_tokens;
+};
+
 // An opened model: a GGUF file (any part of a split one: the others are found beside it) or a Hugging Face directory
 // (config.json, model.safetensors or model.safetensors.index.json with its shards). Files are mapped read-only and
 // everything their headers claim is checked on opening: sizes, offsets, alignment, overlap, dtypes, duplicates, shards.
@@ -78,6 +98,19 @@ class Checkpoint {
 
   // Tokens that end a generation, from metadata, config.json and generation_config.json. May be empty.
   virtual std::vector<TokenId> end_of_generation_tokens() const = 0;
+
+  // From GGUF tokenizer.chat_template and tokenizer.chat_template.NAME; or chat_template.jinja,
+  // additional_chat_templates/NAME.jinja and tokenizer_config.json, the files before that key. The default one first.
+  virtual std::vector<ChatTemplateText> chat_templates() const { return {}; }
+  // Text of the special tokens by the names that templates use: bos_token, eos_token, unk_token, pad_token.
+  virtual SpecialTokenNames special_tokens() const { return {}; }
+  // From generation_config.json; GGUF files have none.
+  virtual GenerationDefaults generation_defaults() const { return {}; }
+
+  // The template named so; with an empty name "tool_use" where there are tools and such a template, else "default",
+  // else the first. nullptr when the model has no template at all. Throws Error(kInvalidArgument), listing the names,
+  // for one that it does not have; errors of ChatTemplate.
+  std::unique_ptr<ChatTemplate> load_chat_template(std::string_view name = {}, bool has_tools = false) const;
 
   // Where whoever reads this checkpoint notes what GGUF files call what it reads; nullptr: nobody converts. Weights are
   // then named, not loaded. Only for Hugging Face directories.

@@ -17,6 +17,9 @@ constexpr std::string_view kModelKey = "tokenizer.ggml.model";
 constexpr std::string_view kTokensKey = "tokenizer.ggml.tokens";
 constexpr std::string_view kTokenTypesKey = "tokenizer.ggml.token_type";
 
+constexpr std::string_view kTemplateKey = "tokenizer.chat_template";
+constexpr std::string_view kTemplateNamesKey = "tokenizer.chat_templates";
+
 constexpr int32_t kControlToken = 3;  // in token_type
 
 // How models spell a token that ends their turn. Many files name only one of them in eos_token_id.
@@ -76,6 +79,8 @@ class GgufCheckpoint final : public Checkpoint {
   const TensorEntry* find(std::string_view name) const override { return tensors_.find(name); }
   std::vector<TokenId> end_of_generation_tokens() const override { return ends_; }
   std::unique_ptr<Tokenizer> load_tokenizer() const override;
+  std::vector<ChatTemplateText> chat_templates() const override;
+  SpecialTokenNames special_tokens() const override;
 
  private:
   const std::string& metadata_file() const { return parts_.front()->file.path(); }
@@ -148,7 +153,43 @@ std::unique_ptr<Tokenizer> GgufCheckpoint::load_tokenizer() const {
   fields.add_eos = optional_bool(config_, "tokenizer.ggml.add_eos_token");
   fields.add_space_prefix = optional_bool(config_, "tokenizer.ggml.add_space_prefix");
   fields.remove_extra_whitespaces = optional_bool(config_, "tokenizer.ggml.remove_extra_whitespaces");
+  constexpr std::string_view kCharsmapKey = "tokenizer.ggml.precompiled_charsmap";
+  if (config_.has(kCharsmapKey)) {
+    for (const int64_t byte : config_.get_ints(kCharsmapKey)) {  // uint8 or int8
+      if (byte < -128 || byte > 255) {
+        fail(ErrorCode::kBadFile, "{}: {} holds {}, expected bytes", fields.source, kCharsmapKey, byte);
+      }
+      fields.precompiled_charsmap += static_cast<char>(byte);
+    }
+  }
   return tokenizer_from_gguf(std::move(fields));
+}
+
+std::vector<ChatTemplateText> GgufCheckpoint::chat_templates() const {
+  std::vector<ChatTemplateText> templates;
+  const auto add = [&](std::string_view name, const std::string& key) {
+    templates.push_back({std::string(name), config_.get_string(key), fmt::format("{}: {}", metadata_file(), key)});
+  };
+  if (config_.has(kTemplateKey)) add("default", std::string(kTemplateKey));
+  if (!config_.has(kTemplateNamesKey)) return templates;
+  for (const std::string_view name : config_.view_strings(kTemplateNamesKey)) {
+    if (name != "default" || templates.empty()) add(name, fmt::format("{}.{}", kTemplateKey, name));
+  }
+  return templates;
+}
+
+SpecialTokenNames GgufCheckpoint::special_tokens() const {
+  SpecialTokenNames names;
+  if (!config_.has(kTokensKey)) return names;
+  const std::span<const std::string_view> pieces = config_.view_strings(kTokensKey);
+  for (const auto& [name, key] :
+       {std::pair("bos_token", "tokenizer.ggml.bos_token_id"), std::pair("eos_token", "tokenizer.ggml.eos_token_id"),
+        std::pair("unk_token", "tokenizer.ggml.unknown_token_id"),
+        std::pair("pad_token", "tokenizer.ggml.padding_token_id")}) {
+    const std::optional<int64_t> id = optional_int(config_, key);
+    if (id && *id >= 0 && *id < std::ssize(pieces)) names.emplace_back(name, pieces[static_cast<size_t>(*id)]);
+  }
+  return names;
 }
 
 }  // namespace

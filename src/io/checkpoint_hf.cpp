@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "io/checkpoint_formats.h"
+#include "io/hf_chat_files.h"
 #include "io/json_config.h"
 #include "io/json_file.h"
 #include "io/mapped_file.h"
@@ -26,6 +27,7 @@ using nlohmann::json;
 constexpr size_t kMaxJsonBytes = size_t{64} << 20;  // the index of a model of 90 000 tensors has 9 MB
 constexpr const char* kConfigName = "config.json";
 constexpr const char* kGenerationConfigName = "generation_config.json";
+constexpr const char* kSpecialTokensName = "special_tokens_map.json";
 constexpr const char* kWeightsName = "model.safetensors";
 constexpr const char* kIndexName = "model.safetensors.index.json";
 constexpr const char* kTokenizerName = "tokenizer.json";
@@ -126,6 +128,7 @@ class HuggingFaceCheckpoint final : public Checkpoint {
       const std::string source = file_path(kGenerationConfigName);
       const json generation = read_json(source);
       add_ends(read_ends(JsonConfig(generation, source), source));
+      generation_defaults_ = read_generation_defaults(JsonConfig(generation, source), source);
     }
     add_ends(read_ends(config_, config_path_));
   }
@@ -138,6 +141,21 @@ class HuggingFaceCheckpoint final : public Checkpoint {
   const TensorEntry* find(std::string_view name) const override { return tensors_.find(name); }
   std::vector<TokenId> end_of_generation_tokens() const override { return ends_; }
 
+  GenerationDefaults generation_defaults() const override { return generation_defaults_; }
+  std::vector<ChatTemplateText> chat_templates() const override {
+    return read_chat_templates(path_, tokenizer_config());
+  }
+  SpecialTokenNames special_tokens() const override {
+    const std::string source = file_path(kSpecialTokensName);
+    const json map = exists(source) ? read_json(source) : json::object();
+    SpecialTokenNames names = read_special_tokens(tokenizer_config(), file_path(kTokenizerConfigName));
+    for (auto& [name, token] : read_special_tokens(map, source)) {
+      const auto same = [&wanted = name](const auto& known) { return known.first == wanted; };
+      if (std::none_of(names.begin(), names.end(), same)) names.emplace_back(name, std::move(token));
+    }
+    return names;
+  }
+
   std::unique_ptr<Tokenizer> load_tokenizer() const override {
     const std::string source = file_path(kTokenizerName);
     if (!exists(source)) return nullptr;
@@ -148,6 +166,11 @@ class HuggingFaceCheckpoint final : public Checkpoint {
   }
 
  private:
+  // An empty object where there is no such file.
+  json tokenizer_config() const {
+    const std::string source = file_path(kTokenizerConfigName);
+    return exists(source) ? read_json(source) : json::object();
+  }
   std::string file_path(std::string_view name) const { return (std::filesystem::path(path_) / name).string(); }
 
   // Returns the names of all tensors in the file, also of those left out.
@@ -198,6 +221,7 @@ class HuggingFaceCheckpoint final : public Checkpoint {
   std::vector<std::unique_ptr<MappedFile>> files_;  // TensorEntry::file and data point into them
   TensorTable tensors_;
   std::vector<TokenId> ends_;
+  GenerationDefaults generation_defaults_;
 };
 
 }  // namespace

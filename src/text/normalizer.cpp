@@ -162,6 +162,7 @@ struct Apply {
     return std::string(strip(text, step.left, step.right));
   }
   std::string operator()(const Normalizer::CollapseSpaces&) const { return collapse_spaces(text); }
+  std::string operator()(const Normalizer::Precompiled& step) const { return step.map->normalize(text); }
 };
 
 }  // namespace

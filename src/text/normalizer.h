@@ -1,9 +1,11 @@
 #pragma once
 
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "text/charsmap.h"
 #include "text/regex.h"
 
 namespace witan {
@@ -36,7 +38,10 @@ class Normalizer {
   };
   // SentencePiece's remove_extra_whitespaces: none at the ends, single ones in between.
   struct CollapseSpaces {};
-  using Step = std::variant<Unicode, Lowercase, Prepend, Replace, ReplaceMatches, Strip, CollapseSpaces>;
+  struct Precompiled {
+    std::shared_ptr<const Charsmap> map;
+  };
+  using Step = std::variant<Unicode, Lowercase, Prepend, Replace, ReplaceMatches, Strip, CollapseSpaces, Precompiled>;
 
   Normalizer() = default;
   explicit Normalizer(std::vector<Step> steps) : steps_(std::move(steps)) {}

@@ -116,6 +116,16 @@ const PreTokenizerRow* find_pre_tokenizer(std::string_view name) {
   return nullptr;
 }
 
+std::string pre_tokenizer_names() {
+  std::string names;
+  for (const PreTokenizerRow& row : pre_tokenizer_table()) {
+    for (const std::string_view name : row.names) {
+      if (!name.empty()) names.append(names.empty() ? "" : ", ").append(name);
+    }
+  }
+  return names;
+}
+
 PreTokenizer make_pre_tokenizer(const PreTokenizerRow& row) {
   std::vector<PreTokenizer::Step> steps;
   for (const std::string_view pattern : row.patterns) {

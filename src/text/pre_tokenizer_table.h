@@ -26,6 +26,9 @@ std::span<const PreTokenizerRow> pre_tokenizer_table();
 // nullptr for a name that is not in the table.
 const PreTokenizerRow* find_pre_tokenizer(std::string_view name);
 
+// The names in the table, for messages.
+std::string pre_tokenizer_names();
+
 // The compiled steps of a row.
 PreTokenizer make_pre_tokenizer(const PreTokenizerRow& row);
 

@@ -29,7 +29,7 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // "bpe" or "spm", with the pre-tokenizer's name where there is one: "bpe (qwen2)".
+  // "bpe", "spm" or "unigram", with the pre-tokenizer's name where there is one: "bpe (qwen2)".
   virtual std::string description() const = 0;
   virtual int32_t vocab_size() const = 0;
 

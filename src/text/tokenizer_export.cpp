@@ -119,6 +119,9 @@ GgufTokenizerFields gguf_fields_from_json(std::string_view tokenizer_json, std::
                                           int64_t vocab_size, const std::string& source) {
   // Whatever this accepts has the members that are read below.
   const std::unique_ptr<Tokenizer> tokenizer = tokenizer_from_json(tokenizer_json, tokenizer_config_json, source);
+  if (tokenizer->description() == "unigram") {
+    fail(ErrorCode::kUnsupported, "{}: a unigram tokenizer, which cannot be written into a GGUF file", source);
+  }
   const json document = json::parse(tokenizer_json);
   const json config = tokenizer_config_json.empty() ? json::object() : json::parse(tokenizer_config_json);
   GgufTokenizerFields fields;

@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "base/error.h"
-#include "text/bpe_tokenizer.h"
 #include "text/pre_tokenizer_table.h"
+#include "text/subword_tokenizer.h"
 #include "text/tokenizer_factory.h"
 #include "text/unicode.h"
 
@@ -62,7 +62,7 @@ Vocabulary make_vocabulary(GgufTokenizerFields& fields) {
     TokenKind kind = TokenKind::kNormal;
     if (!fields.token_types.empty()) {
       kind = kind_of(fields.token_types[id], id, fields.source);
-    } else if (fields.model == "llama" && byte_piece_value(piece)) {
+    } else if (fields.model != "gpt2" && byte_piece_value(piece)) {
       kind = TokenKind::kByte;
     }
     if (kind == TokenKind::kByte && !byte_piece_value(piece)) {
@@ -124,7 +124,8 @@ void add_byte_level_merges(const GgufTokenizerFields& fields, TokenizerParts& pa
 TokenizerParts byte_level_parts(GgufTokenizerFields& fields) {
   const PreTokenizerRow* row = find_pre_tokenizer(fields.pre);
   if (row == nullptr) {
-    fail(ErrorCode::kUnsupported, "{}: unknown pre-tokenizer \"{}\" (tokenizer.ggml.pre)", fields.source, fields.pre);
+    fail(ErrorCode::kUnsupported, "{}: unknown pre-tokenizer \"{}\" (tokenizer.ggml.pre); known are {}", fields.source,
+         fields.pre, pre_tokenizer_names());
   }
   if (fields.merges.empty()) fail(ErrorCode::kBadFile, "{}: tokenizer.ggml.merges is missing or empty", fields.source);
   if (fields.add_space_prefix.value_or(false)) {
@@ -201,16 +202,20 @@ void add_scored_merges(const std::vector<float>& scores, TokenizerParts& parts) 
   }
 }
 
-TokenizerParts sentencepiece_parts(GgufTokenizerFields& fields) {
-  TokenizerParts parts;
-  parts.description = "spm";
-  parts.vocabulary = make_vocabulary(fields);
+void check_scores(const GgufTokenizerFields& fields) {
   if (fields.scores.empty()) fail(ErrorCode::kBadFile, "{}: tokenizer.ggml.scores is missing or empty", fields.source);
   for (size_t id = 0; id < fields.scores.size(); ++id) {
     if (std::isnan(fields.scores[id])) {
       fail(ErrorCode::kBadFile, "{}: tokenizer.ggml.scores[{}] is not a number", fields.source, id);
     }
   }
+}
+
+TokenizerParts sentencepiece_parts(GgufTokenizerFields& fields) {
+  TokenizerParts parts;
+  parts.description = "spm";
+  parts.vocabulary = make_vocabulary(fields);
+  check_scores(fields);
   const bool space_prefix = fields.add_space_prefix.value_or(true);
   std::vector<Normalizer::Step> steps;
   if (fields.remove_extra_whitespaces.value_or(false)) steps.emplace_back(Normalizer::CollapseSpaces{});
@@ -230,6 +235,39 @@ TokenizerParts sentencepiece_parts(GgufTokenizerFields& fields) {
   return parts;
 }
 
+TokenizerParts unigram_parts(GgufTokenizerFields& fields) {
+  TokenizerParts parts;
+  parts.description = "unigram";
+  parts.vocabulary = make_vocabulary(fields);
+  check_scores(fields);
+  const bool space_prefix = fields.add_space_prefix.value_or(false);
+  std::vector<Normalizer::Step> steps;
+  if (!fields.precompiled_charsmap.empty()) {
+    steps.emplace_back(
+        Normalizer::Precompiled{std::make_shared<const Charsmap>(fields.precompiled_charsmap, fields.source)});
+  }
+  if (fields.remove_extra_whitespaces.value_or(false)) steps.emplace_back(Normalizer::CollapseSpaces{});
+  if (space_prefix) steps.emplace_back(Normalizer::Prepend{std::string(kSpaceMarker)});
+  steps.emplace_back(Normalizer::Replace{" ", std::string(kSpaceMarker)});
+  parts.normalizer = Normalizer(std::move(steps));
+  parts.strips_leading_space = space_prefix;
+  parts.spelling.replacements = {{std::string(kSpaceMarker), " "}};
+  UnigramModel& model = parts.unigram.emplace();
+  for (TokenId id = 0; id < parts.vocabulary.size(); ++id) {
+    const std::string& piece = parts.vocabulary.piece(id);
+    const TokenKind kind = parts.vocabulary.kind(id);
+    if (kind == TokenKind::kByte) parts.model.byte_tokens[*byte_piece_value(piece)] = id;
+    if ((kind != TokenKind::kNormal && kind != TokenKind::kUserDefined) || piece.empty()) continue;
+    if (piece.size() > UnigramModel::kMaxPieceBytes) {
+      fail(ErrorCode::kUnsupported,
+           "{}: tokenizer.ggml.tokens[{}] has {} bytes, the limit for tokenizer model t5 is {}", fields.source, id,
+           piece.size(), UnigramModel::kMaxPieceBytes);
+    }
+    model.add(piece, id, fields.scores[static_cast<size_t>(id)]);
+  }
+  return parts;
+}
+
 // SentencePiece's own ids, which converters leave out: where such a token has the right kind, it is the one.
 std::optional<TokenId> default_id(const Vocabulary& vocabulary, TokenId id, TokenKind kind) {
   if (id >= vocabulary.size() || vocabulary.kind(id) != kind) return std::nullopt;
@@ -239,6 +277,7 @@ std::optional<TokenId> default_id(const Vocabulary& vocabulary, TokenId id, Toke
 void add_special_ids(const GgufTokenizerFields& fields, TokenizerParts& parts) {
   const Vocabulary& vocabulary = parts.vocabulary;
   const bool sentencepiece = fields.model == "llama";
+  const bool unigram = fields.model == "t5";
   parts.bos = checked_id("tokenizer.ggml.bos_token_id", fields.bos, vocabulary, fields.source);
   parts.eos = checked_id("tokenizer.ggml.eos_token_id", fields.eos, vocabulary, fields.source);
   parts.model.unknown = checked_id("tokenizer.ggml.unknown_token_id", fields.unk, vocabulary, fields.source);
@@ -248,8 +287,12 @@ void add_special_ids(const GgufTokenizerFields& fields, TokenizerParts& parts) {
     if (!fields.bos) parts.bos = default_id(vocabulary, 1, TokenKind::kControl);
     if (!fields.eos) parts.eos = default_id(vocabulary, 2, TokenKind::kControl);
   }
-  const PreTokenizerRow* row = sentencepiece ? nullptr : find_pre_tokenizer(fields.pre);
-  const bool bos_default = sentencepiece || row->add_bos == BosDefault::kYes;
+  if (unigram) {  // T5's own
+    if (!fields.unk) parts.model.unknown = default_id(vocabulary, 2, TokenKind::kUnknown);
+    if (!fields.eos) parts.eos = default_id(vocabulary, 1, TokenKind::kControl);
+  }
+  const PreTokenizerRow* row = sentencepiece || unigram ? nullptr : find_pre_tokenizer(fields.pre);
+  const bool bos_default = sentencepiece || (row != nullptr && row->add_bos == BosDefault::kYes);
   if (fields.add_bos.value_or(false) && !parts.bos) {
     fail(ErrorCode::kBadFile, "{}: tokenizer.ggml.add_bos_token is true, but there is no bos_token_id", fields.source);
   }
@@ -257,21 +300,27 @@ void add_special_ids(const GgufTokenizerFields& fields, TokenizerParts& parts) {
     fail(ErrorCode::kBadFile, "{}: tokenizer.ggml.add_eos_token is true, but there is no eos_token_id", fields.source);
   }
   if (fields.add_bos.value_or(bos_default) && parts.bos) parts.prefix = {*parts.bos};
-  if (fields.add_eos.value_or(false) && parts.eos) parts.suffix = {*parts.eos};
+  if (fields.add_eos.value_or(unigram) && parts.eos) parts.suffix = {*parts.eos};
 }
 
 }  // namespace
 
 std::unique_ptr<Tokenizer> tokenizer_from_gguf(GgufTokenizerFields fields) {
-  const bool byte_level = fields.model == "gpt2";
-  if (!byte_level && fields.model != "llama") {
-    fail(ErrorCode::kUnsupported, "{}: unknown tokenizer model \"{}\" (tokenizer.ggml.model), expected gpt2 or llama",
-         fields.source, fields.model);
+  TokenizerParts parts;
+  if (fields.model == "gpt2") {
+    parts = byte_level_parts(fields);
+  } else if (fields.model == "llama") {
+    parts = sentencepiece_parts(fields);
+  } else if (fields.model == "t5") {
+    parts = unigram_parts(fields);
+  } else {
+    fail(ErrorCode::kUnsupported,
+         "{}: unknown tokenizer model \"{}\" (tokenizer.ggml.model), expected gpt2, llama or t5", fields.source,
+         fields.model);
   }
-  TokenizerParts parts = byte_level ? byte_level_parts(fields) : sentencepiece_parts(fields);
   parts.raw_added = find_added_tokens(parts.vocabulary, fields.source);
   add_special_ids(fields, parts);
-  return std::make_unique<BpeTokenizer>(std::move(parts));
+  return std::make_unique<SubwordTokenizer>(std::move(parts));
 }
 
 }  // namespace witan

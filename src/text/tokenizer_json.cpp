@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "text/bpe_tokenizer.h"
+#include "text/subword_tokenizer.h"
 #include "text/tokenizer_factory.h"
 #include "text/tokenizer_json_parts.h"
 #include "text/unicode.h"
@@ -87,9 +87,39 @@ void add_symbols(const Vocabulary& vocabulary, bool byte_level, BpeModel& model)
   }
 }
 
+// "vocab" is [[piece, score], ...], an id being its place.
+void add_unigram_model(const JsonView& json, size_t num_added, const std::string& source, TokenizerParts& parts) {
+  const bool byte_fallback = json["byte_fallback"].boolean_or(false);
+  const std::vector<JsonView> entries = json["vocab"].elements();
+  if (entries.empty()) json["vocab"].expected("an array with at least one piece");
+  parts.vocabulary = Vocabulary(entries.size() + num_added);
+  UnigramModel& model = parts.unigram.emplace();
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const nlohmann::json& entry = entries[i].json();
+    if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() || !entry[1].is_number()) {
+      entries[i].expected("[piece, score]");
+    }
+    const std::string& piece = entry[0].get_ref<const std::string&>();
+    const std::optional<uint8_t> byte = byte_fallback ? byte_piece_value(piece) : std::nullopt;
+    const auto id = static_cast<TokenId>(i);
+    parts.vocabulary.set(id, piece, byte ? TokenKind::kByte : TokenKind::kNormal, source);
+    if (byte) parts.model.byte_tokens[*byte] = id;
+    if (piece.size() > UnigramModel::kMaxPieceBytes) {
+      entries[i].unsupported("piece of more than", fmt::format("{} bytes", UnigramModel::kMaxPieceBytes));
+    }
+    if (!piece.empty()) model.add(piece, id, entry[1].get<double>());
+  }
+  if (json["unk_id"].is_null()) return;
+  const TokenId unknown = json["unk_id"].id();
+  if (unknown >= parts.vocabulary.size()) json["unk_id"].expected(fmt::format("an id below {}", entries.size()));
+  parts.model.unknown = unknown;
+  parts.vocabulary.set_kind(unknown, TokenKind::kUnknown);
+}
+
 void add_model(const JsonView& json, size_t num_added, bool byte_level, const std::string& source,
                TokenizerParts& parts) {
   const JsonView type = json["type"];
+  if (!type.is_null() && type.string() == "Unigram") return add_unigram_model(json, num_added, source, parts);
   const bool untyped_bpe = type.is_null() && !json["merges"].is_null();  // files from before 2020
   if (!untyped_bpe && type.string() != "BPE") type.unsupported("model", type.string());
   if (!json["dropout"].is_null() && json["dropout"].json() != 0.0) json.unsupported("option", "dropout");
@@ -187,6 +217,7 @@ std::unique_ptr<Tokenizer> tokenizer_from_json(std::string_view tokenizer_json, 
   parts.pre_tokenizer = std::move(pre_tokenizer.pre_tokenizer);
   parts.description = pre_tokenizer.byte_level ? "bpe" : "spm";
   add_model(root["model"], added.json().size(), pre_tokenizer.byte_level, source, parts);
+  if (parts.unigram) parts.description = "unigram";
   add_added_tokens(added, source, parts);
   ParsedDecoder decoder = parse_decoder(root["decoder"], pre_tokenizer.byte_level);
   parts.spelling = std::move(decoder.spelling);
@@ -198,7 +229,7 @@ std::unique_ptr<Tokenizer> tokenizer_from_json(std::string_view tokenizer_json, 
     const nlohmann::json config = parse_json(tokenizer_config_json, source + " (tokenizer_config.json)");
     add_config(JsonView(config, source + " (tokenizer_config.json): "), parts);
   }
-  return std::make_unique<BpeTokenizer>(std::move(parts));
+  return std::make_unique<SubwordTokenizer>(std::move(parts));
 }
 
 }  // namespace witan

@@ -51,6 +51,28 @@ Regex parse_pattern(const JsonView& json) {
   return Regex(escape_regex(literal.string()), json.place());
 }
 
+std::string decode_base64(const JsonView& json) {
+  std::string bytes;
+  uint32_t buffer = 0;
+  int num_bits = 0;
+  for (const char c : json.string()) {
+    constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    if (c == '=') break;
+    const size_t digit = kDigits.find(c);
+    if (digit == std::string_view::npos) json.expected("base64");
+    buffer = buffer << 6 | static_cast<uint32_t>(digit);
+    num_bits += 6;
+    if (num_bits < 8) continue;
+    num_bits -= 8;
+    bytes += static_cast<char>(buffer >> num_bits & 0xFF);
+  }
+  return bytes;
+}
+
+Normalizer::Step parse_precompiled(const JsonView& json) {
+  return Normalizer::Precompiled{std::make_shared<const Charsmap>(decode_base64(json), json.place())};
+}
+
 Normalizer::Step parse_normalizer_step(const JsonView& json) {
   using Form = Normalizer::Form;
   const std::string& type = json["type"].string();
@@ -61,6 +83,7 @@ Normalizer::Step parse_normalizer_step(const JsonView& json) {
   if (type == "Lowercase") return Normalizer::Lowercase{};
   if (type == "Prepend") return Normalizer::Prepend{insert_text(json["prepend"])};
   if (type == "Strip") return Normalizer::Strip{json["strip_left"].boolean(), json["strip_right"].boolean()};
+  if (type == "Precompiled") return parse_precompiled(json["precompiled_charsmap"]);
   if (type != "Replace") json.unsupported("normalizer", type);
   const JsonView pattern = json["pattern"];
   const std::string& to = insert_text(json["content"]);

@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "text/bpe_tokenizer.h"
 #include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
+#include "text/subword_tokenizer.h"
 
 namespace witan {
 

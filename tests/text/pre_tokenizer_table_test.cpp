@@ -73,7 +73,21 @@ TEST(PreTokenizerTable, RowsSplitAsTheirModelsDo) {
     const char* text;
     const char* pieces;
   };
+  // Each text tells its row from the neighbours: how many digits stay together, whether 'LL is a contraction, what a
+  // newline, a capital inside a word, a mark or a Chinese character cuts.
   const Case cases[] = {
+      {"olmo", "I'LL pay  1234", "I|'|LL| pay| | 1234"},
+      {"phi-2", "x=12\n\ny", "x|=|12|\n|\n|y"},
+      {"llama3", "x=12\n\ny", "x|=|12|\n\n|y"},
+      {"chatglm-bpe", "I'LL 1234\n\n a", "I|'LL| |123|4|\n\n| a"},
+      {"qwen2", "a.b 12\n\nc", "a|.b| |1|2|\n\n|c"},
+      {"starcoder", "I'LL 12\n\nc", "I|'|LL| |1|2|\n|\n|c"},
+      {"deepseek-llm", "a.b 12 \u3042\u4e00x's", "a|.|b| |1|2| |\u3042\u4e00|x|'|s"},
+      {"deepseek-coder", "a\u05d0 b 12", "a\u05d0| b| |1|2"},
+      {"deepseek-llm", "a\u05d0 b 12", "a|\u05d0| b| |1|2"},
+      {"deepseek-v3", "a.b 1234 \u3042\u4e00x", "a|.b| |123|4| |\u3042\u4e00|x"},
+      {"gpt-4o", "aB'll 1234/\n", "a|B'll| |123|4|/\n"},
+      {"tekken", "aB'll 1234/\n", "a|B|'ll| |1|2|3|4|/\n"},
       {"gpt-2", "I'll pay  1234", "I|'ll| pay| | 1234"},
       {"llama-bpe", "I'LL pay  1234", "I|'LL| pay| | |123|4"},
       {"qwen2", "I'LL pay 1234", "I|'LL| pay| |1|2|3|4"},

@@ -246,7 +246,7 @@ TEST(JsonTokenizer, RefusesWhatItDoesNotHaveByName) {
       {"model.type: unsupported model \"WordPiece\"", {{"model", {{"type", "WordPiece"}}}}},
       {"unsupported option \"dropout\"", {{"model", {{"dropout", 0.1}}}}},
       {"continuing_subword_prefix: unsupported affix \"##\"", {{"model", {{"continuing_subword_prefix", "##"}}}}},
-      {"normalizer: unsupported normalizer \"Precompiled\"", {{"normalizer", {{"type", "Precompiled"}}}}},
+      {"normalizer: unsupported normalizer \"BertNormalizer\"", {{"normalizer", {{"type", "BertNormalizer"}}}}},
       {"pre_tokenizer: unsupported pre-tokenizer \"BertPreTokenizer\"",
        {{"pre_tokenizer", {{"type", "BertPreTokenizer"}}}}},
       {"pretokenizers[1]: unsupported pre-tokenizer behind ByteLevel \"Digits\"",

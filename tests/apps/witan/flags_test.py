@@ -7,7 +7,7 @@ import subprocess
 import program
 from program import golden, made_model, witan
 
-COMMANDS = ["run", "inspect", "tokenize", "logits", "make-model"]
+COMMANDS = ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "completion"]
 BYTES_MODEL = "e2e-bytes/model.gguf"
 
 
@@ -40,12 +40,21 @@ class HelpTest(program.WitanTestCase):
             "run": "model prompt file tokens jsonl parse-special json quiet stats-json exact kv-type threads memory "
             "context step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
             "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias stop stop-token ignore-eos",
+            "chat": "model system load template template-name extra exact kv-type threads memory context num-tokens "
+            "temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias stop "
+            "stop-token ignore-eos",
+            "render": "model template template-name messages",
+            "completion": "",
             "inspect": "model json tensors kv-type threads memory context step-tokens sequences",
             "tokenize": "model prompt file ids jsonl no-special parse-special ids-only",
             "logits": "model tokens out experts-out chunk exact kv-type threads memory context",
             "make-model": "arch preset type layers seed",
         }
-        inputs = {"run": ["prompt", "file", "tokens", "jsonl"], "tokenize": ["prompt", "file", "ids", "jsonl"]}
+        inputs = {
+            "run": ["prompt", "file", "tokens", "jsonl"],
+            "tokenize": ["prompt", "file", "ids", "jsonl"],
+            "render": ["model"],
+        }
         for command, names in expected.items():
             entries = help_entries(self.succeeds(command, "--help").out)
             self.assertEqual(set(entries), {"help", *names.split()}, command)

@@ -10,6 +10,7 @@
 #include "text/normalizer.h"
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer.h"
+#include "text/unigram_model.h"
 #include "text/vocabulary.h"
 
 namespace witan {
@@ -29,6 +30,7 @@ struct TokenizerParts {
   AddedTokens normalized_added;  // found in what the normalizer made of the text between those
   PreTokenizer pre_tokenizer;
   BpeModel model;
+  std::optional<UnigramModel> unigram;  // cuts pieces instead of the model's merges; its bytes and unknown count too
   PieceSpelling spelling;
   bool strips_leading_space = false;
   std::optional<TokenId> bos;
@@ -37,10 +39,10 @@ struct TokenizerParts {
   std::vector<TokenId> suffix;  // and behind it
 };
 
-// Text goes through: added tokens, normalizer, added tokens again, pre-tokenizer, merges.
-class BpeTokenizer final : public Tokenizer {
+// Text goes through: added tokens, normalizer, added tokens again, pre-tokenizer, merges or unigram model.
+class SubwordTokenizer final : public Tokenizer {
  public:
-  explicit BpeTokenizer(TokenizerParts parts) : parts_(std::move(parts)) {}
+  explicit SubwordTokenizer(TokenizerParts parts) : parts_(std::move(parts)) {}
 
   std::string description() const override { return parts_.description; }
   int32_t vocab_size() const override { return parts_.vocabulary.size(); }

@@ -1,4 +1,4 @@
-#include "text/bpe_tokenizer.h"
+#include "text/subword_tokenizer.h"
 
 #include <algorithm>
 
@@ -8,15 +8,15 @@
 
 namespace witan {
 
-struct BpeTokenizer::Encoding {
+struct SubwordTokenizer::Encoding {
   std::string_view text;  // the whole of it
   ParseSpecial parse_special;
   RegexWorkspace workspace;
   std::vector<TokenId> ids;
 };
 
-std::vector<TokenId> BpeTokenizer::encode(std::string_view text, AddSpecial add_special,
-                                          ParseSpecial parse_special) const {
+std::vector<TokenId> SubwordTokenizer::encode(std::string_view text, AddSpecial add_special,
+                                              ParseSpecial parse_special) const {
   // Positions in a text are 32 bits wide while it is merged.
   if (text.size() > INT32_MAX) fail(ErrorCode::kInvalidArgument, "a text of {} bytes is too long", text.size());
   std::string repaired;
@@ -40,7 +40,7 @@ std::vector<TokenId> BpeTokenizer::encode(std::string_view text, AddSpecial add_
 }
 
 // Puts U+FFFD in the place of invalid bytes that the vocabulary has no tokens for.
-std::string BpeTokenizer::replace_unspeakable(std::string_view text) const {
+std::string SubwordTokenizer::replace_unspeakable(std::string_view text) const {
   std::string out;
   out.reserve(text.size());
   for (size_t at = 0; at < text.size();) {
@@ -56,7 +56,7 @@ std::string BpeTokenizer::replace_unspeakable(std::string_view text) const {
 }
 
 // Text between added tokens: valid stretches, and single bytes that are no text.
-void BpeTokenizer::encode_fragment(std::string_view text, Encoding& encoding) const {
+void SubwordTokenizer::encode_fragment(std::string_view text, Encoding& encoding) const {
   for (size_t at = 0; at < text.size();) {
     const size_t valid = valid_utf8_prefix(text.substr(at));
     if (valid > 0)
@@ -71,7 +71,7 @@ void BpeTokenizer::encode_fragment(std::string_view text, Encoding& encoding) co
   }
 }
 
-void BpeTokenizer::encode_valid(std::string_view text, FragmentPart part, Encoding& encoding) const {
+void SubwordTokenizer::encode_valid(std::string_view text, FragmentPart part, Encoding& encoding) const {
   const TextPlace place = text.data() == encoding.text.data() ? TextPlace::kStart : TextPlace::kInside;
   std::string normalized;
   if (!parts_.normalizer.empty()) {
@@ -85,12 +85,17 @@ void BpeTokenizer::encode_valid(std::string_view text, FragmentPart part, Encodi
     }
     const bool first = fragment.text.data() == text.data();
     parts_.pre_tokenizer.split(
-        fragment.text, first ? place : TextPlace::kInside, encoding.workspace,
-        [&](std::string_view piece) { parts_.model.encode(piece, parts_.vocabulary, encoding.ids); });
+        fragment.text, first ? place : TextPlace::kInside, encoding.workspace, [&](std::string_view piece) {
+          if (parts_.unigram) {
+            parts_.unigram->encode(piece, parts_.model.byte_tokens, parts_.model.unknown, encoding.ids);
+          } else {
+            parts_.model.encode(piece, parts_.vocabulary, encoding.ids);
+          }
+        });
   });
 }
 
-std::string BpeTokenizer::token_bytes(TokenId id) const {
+std::string SubwordTokenizer::token_bytes(TokenId id) const {
   const std::string& piece = token_piece(id);
   switch (parts_.vocabulary.kind(id)) {
     case TokenKind::kByte:
@@ -114,12 +119,12 @@ std::string BpeTokenizer::token_bytes(TokenId id) const {
   return text;
 }
 
-const std::string& BpeTokenizer::token_piece(TokenId id) const {
+const std::string& SubwordTokenizer::token_piece(TokenId id) const {
   WITAN_CHECK(id >= 0 && id < vocab_size(), "token {} of {}", id, vocab_size());
   return parts_.vocabulary.piece(id);
 }
 
-TokenKind BpeTokenizer::token_kind(TokenId id) const {
+TokenKind SubwordTokenizer::token_kind(TokenId id) const {
   WITAN_CHECK(id >= 0 && id < vocab_size(), "token {} of {}", id, vocab_size());
   return parts_.vocabulary.kind(id);
 }
