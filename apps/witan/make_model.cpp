@@ -81,6 +81,11 @@ void add_make_model_command(CLI::App& app) {
       ->type_name("N")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command
+      ->add_option("--tokenizer", flags->options.tokenizer_path,
+                   "GGUF file or Hugging Face directory whose tokenizer and chat template to copy")
+      ->type_name("MODEL")
+      ->default_str("words made up of bytes");
   command->callback([flags] { run_make_model(*flags); });
 }
 

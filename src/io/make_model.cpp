@@ -14,6 +14,7 @@
 #include "io/byte_vocabulary.h"
 #include "io/gguf_file_type.h"
 #include "io/gguf_writer.h"
+#include "io/tokenizer_source.h"
 #include "tensor/random_bits.h"
 
 namespace witan {
@@ -102,7 +103,8 @@ void set_ffn_keys(ArchKeys& keys, const ModelPreset& preset) {
   keys.count("expert_group_used_count", preset.num_groups_used);
 }
 
-GgufMetadata make_metadata(const ModelPreset& preset, int32_t num_layers, const MakeModelOptions& options) {
+GgufMetadata make_metadata(const ModelPreset& preset, int32_t num_layers, const MakeModelOptions& options,
+                           const TokenizerSource* tokenizer) {
   GgufMetadata metadata;
   metadata.set("general.architecture", preset.arch);
   metadata.set("general.type", "model");
@@ -117,7 +119,11 @@ GgufMetadata make_metadata(const ModelPreset& preset, int32_t num_layers, const 
   keys.count("block_count", num_layers);
   set_attention_keys(keys, preset);
   set_ffn_keys(keys, preset);
-  set_byte_vocabulary(metadata, preset.vocab_size);
+  if (tokenizer == nullptr) {
+    set_byte_vocabulary(metadata, preset.vocab_size);
+  } else {
+    tokenizer->copy_to(metadata);
+  }
   return metadata;
 }
 
@@ -400,15 +406,24 @@ int64_t count_parameters(const ModelPreset& preset, int32_t num_layers) {
   return count;
 }
 
-MadeModel make_model(const ModelPreset& preset, const MakeModelOptions& options, const std::string& path,
+MadeModel make_model(const ModelPreset& shape, const MakeModelOptions& options, const std::string& path,
                      ThreadPool& threads, const MakeProgress& progress) {
+  ModelPreset preset = shape;
+  std::optional<TokenizerSource> tokenizer;
+  if (!options.tokenizer_path.empty()) {
+    tokenizer.emplace(options.tokenizer_path);
+    preset.vocab_size = static_cast<int32_t>(tokenizer->vocab_size());
+  }
   constexpr int32_t kMaxLayers = 1024;
   if (options.num_layers < 0 || options.num_layers > kMaxLayers) {
     fail(ErrorCode::kInvalidArgument, "cannot make a model of {} layers: expected 1 to {}, or 0 for the preset's {}",
          options.num_layers, kMaxLayers, preset.num_layers);
   }
   const int32_t num_layers = options.num_layers > 0 ? options.num_layers : preset.num_layers;
-  const std::vector<GeneratedTensor> tensors = TensorList(preset, options.dtype).make(num_layers);
+  std::vector<GeneratedTensor> tensors = TensorList(preset, options.dtype).make(num_layers);
+  if (tokenizer) {
+    for (GeneratedTensor& tensor : tensors) tensor.reserved_stddev.reset();
+  }
   std::vector<GgufTensorHeader> headers;
   MadeModel made;
   for (const GeneratedTensor& tensor : tensors) headers.push_back(tensor.header);
@@ -416,7 +431,8 @@ MadeModel make_model(const ModelPreset& preset, const MakeModelOptions& options,
   made.num_tensors = static_cast<int64_t>(tensors.size());
   made.notes = fallback_notes(tensors, options.dtype);
 
-  GgufWriter writer(path, make_metadata(preset, num_layers, options), std::move(headers));
+  GgufWriter writer(path, make_metadata(preset, num_layers, options, tokenizer ? &*tokenizer : nullptr),
+                    std::move(headers));
   write_weights(tensors, options.seed, writer, threads, progress);
   made.file_bytes = writer.file_bytes();
   writer.finish();

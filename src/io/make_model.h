@@ -76,6 +76,7 @@ struct MakeModelOptions {
   int32_t num_layers = 0;     // 0: as many as the preset has
   DType dtype = DType::kF32;  // of matrices; see make_model
   uint64_t seed = 1;
+  std::string tokenizer_path = {};  // of a model whose tokenizer to take, and with it the size of its vocabulary
 };
 
 struct MadeModel {
@@ -98,6 +99,8 @@ using MakeProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)
 // model. The rows of a router all have norm 1, so that inputs of random direction choose its experts equally often.
 // The vocabulary is that of byte_vocabulary.h; the rows of the output projection that belong to its reserved tokens are
 // 0 (small where the embeddings are tied), so greedy decoding gives printable words and never ends by itself.
+//
+// With a tokenizer of another model, no rows are special and there are as many as it has tokens.
 //
 // Types are as llama.cpp mixes them: norms and routers F32, matrices `dtype`, but the output projection Q6_K where
 // dtype is Q4_K. A matrix whose rows are no whole blocks falls back to Q8_0, or to F16 where that does not fit either.

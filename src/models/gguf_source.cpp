@@ -5,18 +5,15 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <unordered_set>
 #include <utility>
 
 #include "base/error.h"
 #include "io/checkpoint.h"
-#include "io/json_file.h"
-#include "io/mapped_file.h"
+#include "io/tokenizer_source.h"
 #include "models/conversion_log.h"
 #include "models/registry.h"
 #include "models/weight_loader.h"
-#include "text/tokenizer_export.h"
 
 namespace witan {
 namespace {
@@ -72,61 +69,6 @@ ConversionLog read_names(Checkpoint& checkpoint, ThreadPool& threads) {
 
 // ---- Metadata ------------------------------------------------------------------------------------------------------
 
-std::string read_if_there(const fs::path& path) {
-  std::error_code error;
-  return fs::exists(path, error) ? std::string(MappedFile(path.string()).text()) : std::string();
-}
-
-void set_id(GgufMetadata& metadata, std::string_view key, const std::optional<int64_t>& id) {
-  if (id) metadata.set(key, static_cast<uint32_t>(*id));
-}
-
-void set_tokenizer(const fs::path& directory, const Checkpoint& checkpoint, int64_t vocab_size,
-                   GgufMetadata& metadata) {
-  const fs::path path = directory / "tokenizer.json";
-  const std::string tokenizer = read_if_there(path);
-  if (tokenizer.empty()) {
-    metadata.set("tokenizer.ggml.model", "none");
-    return;
-  }
-  const std::string config = read_if_there(directory / "tokenizer_config.json");
-  GgufTokenizerFields fields = gguf_fields_from_json(tokenizer, config, vocab_size, path.string());
-  metadata.set("tokenizer.ggml.model", fields.model);
-  metadata.set("tokenizer.ggml.pre", fields.pre);
-  metadata.set_array("tokenizer.ggml.tokens", std::span<const std::string>(fields.tokens));
-  metadata.set_array("tokenizer.ggml.token_type", std::span<const int32_t>(fields.token_types));
-  if (!fields.scores.empty()) metadata.set_array("tokenizer.ggml.scores", std::span<const float>(fields.scores));
-  if (!fields.merges.empty()) metadata.set_array("tokenizer.ggml.merges", std::span<const std::string>(fields.merges));
-  // Where several tokens end a generation, a file names two: of a text, and of a turn.
-  const std::vector<TokenId> ends = checkpoint.end_of_generation_tokens();
-  if (!fields.eos && !ends.empty()) fields.eos = ends.front();
-  for (const TokenId end : ends) {
-    if (end == fields.eos) continue;
-    set_id(metadata, "tokenizer.ggml.eot_token_id", end);
-    break;
-  }
-  set_id(metadata, "tokenizer.ggml.bos_token_id", fields.bos);
-  set_id(metadata, "tokenizer.ggml.eos_token_id", fields.eos);
-  set_id(metadata, "tokenizer.ggml.unknown_token_id", fields.unk);
-  set_id(metadata, "tokenizer.ggml.padding_token_id", fields.pad);
-  if (fields.add_bos) metadata.set("tokenizer.ggml.add_bos_token", *fields.add_bos);
-  if (fields.add_eos) metadata.set("tokenizer.ggml.add_eos_token", *fields.add_eos);
-  if (fields.add_space_prefix) metadata.set("tokenizer.ggml.add_space_prefix", *fields.add_space_prefix);
-}
-
-// In tokenizer_config.json, or in a file of its own.
-void set_chat_template(const fs::path& directory, GgufMetadata& metadata) {
-  std::string chat = read_if_there(directory / "chat_template.jinja");
-  const fs::path config_path = directory / "tokenizer_config.json";
-  const std::string config = read_if_there(config_path);
-  if (chat.empty() && !config.empty()) {
-    const nlohmann::json parsed = parse_json_object(config, config_path.string());
-    const auto found = parsed.find("chat_template");
-    if (found != parsed.end() && found->is_string()) chat = found->get<std::string>();
-  }
-  if (!chat.empty()) metadata.set("tokenizer.chat_template", chat);
-}
-
 GgufMetadata make_metadata(const Checkpoint& checkpoint, const ConversionLog& log) {
   const fs::path directory(checkpoint.path());
   const std::string_view architecture = gguf_architecture(checkpoint);
@@ -139,8 +81,8 @@ GgufMetadata make_metadata(const Checkpoint& checkpoint, const ConversionLog& lo
     std::visit([&](const auto& v) { metadata.set(full_key, v); }, value);
   }
   const auto vocab_size = log.settings.find("vocab_size");
-  set_tokenizer(directory, checkpoint, std::get<uint32_t>(vocab_size->second), metadata);
-  set_chat_template(directory, metadata);
+  set_directory_tokenizer(checkpoint.path(), checkpoint.end_of_generation_tokens(),
+                          std::get<uint32_t>(vocab_size->second), metadata);
   return metadata;
 }
 

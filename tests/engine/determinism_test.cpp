@@ -258,8 +258,9 @@ class EncoderDeterminismTest : public testing::TestWithParam<Isa> {
   static Results run(Engine& engine, const std::vector<std::vector<TokenId>>& prompts, int32_t num_tokens) {
     Results results(prompts.size());
     for (size_t i = 0; i < prompts.size(); ++i) {
-      engine.submit(request_for(prompts[i], num_tokens),
-                    [&results, i](const GenerationOutput& output) { collect(results[i], output); });
+      GenerationRequest request = request_for(prompts[i], num_tokens);
+      request.sampling.num_logprobs = engine.model_info().vocab_size;
+      engine.submit(request, [&results, i](const GenerationOutput& output) { collect(results[i], output); });
     }
     while (engine.step()) {
     }

@@ -47,8 +47,8 @@ class HelpTest(program.WitanTestCase):
             "completion": "",
             "inspect": "model json tensors kv-type threads memory context step-tokens sequences",
             "tokenize": "model prompt file ids jsonl no-special parse-special ids-only",
-            "logits": "model tokens out experts-out chunk exact kv-type threads memory context",
-            "make-model": "arch preset type layers seed",
+            "logits": "model tokens decoder-tokens expert-capacity out experts-out chunk exact kv-type threads memory context",
+            "make-model": "arch preset type layers seed tokenizer",
         }
         inputs = {
             "run": ["prompt", "file", "tokens", "jsonl"],

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import program
-from program import made_model
+from program import golden, made_model
 
 TINY = [("llama", "tiny"), ("llama", "tiny-mixtral"), ("qwen3", "tiny"), ("qwen3moe", "tiny"), ("deepseek2", "tiny")]
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K"]
@@ -51,6 +51,46 @@ class MakeModelTest(program.WitanTestCase):
         path = self.file("model.gguf", "earlier")
         self.make("--arch", "llama", "--preset", "tiny", "--type", "Q8_0", path)
         self.assertEqual(path.read_bytes()[:4], b"GGUF")
+
+    def tokens_of(self, model, text):
+        return self.succeeds("tokenize", "-m", model, "-p", text, "--parse-special").out
+
+    def test_a_tokenizer_of_another_model_can_be_copied(self):
+        source = golden("e2e-bytes/model.gguf")
+        path = self.folder / "made.gguf"
+        self.make("--arch", "qwen3moe", "--preset", "tiny", "--type", "Q4_K", "--tokenizer", source, path)
+        self.assertEqual(self.tokens_of(path, "Hello <s> é"), self.tokens_of(source, "Hello <s> é"))
+        self.succeeds("run", "-m", path, "-p", "Hello", "-n", 4)
+        again = self.folder / "again.gguf"
+        self.make("--arch", "qwen3moe", "--preset", "tiny", "--type", "Q4_K", "--tokenizer", source, again)
+        self.assertEqual(path.read_bytes(), again.read_bytes())
+
+    def test_so_can_one_of_a_directory(self):
+        source = self.folder / "tokenizer"
+        source.mkdir()
+        pieces = {piece: i for i, piece in enumerate(["a", "b", "c", "ab", "Ġ", "Ġa"])}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+        tokenizer = {
+            "added_tokens": [{"id": 6, "content": "<end>", "special": True}],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": pieces, "merges": ["a b", "Ġ a"]},
+        }
+        (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+        (source / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+        path = self.folder / "made.gguf"
+        self.make("--arch", "llama", "--preset", "tiny", "--type", "F16", "--tokenizer", source, path)
+        ids = [line.split()[0] for line in self.tokens_of(path, "ab a<end>").splitlines()]
+        self.assertEqual(ids, ["3", "5", "6"])
+        messages = self.file("messages.json", '{"messages": [{"role": "user", "content": "hi"}]}')
+        self.assertEqual(self.succeeds("render", "-m", path, "--messages", messages).out, "hi!")
+
+    def test_what_has_no_tokenizer_is_named(self):
+        args = ["--arch", "llama", "--preset", "tiny", "--type", "F16", self.folder / "made.gguf", "--tokenizer"]
+        self.fails("make-model", *args, self.folder / "none.gguf", says=["none.gguf", "No such file"])
+        self.fails("make-model", *args, self.folder, says=["tokenizer.json", "No such file"])
+        self.fails("make-model", *args, golden("mixtral/model.gguf"), says=["mixtral/model.gguf", "no tokenizer in it"])
+        self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_names_what_it_does_not_have_with_what_it_has(self):
         cases = [
