@@ -61,12 +61,12 @@ struct KvCacheStats {
 // Layers with a sliding window keep the entries that the next token sees and no more: at commit the blocks that lie
 // before them are given up. Private ones are free at once; those of prefix blocks stay as long as nobody needs their
 // room, and are dropped before any prefix block is. A prefix is found only as far as the blocks of the last window
-// before its end are there (docs/adr/0005).
+// before its end are there (docs/adr/0006).
 //
 // Models with an encoder: a sequence's input is encoded once, as a whole, into entries of the input layers, which all
 // sequences of exactly that input share. An input that no sequence has stays, encoded, until its room is needed, least
 // recently used first. What a text computes depends on its input too, so such a cache keeps no prefix blocks
-// (docs/adr/0006).
+// (docs/adr/0007).
 //
 // Life of a sequence:
 //   create (attach_prefix)? (attach_input (write input entries)* commit_input)? (reserve (write entries)* commit)*

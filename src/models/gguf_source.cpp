@@ -24,7 +24,12 @@ constexpr size_t kNameLoadBytes = size_t{4} << 30;  // a bound: only norms and b
 
 std::string_view gguf_architecture(const Checkpoint& checkpoint) {
   for (const Architecture& architecture : architectures()) {
-    if (architecture.huggingface == checkpoint.architecture()) return architecture.gguf;
+    if (architecture.huggingface != checkpoint.architecture()) continue;
+    if (architecture.gguf.empty()) {
+      fail(ErrorCode::kUnsupported, "{}: cannot be converted: there are no GGUF files of {}", checkpoint.path(),
+           architecture.title);
+    }
+    return architecture.gguf;
   }
   return {};
 }
@@ -153,6 +158,7 @@ TensorSource make_tensor(const ConversionLog& log, const ConversionLog::Tensor& 
 }
 
 ModelSource open_huggingface_source(std::unique_ptr<Checkpoint> checkpoint, ThreadPool& threads) {
+  gguf_architecture(*checkpoint);  // before any work
   const ConversionLog log = read_names(*checkpoint, threads);
   ModelSource source;
   source.metadata = make_metadata(*checkpoint, log);

@@ -107,8 +107,10 @@ INSTANTIATE_TEST_SUITE_P(Goldens, Convertible,
 
 TEST(GgufSource, WhatGgufFilesCannotSayIsRefused) {
   ThreadPool threads(1);
-  const std::pair<const char*, const char*> cases[] = {{"gpt-oss/hf", "that GGUF files of gpt-oss lack"},
-                                                       {"qwen2moe-mixed/hf", "which layers are dense"}};
+  const std::pair<const char*, const char*> cases[] = {
+      {"switch-capacity/hf", "there are no GGUF files of Switch Transformer"},
+      {"gpt-oss/hf", "that GGUF files of gpt-oss lack"},
+      {"qwen2moe-mixed/hf", "which layers are dense"}};
   for (const auto& [golden, part] : cases) {
     WITAN_GOLDEN_OR_SKIP(directory, golden);
     test::expect_error(ErrorCode::kUnsupported, std::vector<std::string>{directory, "cannot be converted", part},
