@@ -205,5 +205,28 @@ TEST_F(GgufVocabulary, AnArchitectureIsRequired) {
                [&] { Checkpoint::open(path); });
 }
 
+TEST(GgufCheckpoint, HasItsChatTemplatesAndSpecialTokens) {
+  TempDir dir;
+  const std::string file = GgufBuilder()
+                               .text("general.architecture", "llama")
+                               .text("tokenizer.chat_template", "plain {{ bos_token }}{{ eos_token is defined }}")
+                               .text("tokenizer.chat_template.tool_use", "tools")
+                               .texts("tokenizer.chat_templates", {"default", "tool_use"})
+                               .texts("tokenizer.ggml.tokens", {"<s>", "a"})
+                               .scalar<uint32_t>("tokenizer.ggml.bos_token_id", GgufType::kUint32, 0)
+                               .tensor("a", {1}, kF32, 0)
+                               .data("aaaa")
+                               .build();
+  const auto checkpoint = Checkpoint::open(dir.write("m.gguf", file));
+  ChatInput input;
+  input.messages = jinja::Value::list({});
+  EXPECT_EQ(checkpoint->load_chat_template()->render(input), "plain <s>False");
+  EXPECT_EQ(checkpoint->load_chat_template({}, true)->render(input), "tools");
+  EXPECT_EQ(checkpoint->load_chat_template("tool_use")->render(input), "tools");
+  EXPECT_FALSE(checkpoint->generation_defaults().do_sample);
+  expect_error(ErrorCode::kInvalidArgument, std::vector<std::string>{"named 'rag'", "default, tool_use"},
+               [&] { checkpoint->load_chat_template("rag"); });
+}
+
 }  // namespace
 }  // namespace witan

@@ -68,7 +68,16 @@ class Interpreter {
  private:
   enum class Flow : uint8_t { kNormal, kBreak, kContinue };
   class Output;
-  struct Deeper;
+  // Counts how far the interpreter is within itself.
+  struct Deeper {
+    explicit Deeper(Interpreter& running) : depth(running.depth_) {
+      if (++depth <= running.budget_.limits().max_depth) return;
+      --depth;
+      fail(ErrorCode::kInvalidArgument, "statements, expressions and macro calls within each other go too deep");
+    }
+    ~Deeper() { --depth; }
+    int& depth;
+  };
 
   Flow run(const Body& body);
   Flow run(const Statement& statement);

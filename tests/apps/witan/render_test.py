@@ -16,6 +16,8 @@ class RenderTest(program.WitanTestCase):
 
     def test_goldens_byte_for_byte(self):
         names = ["Qwen-Qwen3-0.6B", "deepseek-ai-DeepSeek-V3.1", "mistralai-Mistral-7B-Instruct-v0.2", "openai-gpt-oss-120b"]
+        if not golden("chat-templates").is_dir():
+            self.skipTest("golden data not present: chat-templates")
         for name in names:
             data = golden_json(f"chat-templates/{name}.json")
             template = golden(f"chat-templates/{name}.jinja")
