@@ -1,6 +1,7 @@
 // Products with packed weights against the memory bandwidth and the int8 and bf16 peaks of the machine.
 //
-//   decode/TYPE/PRECISION/N/K/M   2 threads over 1 GiB of panels, so that weights come from memory:
+//   decode/TYPE/PRECISION/N/K/M   --decode_threads threads (default 2) over 1 GiB of panels, so that weights come from
+//   memory:
 //                                 bandwidth = bytes of weights per second / read_bandwidth() just before
 //   prefill/TYPE/PRECISION/N/K/M  1 thread, one matrix:
 //                                 int8_peak or bf16_peak = operations per second / the probe just before
@@ -15,6 +16,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "kernels/matmul/matmul.h"
@@ -24,7 +26,6 @@ namespace witan {
 namespace {
 
 constexpr int64_t kSetBytes = int64_t{1} << 30;
-constexpr int kDecodeThreads = 2;
 constexpr int kPasses = 7;
 
 struct Shape {
@@ -111,13 +112,13 @@ double operations(const PackedMatrix& matrix, int64_t num_rows) {
   return 2.0 * static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols) * static_cast<double>(num_rows);
 }
 
-void decode(benchmark::State& state, const Case& test) {
+void decode(benchmark::State& state, const Case& test, int num_threads) {
   const Isa isa = select_isa();
   const ActivationFormat format = activation_format(test.type, test.precision);
   const Buffer set(kSetBytes);
   const PackedMatrix matrix = fill_with_panels(test.type, test.shape, set);
   const Rows rows(isa, format, test.num_rows, test.shape.cols, matrix.rows);
-  ThreadPool threads(kDecodeThreads);
+  ThreadPool threads(num_threads);
   constexpr int64_t kPanelsPerItem = 24;
   const int64_t num_items = (matrix.num_panels() + kPanelsPerItem - 1) / kPanelsPerItem;
   const double bandwidth = read_bandwidth(threads, {set.data(), static_cast<size_t>(set.size())});
@@ -174,7 +175,7 @@ void store(benchmark::State& state, ActivationFormat format) {
       benchmark::Counter(static_cast<double>(kCols), benchmark::Counter::kIsIterationInvariantRate);
 }
 
-void register_all() {
+void register_all(int decode_threads) {
   for (const QuantType& quant : quant_types()) {
     for (const Precision precision : {Precision::kFast, Precision::kExact}) {
       const bool same = activation_format(quant.dtype, Precision::kFast) == ActivationFormat::kF32;
@@ -185,8 +186,11 @@ void register_all() {
           const auto name =
               fmt::format("{}/{}/{}/{}/{}/{}", num_rows <= 16 ? "decode" : "prefill", quant.name,
                           precision == Precision::kFast ? "fast" : "exact", shape.rows, shape.cols, num_rows);
-          benchmark::RegisterBenchmark(
-              name.c_str(), [test](benchmark::State& state) { (test.num_rows <= 16 ? decode : prefill)(state, test); })
+          benchmark::RegisterBenchmark(name.c_str(),
+                                       [test, decode_threads](benchmark::State& state) {
+                                         test.num_rows <= 16 ? decode(state, test, decode_threads)
+                                                             : prefill(state, test);
+                                       })
               ->UseManualTime()
               ->Unit(benchmark::kMillisecond)
               ->Iterations(kPasses);
@@ -206,8 +210,15 @@ void register_all() {
 }  // namespace witan
 
 int main(int argc, char** argv) {
+  constexpr std::string_view kThreadsFlag = "--decode_threads=";
+  int decode_threads = 2;
+  if (argc > 1 && std::string_view(argv[1]).starts_with(kThreadsFlag)) {
+    decode_threads = std::max(1, std::atoi(argv[1] + kThreadsFlag.size()));
+    std::rotate(argv + 1, argv + 2, argv + argc);
+    --argc;
+  }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  witan::register_all();
+  witan::register_all(decode_threads);
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -209,6 +209,7 @@ ModelSource open_gguf_source(const std::string& path) {
   for (const auto& part : *parts) {
     for (const GgufTensor& tensor : part->gguf.tensors) {
       TensorShape shape{.name = std::string(tensor.name), .dtype = tensor.dtype, .shape = tensor.shape};
+      if (shape.shape.empty()) shape.shape = {1};
       const int64_t row_bytes = source_row_bytes(shape);
       const std::byte* data = tensor.data.data();
       source.tensors.push_back({.tensor = std::move(shape),

@@ -49,8 +49,8 @@ double magnitude(DType type, const std::byte* row, const std::vector<double>& x)
 int64_t num_roundings(DType type, ActivationFormat format, int64_t cols) {
   switch (format) {
     case ActivationFormat::kF32:
-    case ActivationFormat::kBF16:
-      return cols;
+    case ActivationFormat::kBF16:  // F8_E4M3 adds one for every scale
+      return cols + (type == DType::kF8_E4M3 ? cols / 128 + 2 : 0);
     case ActivationFormat::kInt8Per32:  // at most two scales and mins, then one fma per block
       return 4 + cols / 32;
     case ActivationFormat::kInt8Per256:  // one fma per block of the cell, the mins, then one fma per cell

@@ -25,10 +25,11 @@ constexpr MatmulRow kMatmuls[] = {
     {DType::kF32, ActivationFormat::kF32, {matmul_reference, matmul_f32_avx2, matmul_f32_avx512, nullptr, nullptr}},
     {DType::kF16, ActivationFormat::kF32, {matmul_reference, matmul_f16_avx2, matmul_f16_avx512, nullptr, nullptr}},
     {DType::kBF16, ActivationFormat::kF32, {matmul_reference, matmul_bf16_exact_avx2, matmul_bf16_exact_avx512, nullptr, nullptr}},
-    {DType::kF8_E4M3, ActivationFormat::kF32, {matmul_reference, matmul_f8_e4m3_avx2, matmul_f8_e4m3_avx512, nullptr, nullptr}},
+    {DType::kF8_E4M3, ActivationFormat::kF32, {matmul_reference, matmul_f8_e4m3_exact_avx2, matmul_f8_e4m3_exact_avx512, nullptr, nullptr}},
     {DType::kQ8_0, ActivationFormat::kF32, {matmul_reference, matmul_q8_0_exact_avx2, matmul_q8_0_exact_avx512, nullptr, nullptr}},
     {DType::kQ4_K, ActivationFormat::kF32, {matmul_reference, matmul_q4_k_exact_avx2, matmul_q4_k_exact_avx512, nullptr, nullptr}},
     {DType::kQ6_K, ActivationFormat::kF32, {matmul_reference, matmul_q6_k_exact_avx2, matmul_q6_k_exact_avx512, nullptr, nullptr}},
+    {DType::kF8_E4M3, ActivationFormat::kBF16, {matmul_reference, matmul_f8_e4m3_avx2, matmul_f8_e4m3_avx512, nullptr, matmul_f8_e4m3_avx512_bf16}},
     {DType::kBF16, ActivationFormat::kBF16, {matmul_reference, matmul_bf16_avx2, matmul_bf16_avx512, nullptr, matmul_bf16_avx512_bf16}},
     {DType::kQ8_0, ActivationFormat::kInt8Per32, {matmul_reference, matmul_q8_0_avx2, matmul_q8_0_avx512, matmul_q8_0_avx512_vnni, nullptr}},
     {DType::kQ4_K, ActivationFormat::kInt8Per256, {matmul_reference, matmul_q4_k_avx2, matmul_q4_k_avx512, matmul_q4_k_avx512_vnni, nullptr}},
@@ -75,9 +76,9 @@ ActivationFormat activation_format(DType weight_type, Precision precision) {
   switch (weight_type) {
     case DType::kF32:
     case DType::kF16:
-    case DType::kF8_E4M3:
       return ActivationFormat::kF32;
     case DType::kBF16:
+    case DType::kF8_E4M3:
       return ActivationFormat::kBF16;
     case DType::kQ8_0:
       return ActivationFormat::kInt8Per32;

@@ -37,6 +37,8 @@ struct FloatTile {
 //
 #include "kernels/matmul/bf16.inl"
 //
+#include "kernels/matmul/f8.inl"
+//
 #include "kernels/matmul/exact.inl"
 //
 #include "kernels/matmul/exact_decoders.inl"
@@ -46,10 +48,11 @@ struct FloatTile {
 void matmul_f32_avx512(const MatmulArgs& args) { multiply_exact<F32Decoder>(args); }
 void matmul_f16_avx512(const MatmulArgs& args) { multiply_exact<F16Decoder>(args); }
 void matmul_bf16_exact_avx512(const MatmulArgs& args) { multiply_exact<Bf16Decoder>(args); }
-void matmul_f8_e4m3_avx512(const MatmulArgs& args) { multiply_exact<F8Decoder>(args); }
+void matmul_f8_e4m3_exact_avx512(const MatmulArgs& args) { multiply_exact<F8Decoder>(args); }
 void matmul_q8_0_exact_avx512(const MatmulArgs& args) { multiply_exact<Q8Decoder>(args); }
 void matmul_q4_k_exact_avx512(const MatmulArgs& args) { multiply_exact<Q4KDecoder>(args); }
 void matmul_q6_k_exact_avx512(const MatmulArgs& args) { multiply_exact<Q6KDecoder>(args); }
+void matmul_f8_e4m3_avx512(const MatmulArgs& args) { multiply_f8(args); }
 void matmul_bf16_avx512(const MatmulArgs& args) { multiply_bf16(args); }
 void matmul_q8_0_avx512(const MatmulArgs& args) { multiply_q8_0(args); }
 void matmul_q4_k_avx512(const MatmulArgs& args) { multiply_q4_k(args); }

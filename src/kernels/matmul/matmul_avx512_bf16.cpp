@@ -20,9 +20,12 @@ struct FloatTile {
 #include "kernels/matmul/driver.inl"
 //
 #include "kernels/matmul/bf16.inl"
+//
+#include "kernels/matmul/f8.inl"
 
 }  // namespace
 
 void matmul_bf16_avx512_bf16(const MatmulArgs& args) { multiply_bf16(args); }
+void matmul_f8_e4m3_avx512_bf16(const MatmulArgs& args) { multiply_f8(args); }
 
 }  // namespace witan

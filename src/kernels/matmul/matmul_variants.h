@@ -32,6 +32,7 @@ void matmul_reference(const MatmulArgs& args);  // any type and format
 void matmul_f32_avx2(const MatmulArgs& args);
 void matmul_f16_avx2(const MatmulArgs& args);
 void matmul_bf16_exact_avx2(const MatmulArgs& args);
+void matmul_f8_e4m3_exact_avx2(const MatmulArgs& args);
 void matmul_f8_e4m3_avx2(const MatmulArgs& args);
 void matmul_q8_0_exact_avx2(const MatmulArgs& args);
 void matmul_q4_k_exact_avx2(const MatmulArgs& args);
@@ -44,6 +45,7 @@ void matmul_q6_k_avx2(const MatmulArgs& args);
 void matmul_f32_avx512(const MatmulArgs& args);
 void matmul_f16_avx512(const MatmulArgs& args);
 void matmul_bf16_exact_avx512(const MatmulArgs& args);
+void matmul_f8_e4m3_exact_avx512(const MatmulArgs& args);
 void matmul_f8_e4m3_avx512(const MatmulArgs& args);
 void matmul_q8_0_exact_avx512(const MatmulArgs& args);
 void matmul_q4_k_exact_avx512(const MatmulArgs& args);
@@ -64,6 +66,7 @@ void matmul_blocks_avx512(const MatmulArgs& args);
 void matmul_blocks_avx512_vnni(const MatmulArgs& args);
 
 void matmul_bf16_avx512_bf16(const MatmulArgs& args);
+void matmul_f8_e4m3_avx512_bf16(const MatmulArgs& args);
 
 // Stores x [cols] as activation_bytes(format, cols) bytes.
 using StoreFunction = void (*)(const float* x, int64_t cols, std::byte* out);

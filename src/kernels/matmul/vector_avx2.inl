@@ -71,6 +71,7 @@ inline Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
 inline Int subtract(Int a, Int b) { return _mm256_sub_epi32(a, b); }
 
 inline Float to_floats(Int v) { return _mm256_cvtepi32_ps(v); }
+inline Int as_ints(Float v) { return _mm256_castps_si256(v); }
 inline Float as_floats(Int v) { return _mm256_castsi256_ps(v); }
 inline Float subtract(Float a, Float b) { return _mm256_sub_ps(a, b); }
 inline Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }

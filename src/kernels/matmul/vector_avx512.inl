@@ -68,6 +68,7 @@ inline Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
 inline Int subtract(Int a, Int b) { return _mm512_sub_epi32(a, b); }
 
 inline Float to_floats(Int v) { return _mm512_cvtepi32_ps(v); }
+inline Int as_ints(Float v) { return _mm512_castps_si512(v); }
 inline Float as_floats(Int v) { return _mm512_castsi512_ps(v); }
 inline Float subtract(Float a, Float b) { return _mm512_sub_ps(a, b); }
 inline Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }

@@ -7,7 +7,10 @@ import program
 from program import golden, made_model
 
 TINY = [("llama", "tiny"), ("llama", "tiny-mixtral"), ("qwen3", "tiny"), ("qwen3moe", "tiny"), ("deepseek2", "tiny")]
-TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K"]
+TYPES = [
+    *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+]
 
 
 class MakeModelTest(program.WitanTestCase):
@@ -97,7 +100,7 @@ class MakeModelTest(program.WitanTestCase):
             (("alien", "tiny", "F32"), ["'alien'", "llama", "qwen3moe", "deepseek2"]),
             (("llama", "alien", "F32"), ["'alien'", "mixtral-8x7b", "tiny-mixtral"]),
             (("qwen3", "tiny-mixtral", "F32"), ["'tiny-mixtral'", "qwen3"]),
-            (("llama", "tiny", "Q9_K"), ["Q9_K", *TYPES]),
+            (("llama", "tiny", "IQ2_XXS"), ["IQ2_XXS", *TYPES]),
         ]
         for (arch, preset, dtype), says in cases:
             with self.subTest(arch=arch, preset=preset, dtype=dtype):
