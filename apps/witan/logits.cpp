@@ -90,7 +90,8 @@ void add_logits_command(CLI::App& app) {
       ->add_option("--decoder-tokens", flags->decoder_tokens_path,
                    "Models with an encoder: file of the decoder's ids, which begin with its start token; --tokens are "
                    "the encoder's then")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->default_str("none");
   command->add_flag("--expert-capacity", flags->expert_capacity,
                     "Switch: drop decoder tokens beyond an expert's capacity too, as one pass of the original does");
   command->add_option("--out", flags->out_path, "File for the logits")->type_name("FILE")->required();

@@ -144,11 +144,13 @@ void add_quantize_command(CLI::App& app) {
       ->type_name("TYPE")
       ->required();
   command->add_option("--experts", flags->experts, "What the matrices of routed experts become: " + type_names())
-      ->type_name("TYPE");
-  add_texts(
-      *command, "--override", flags->overrides,
-      "PATTERN=TYPE: what matrices become whose GGUF names have a match of the regular expression; may be repeated, "
-      "the first match counts");
+      ->type_name("TYPE")
+      ->default_str("as --type");
+  add_texts(*command, "--override", flags->overrides,
+            "What matrices become whose GGUF names have a match of the regular expression; may be repeated, the first "
+            "match counts")
+      ->type_name("PATTERN=TYPE")
+      ->default_str("none");
   command->add_option("-t,--threads", flags->num_threads, "Threads; 0: all cores")
       ->type_name("N")
       ->capture_default_str()

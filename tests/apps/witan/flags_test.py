@@ -7,7 +7,7 @@ import subprocess
 import program
 from program import golden, made_model, witan
 
-COMMANDS = ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "completion"]
+COMMANDS = ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "quantize", "completion"]
 BYTES_MODEL = "e2e-bytes/model.gguf"
 
 
@@ -49,6 +49,7 @@ class HelpTest(program.WitanTestCase):
             "tokenize": "model prompt file ids jsonl no-special parse-special ids-only",
             "logits": "model tokens decoder-tokens expert-capacity out experts-out chunk exact kv-type threads memory context",
             "make-model": "arch preset type layers seed tokenizer",
+            "quantize": "type experts override threads",
         }
         inputs = {
             "run": ["prompt", "file", "tokens", "jsonl"],
