@@ -9,14 +9,14 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "io/checkpoint_formats.h"
 #include "io/hf_chat_files.h"
 #include "io/json_config.h"
-#include "io/json_file.h"
 #include "io/mapped_file.h"
-#include "io/printable.h"
 #include "io/safetensors_reader.h"
 #include "io/tensor_table.h"
+#include "text/json_text.h"
 #include "text/tokenizer_factory.h"
 
 namespace witan {

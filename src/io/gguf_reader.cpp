@@ -7,8 +7,8 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "io/byte_cursor.h"
-#include "io/printable.h"
 #include "io/tensor_size.h"
 
 namespace witan {

@@ -8,8 +8,8 @@
 #include <system_error>
 
 #include "base/error.h"
-#include "io/json_file.h"
 #include "io/mapped_file.h"
+#include "text/json_text.h"
 
 namespace witan {
 namespace {

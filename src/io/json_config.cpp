@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "io/json_file.h"
+#include "text/json_text.h"
 
 namespace witan {
 

@@ -6,10 +6,10 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "io/byte_cursor.h"
-#include "io/json_file.h"
-#include "io/printable.h"
 #include "io/tensor_size.h"
+#include "text/json_text.h"
 
 namespace witan {
 namespace {

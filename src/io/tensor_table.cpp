@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "io/printable.h"
+#include "base/printable.h"
 
 namespace witan {
 

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "io/gguf_parts.h"
-#include "io/json_file.h"
+#include "text/json_text.h"
 #include "text/tokenizer_export.h"
 
 namespace witan {

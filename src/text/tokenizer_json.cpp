@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "text/json_text.h"
 #include "text/subword_tokenizer.h"
 #include "text/tokenizer_factory.h"
 #include "text/tokenizer_json_parts.h"
@@ -14,21 +15,14 @@ namespace witan {
 
 namespace {
 
-nlohmann::json parse_json(std::string_view text, const std::string& source) {
-  try {
-    return nlohmann::json::parse(text.begin(), text.end());
-  } catch (const nlohmann::json::exception& error) {
-    fail(ErrorCode::kBadFile, "{}: {}", source, error.what());
-  }
-}
-
 // The vocabulary's "vocab" object. It has 10^5 entries, so places are spelled out only for those that are wrong.
 Vocabulary parse_vocabulary(const JsonView& vocab, size_t num_added, bool byte_fallback, const std::string& source) {
   if (!vocab.json().is_object()) vocab.expected("an object");
   if (vocab.json().empty()) vocab.expected("an object with at least one token");
   Vocabulary vocabulary(vocab.json().size() + num_added);
   for (const auto& [piece, id] : vocab.json().items()) {
-    if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) JsonView(id, vocab.place() + "." + piece).id();
+    if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX)
+      JsonView(id, fmt::format("{}.{}", vocab.place(), shortened(piece))).id();
     const TokenKind kind = byte_fallback && byte_piece_value(piece) ? TokenKind::kByte : TokenKind::kNormal;
     vocabulary.set(id.get<TokenId>(), piece, kind, source);
   }
@@ -204,7 +198,7 @@ void add_config(const JsonView& json, TokenizerParts& parts) {
 
 std::unique_ptr<Tokenizer> tokenizer_from_json(std::string_view tokenizer_json, std::string_view tokenizer_config_json,
                                                const std::string& source) {
-  const nlohmann::json document = parse_json(tokenizer_json, source);
+  const nlohmann::json document = parse_json_object(tokenizer_json, source);
   const JsonView root(document, source + ": ");
   const nlohmann::json no_added = nlohmann::json::array();
   const JsonView added =
@@ -226,7 +220,7 @@ std::unique_ptr<Tokenizer> tokenizer_from_json(std::string_view tokenizer_json, 
   parts.prefix = std::move(frame.prefix);
   parts.suffix = std::move(frame.suffix);
   if (!tokenizer_config_json.empty()) {
-    const nlohmann::json config = parse_json(tokenizer_config_json, source + " (tokenizer_config.json)");
+    const nlohmann::json config = parse_json_object(tokenizer_config_json, source + " (tokenizer_config.json)");
     add_config(JsonView(config, source + " (tokenizer_config.json): "), parts);
   }
   return std::make_unique<SubwordTokenizer>(std::move(parts));

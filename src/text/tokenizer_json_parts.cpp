@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/printable.h"
 #include "text/pre_tokenizer_table.h"
 #include "text/unicode.h"
 
@@ -223,6 +224,12 @@ JsonView JsonView::operator[](const char* key) const {
   return JsonView(member == value_->end() ? kNull : *member, fmt::format("{}{}{}", place_, separator, key));
 }
 
+std::string shortened(std::string_view text) {
+  constexpr size_t kShown = 80;
+  if (text.size() <= kShown) return std::string(text);
+  return std::string(text.substr(0, valid_utf8_prefix(text.substr(0, kShown)))) + "...";
+}
+
 std::vector<JsonView> JsonView::elements() const {
   if (!value_->is_array()) expected("an array");
   std::vector<JsonView> views;
@@ -246,15 +253,13 @@ TokenId JsonView::id() const {
 }
 
 void JsonView::expected(std::string_view what) const {
-  constexpr size_t kShown = 80;
   const bool is_scalar = value_->is_primitive();
-  std::string found = is_scalar && !is_null() ? value_->dump() : is_null() ? "nothing" : value_->type_name();
-  if (found.size() > kShown) found = found.substr(0, valid_utf8_prefix(found.substr(0, kShown))) + "...";
-  fail(ErrorCode::kBadFile, "{} should be {}, found {}", place_, what, found);
+  const std::string found = is_scalar && !is_null() ? value_->dump() : is_null() ? "nothing" : value_->type_name();
+  fail(ErrorCode::kBadFile, "{} should be {}, found {}", place_, what, shortened(found));
 }
 
 void JsonView::unsupported(std::string_view what, std::string_view name) const {
-  fail(ErrorCode::kUnsupported, "{}: unsupported {} \"{}\"", place_, what, name);
+  fail(ErrorCode::kUnsupported, "{}: unsupported {} {}", place_, what, printable(name));
 }
 
 Normalizer parse_normalizer(const JsonView& json) {

@@ -13,6 +13,9 @@
 
 namespace witan {
 
+// The first 80 bytes of a text, cut between characters.
+std::string shortened(std::string_view text);
+
 // A value in a parsed JSON file together with its place, so that every complaint can name it. Absent members are null.
 class JsonView {
  public:

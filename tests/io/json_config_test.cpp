@@ -5,8 +5,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "io/json_file.h"
 #include "support/expect_error.h"
+#include "text/json_text.h"
 
 namespace witan {
 namespace {

@@ -339,5 +339,27 @@ TEST(JsonTokenizer, TextThatIsNoTokenizerIsRefused) {
   expect_error(ErrorCode::kBadFile, "tokenizer_config.json", [&] { tokenizer_from_json(good, "{", "tokenizer.json"); });
 }
 
+TEST(TokenizerJson, MessagesStayShortWhateverTheFileHolds) {
+  const std::string long_text(1 << 20, 'x');
+  const std::string texts[] = {
+      long_text,
+      "{\"" + long_text,
+      R"({"model": {"type": ")" + long_text + R"("}})",
+      R"({"model": {"type": "BPE", "vocab": {")" + long_text + R"(": "a"}, "merges": []}})",
+      R"({"model": {"type": "BPE", "vocab": ")" + long_text + R"(", "merges": []}})",
+      R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "normalizer": {"type": ")" + long_text + R"("}})",
+      R"({"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}, "merges": []}})",
+  };
+  for (const std::string& text : texts) {
+    try {
+      tokenizer_from_json(text, "", "tokenizer.json");
+      ADD_FAILURE() << "no error for " << text.substr(0, 60);
+    } catch (const Error& error) {
+      EXPECT_LT(std::string_view(error.what()).size(), 400u) << text.substr(0, 60);
+      EXPECT_THAT(error.what(), testing::HasSubstr("tokenizer.json"));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace witan

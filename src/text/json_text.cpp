@@ -1,4 +1,4 @@
-#include "io/json_file.h"
+#include "text/json_text.h"
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "io/printable.h"
+#include "base/printable.h"
 
 namespace witan {
 namespace {
