@@ -1,34 +1,74 @@
 #include "line_reader.h"
 
+#include <fcntl.h>
 #include <histedit.h>
+#include <poll.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <clocale>
 #include <csignal>
 #include <cstdio>
+#include <cwchar>
 
 #include "base/error.h"
 
 namespace witan {
 namespace {
 
-// Interrupts the read and does nothing else. Installed without SA_RESTART, unlike std::signal's handlers.
+volatile std::sig_atomic_t is_pressed = 0;
+int pipe_ends[2] = {-1, -1};  // the handler writes to the second
+
+// While it lives, Ctrl-C makes read_character() fail, whenever it comes and whichever thread the system tells.
 class InterruptingSignal {
  public:
   InterruptingSignal() {
+    if (pipe_ends[0] < 0 && pipe2(pipe_ends, O_CLOEXEC | O_NONBLOCK) != 0)
+      fail(ErrorCode::kIo, "no pipe: too many open files");
+    char byte;
+    while (::read(pipe_ends[0], &byte, 1) == 1) {
+    }
+    is_pressed = 0;
     struct sigaction action {};
-    action.sa_handler = [](int) { pressed_ = 1; };
-    pressed_ = 0;
+    action.sa_handler = [](int) {
+      is_pressed = 1;
+      const int error = errno;
+      [[maybe_unused]] const ssize_t ignored = write(pipe_ends[1], "c", 1);  // a full pipe is as good
+      errno = error;
+    };
     sigaction(SIGINT, &action, &previous_);
   }
   ~InterruptingSignal() { sigaction(SIGINT, &previous_, nullptr); }
   InterruptingSignal(const InterruptingSignal&) = delete;
   InterruptingSignal& operator=(const InterruptingSignal&) = delete;
-  static bool pressed() { return pressed_ != 0; }
+
+  // One character of standard input, as libedit asks for it: 1, 0 at the end, -1 for an error or Ctrl-C.
+  static int read_character(EditLine*, wchar_t* character) {
+    std::mbstate_t state{};
+    for (;;) {
+      pollfd waited[] = {{.fd = pipe_ends[0], .events = POLLIN, .revents = 0},
+                         {.fd = STDIN_FILENO, .events = POLLIN, .revents = 0}};
+      if (poll(waited, 2, -1) < 0) {
+        if (errno == EINTR) continue;
+        return -1;
+      }
+      if (waited[0].revents != 0) return -1;
+      char byte;
+      const ssize_t count = ::read(STDIN_FILENO, &byte, 1);
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0) return static_cast<int>(count);
+      const size_t used = std::mbrtowc(character, &byte, 1, &state);
+      if (used == static_cast<size_t>(-2)) continue;  // more bytes to come
+      if (used == static_cast<size_t>(-1)) {          // no character: left out
+        state = {};
+        continue;
+      }
+      return 1;
+    }
+  }
 
  private:
-  static inline volatile std::sig_atomic_t pressed_ = 0;
   struct sigaction previous_ {};
 };
 
@@ -48,6 +88,7 @@ struct LineReader::Editor {
           el_get(editing, EL_CLIENTDATA, &self);
           return static_cast<Editor*>(self)->prompt.data();
         });
+    el_set(line, EL_GETCFN, &InterruptingSignal::read_character);
     el_set(line, EL_EDITOR, "emacs");
     el_set(line, EL_HIST, ::history, history);
     el_set(line, EL_BIND, "^R", "em-inc-search-prev", nullptr);
@@ -87,7 +128,8 @@ std::optional<std::string> LineReader::read(const std::string& prompt) {
   const InterruptingSignal signal;
   int size = 0;
   const char* text = el_gets(editor_->line, &size);
-  if (InterruptingSignal::pressed()) {
+  if (is_pressed != 0) {
+    tcflush(STDIN_FILENO, TCIFLUSH);  // what was typed and not read yet is of the dropped line too
     el_reset(editor_->line);
     std::fputs("\n", stdout);
     interrupted_ = true;

@@ -202,6 +202,7 @@ class TerminalTest(ChatTestCase):
         self.wait_for("> ")
         self.type("\x1b[A\x1b[A\n")  # up twice: the save
         self.wait_for("0 messages in")
+        self.wait_for("> ")
         self.type("\x04")  # Ctrl-D
         self.assertEqual(self.process.wait(60), 0)
 
