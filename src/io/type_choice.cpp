@@ -15,14 +15,24 @@ constexpr std::string_view kLayerPrefix = "blk.";
 
 bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
+// "blk.3.ffn_down.weight" of the same, and of "enc.blk.3.ffn_down.weight" in a model with an encoder.
+std::string_view within_stack(std::string_view name) {
+  for (const std::string_view stack : {"enc.", "dec."}) {
+    if (name.starts_with(stack)) name.remove_prefix(stack.size());
+  }
+  return name;
+}
+
 // "ffn_down.weight" of "blk.3.ffn_down.weight".
 std::string_view kind_of(std::string_view name) {
+  name = within_stack(name);
   if (name.starts_with(kLayerPrefix)) name.remove_prefix(name.find('.', kLayerPrefix.size()) + 1);
   return name;
 }
 
 // 3 of "blk.3.ffn_down.weight"; -1 where there is no layer.
 int32_t layer_of(std::string_view name) {
+  name = within_stack(name);
   int32_t layer = -1;
   if (name.starts_with(kLayerPrefix)) {
     std::from_chars(name.data() + kLayerPrefix.size(), name.data() + name.size(), layer);
@@ -189,7 +199,7 @@ TensorClass tensor_class(std::string_view name) {
   if (!kind.ends_with("weight") || contains(kind, "_norm")) return TensorClass::kOther;
   if (kind.starts_with("token_embd")) return TensorClass::kEmbedding;
   if (kind == "output.weight") return TensorClass::kOutput;
-  if (kind.starts_with("attn_")) return TensorClass::kAttention;
+  if (kind.starts_with("attn_") || kind.starts_with("cross_attn_")) return TensorClass::kAttention;
   if (kind.starts_with("ffn_gate_inp")) return TensorClass::kRouter;
   if (contains(kind, "_shexp")) return TensorClass::kSharedExperts;
   // "ffn_up_exps.weight", and in older files "ffn_up.7.weight".

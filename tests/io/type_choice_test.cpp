@@ -176,6 +176,9 @@ TEST(TypeChoice, ClassesFollowFromNames) {
       {"blk.0.ffn_gate.7.weight", TensorClass::kExperts},
       {"blk.0.ffn_gate_shexp.weight", TensorClass::kSharedExperts},
       {"blk.10.ffn_down.weight", TensorClass::kDenseFfn},
+      {"enc.blk.1.ffn_gate_inp.weight", TensorClass::kRouter},
+      {"dec.blk.1.cross_attn_q.weight", TensorClass::kAttention},
+      {"dec.blk.1.ffn_up_exps.weight", TensorClass::kExperts},
   };
   for (const auto& [name, expected] : cases) EXPECT_EQ(tensor_class(name), expected) << name;
 }

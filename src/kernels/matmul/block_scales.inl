@@ -1,6 +1,8 @@
 // The scales of block formats as floats. Included inside an anonymous namespace after a vector_*.inl and driver.inl.
 
-// Of up to 8 blocks: sub-blocks in order, so 8 or 16 of each.
+// Of up to 8 blocks: sub-blocks in order, so 8 or 16 of each. Mins are divided by the -128 that the activations' stored
+// sums carry; a power of two, so they can be had back exactly.
+constexpr float kMinDivisor = -128.0f;
 struct BlockScales {
   alignas(64) float scale[16][16];
   alignas(64) float min[16][16];
@@ -39,9 +41,10 @@ inline void unpack_half(const uint8_t* from, int64_t count, int lane, BlockScale
 }
 
 inline void unpack_half_and_min(const uint8_t* from, int64_t count, int lane, BlockScales& out) {
+  const Float factor = broadcast(1 / kMinDivisor);
   for (int64_t b = 0; b < count; ++b) {
     store_floats(out.scale[b] + lane, load_halves(from + b * 64 + 2 * lane));
-    store_floats(out.min[b] + lane, load_halves(from + b * 64 + 32 + 2 * lane));
+    store_floats(out.min[b] + lane, multiply(factor, load_halves(from + b * 64 + 32 + 2 * lane)));
   }
 }
 
@@ -62,14 +65,13 @@ inline void unpack_half_times_int8(const uint8_t* from, int lane, BlockScales& o
 inline void unpack_lines(const uint8_t* from, int lane, BlockScales& out) {
   constexpr int kMinOrder[] = {0, 2, 1, 3};
   const Float d = load_halves(from + 2 * lane);
-  const Float dmin = load_halves(from + 32 + 2 * lane);
+  const Float min_factor = multiply(load_halves(from + 32 + 2 * lane), broadcast(-1 / kMinDivisor));
   for (int i = 0; i < 2; ++i) {
     const LaneBytes scales = split_bytes(load_six_bit(from + 64, i, lane));
     const LaneBytes mins = split_bytes(load_six_bit(from + 64, 2 + i, lane));
     for (int j = 0; j < 4; ++j) {
       store_floats(out.scale[4 * i + j] + lane, multiply(d, to_floats(scales.v[j])));
-      const Float min = subtract(zero_floats(), multiply(dmin, to_floats(mins.v[j])));
-      store_floats(out.min[4 * i + kMinOrder[j]] + lane, min);
+      store_floats(out.min[4 * i + kMinOrder[j]] + lane, multiply(min_factor, to_floats(mins.v[j])));
     }
   }
 }
@@ -87,13 +89,12 @@ inline void unpack_six_bit(const uint8_t* from, int lane, BlockScales& out) {
 
 inline void unpack_nibbles(const uint8_t* from, int lane, BlockScales& out) {
   const Float d = load_halves(from + 2 * lane);
-  const Float dmin = load_halves(from + 32 + 2 * lane);
+  const Float min_factor = multiply(load_halves(from + 32 + 2 * lane), broadcast(-1 / kMinDivisor));
   for (int i = 0; i < 4; ++i) {
     const LaneBytes both = split_bytes(load(from + 64 + i * kWordVectorBytes + 4 * lane));
     for (int j = 0; j < 4; ++j) {
       store_floats(out.scale[4 * i + j] + lane, multiply(d, to_floats(bit_and(both.v[j], broadcast(15)))));
-      const Float min = multiply(dmin, to_floats(shift_right<4>(both.v[j])));
-      store_floats(out.min[4 * i + j] + lane, subtract(zero_floats(), min));
+      store_floats(out.min[4 * i + j] + lane, multiply(min_factor, to_floats(shift_right<4>(both.v[j]))));
     }
   }
 }
@@ -125,17 +126,6 @@ inline void unpack_block_scales(const BlockFormat& format, const uint8_t* panel,
       case ScaleForm::kNibbles:
         unpack_nibbles(from, lane, out);
         break;
-    }
-  }
-}
-
-// What every sum of products with codes' bytes (below) needs besides: the mins, divided by the -128 that the stored
-// offsets carry.
-inline void prepare_mins(int64_t count, BlockScales& scales) {
-  const Float factor = broadcast(-0x1p-7f);
-  for (int64_t i = 0; i < count; ++i) {
-    for (int lane = 0; lane < kPanelRows; lane += kLanes) {
-      store_floats(scales.min[i] + lane, multiply(load_floats(scales.min[i] + lane), factor));
     }
   }
 }

@@ -19,7 +19,6 @@ struct BlockKernel {
 
   static void unpack_scales(const MatmulArgs& args, const uint8_t* panel, int64_t unit, BlockScales& out) {
     unpack_block_scales(*args.blocks, panel, unit * kUnitBlocks, blocks_of_unit(args, unit), out);
-    if (kMins) prepare_mins(blocks_of_unit(args, unit) * kSubBlocks, out);
   }
 
   template <int kPanels>
@@ -174,6 +173,11 @@ struct PackedBlockKernel : BlockKernel<kSubBlocks, kMins> {
       for (int p = 0; p < kPanels; ++p) {
         codes_[p] = panels_[p] + args_.block_scales_bytes + unit * kUnitBytes;
         Base::unpack_scales(args_, panels_[p], unit, scales_[p]);
+        // Two units ahead; past the panel's scales this asks for codes that are wanted anyway.
+        const int64_t unit_bytes = kUnitBlocks / args_.blocks->scale_blocks * args_.blocks->scale_bytes;
+        for (int64_t line = 0; line < unit_bytes; line += kLineBytes) {
+          prefetch_line(panels_[p] + (unit + 2) * unit_bytes + line);
+        }
       }
       prefetch_.enter(unit);
     }

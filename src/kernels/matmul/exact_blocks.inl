@@ -25,7 +25,7 @@ struct BlockDecoder {
             decode_words(v, out, slice, [&](Float byte) { return multiply(scale, subtract(byte, offset)); });
           } else {
             // scale * value is exact, so the fused operation rounds as decode's multiplication and addition do.
-            const Float min = load_floats(scales.min[j] + slice * kLanes);
+            const Float min = multiply(load_floats(scales.min[j] + slice * kLanes), broadcast(kMinDivisor));
             decode_words(v, out, slice, [&](Float byte) { return multiply_add(scale, subtract(byte, offset), min); });
           }
         }
