@@ -13,7 +13,7 @@ void print_list() {
   const Isa selected = select_isa();
   print_stdout("Architectures           GGUF        Hugging Face\n");
   for (const Architecture& a : architectures()) {
-    print_stdout("  {:<20}  {:<10}  {:<14} {}{}\n", a.name, a.gguf, a.huggingface, a.title, a.moe ? "" : " (dense)");
+    print_stdout("  {:<20}  {:<10}  {:<19}  {}{}\n", a.name, a.gguf, a.huggingface, a.title, a.moe ? "" : " (dense)");
   }
   print_stdout("\nWeight types            block   bytes\n");
   for (const QuantType& type : quant_types()) {

@@ -128,10 +128,9 @@ TEST(CheckpointGoldens, PartsOfBlockQuantisedWeightsAreMarked) {
     std::string tensor;
     DType whole;
   };
-  const Case kCases[] = {
-      {"gpt-oss-mxfp4/hf", "model.layers.0.mlp.experts.gate_up_proj_blocks", DType::kMXFP4},
-      {"gpt-oss-mxfp4/hf", "model.layers.0.mlp.experts.gate_up_proj_scales", DType::kMXFP4},
-      {"deepseek2-v3-fp8/hf", "model.layers.0.self_attn.o_proj.weight", DType::kF8_E4M3}};
+  const Case kCases[] = {{"gpt-oss-mxfp4/hf", "model.layers.0.mlp.experts.gate_up_proj_blocks", DType::kMXFP4},
+                         {"gpt-oss-mxfp4/hf", "model.layers.0.mlp.experts.gate_up_proj_scales", DType::kMXFP4},
+                         {"deepseek2-v3-fp8/hf", "model.layers.0.self_attn.o_proj.weight", DType::kF8_E4M3}};
   for (const Case& c : kCases) {
     WITAN_GOLDEN_OR_SKIP(path, c.path);
     const auto checkpoint = Checkpoint::open(path);
