@@ -1,0 +1,204 @@
+"""Qwen3-MoE (arXiv 2505.09388) in PyTorch, for training: it runs on torch 1.13 (CPU) and 2.x (GPU) alike.
+
+Per layer: RMSNorm, grouped-query attention with query and key heads normalised before the rotary positions (halves
+rotated), RMSNorm, and a mixture of SwiGLU experts chosen by a softmax router, the chosen weights renormalised.
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    num_experts: int
+    expert_size: int
+    head_dim: int = 64
+    experts_per_token: int = 2
+    rope_theta: float = 1e6
+    rms_eps: float = 1e-6
+    max_positions: int = 8192
+
+    def num_parameters(self):
+        attention = self.hidden_size * self.head_dim * 2 * (self.num_heads + self.num_kv_heads) + 2 * self.head_dim
+        experts = self.num_experts * self.hidden_size * (3 * self.expert_size + 1)
+        return (
+            self.vocab_size * self.hidden_size
+            + self.num_layers * (attention + experts + 2 * self.hidden_size)
+            + self.hidden_size
+        )
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, size, eps, scale=1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), float(scale)))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
+
+
+def rotary_angles(config, length):
+    """cos and sin [length, head_dim / 2], float32."""
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x, cos, sin):
+    """x [batch, heads, length, head_dim]; pairs are (i, i + head_dim / 2)."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+_QUERY_BLOCK = 256
+
+
+def causal_attention(q, k, v):
+    """q, k, v [batch, heads, length, head_dim]. On torch 1.13, blocks of queries skip the keys after them."""
+    if hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    length, scale = q.shape[2], 1 / math.sqrt(q.shape[3])
+    outputs = []
+    for begin in range(0, length, _QUERY_BLOCK):
+        end = min(begin + _QUERY_BLOCK, length)
+        scores = (q[:, :, begin:end] * scale) @ k[:, :, :end].transpose(2, 3)
+        future = torch.ones(end - begin, end - begin, dtype=torch.bool, device=q.device).triu(1)
+        mask = F.pad(future, (begin, 0))
+        outputs.append(scores.masked_fill(mask, -math.inf).softmax(-1) @ v[:, :, :end])
+    return torch.cat(outputs, dim=2)
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads * dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv * dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv * dim, bias=False)
+        self.o_proj = nn.Linear(heads * dim, config.hidden_size, bias=False)
+        self.q_norm = RmsNorm(dim, config.rms_eps)
+        self.k_norm = RmsNorm(dim, config.rms_eps)
+
+    def forward(self, x, cos, sin):
+        batch, length, _ = x.shape
+        config = self.config
+
+        def heads(projected, count):
+            return projected.view(batch, length, count, config.head_dim)
+
+        q = self.q_norm(heads(self.q_proj(x), config.num_heads)).transpose(1, 2)
+        k = self.k_norm(heads(self.k_proj(x), config.num_kv_heads)).transpose(1, 2)
+        v = heads(self.v_proj(x), config.num_kv_heads).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        group = config.num_heads // config.num_kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        out = causal_attention(q, k, v.to(q.dtype))
+        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+@dataclasses.dataclass
+class Routing:
+    """What a layer's router did, for the losses and for the report."""
+
+    balance_loss: torch.Tensor  # Switch Transformer (arXiv 2101.03961), eq. 4: 1 where all experts get the same
+    z_loss: torch.Tensor  # ST-MoE (arXiv 2202.08906), eq. 5
+    load: torch.Tensor  # [num_experts] share of the choices
+
+
+class Experts(nn.Module):
+    """The mixture, computed as one dense network of all experts whose hidden units are weighted by the router.
+
+    For experts this small that is faster than gathering tokens, on a GPU and on a CPU.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        wide = config.num_experts * config.expert_size
+        self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, wide, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, wide, bias=False)
+        self.down_proj = nn.Linear(wide, config.hidden_size, bias=False)
+
+    def forward(self, x, real):
+        """x [tokens, hidden]; real [tokens] is 0 for padding, which counts in no loss."""
+        config = self.config
+        with torch.autocast(x.device.type, enabled=False):
+            logits = x.float() @ self.router.weight.float().T
+            probabilities = logits.softmax(-1)
+            chosen = probabilities.topk(config.experts_per_token, dim=-1)
+            weights = torch.zeros_like(probabilities).scatter(
+                1, chosen.indices, chosen.values / chosen.values.sum(-1, keepdim=True)
+            )
+            share = real[:, None] / real.sum()
+            load = ((weights > 0).float() * share).sum(0) / config.experts_per_token
+            balance = config.num_experts * (load * (probabilities * share).sum(0)).sum()
+            z_loss = (logits.logsumexp(-1).pow(2) * share[:, 0]).sum()
+        hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        hidden = hidden.view(-1, config.num_experts, config.expert_size) * weights[:, :, None].to(hidden.dtype)
+        return self.down_proj(hidden.flatten(1)), Routing(balance, z_loss, load.detach())
+
+
+class Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.attention_norm = RmsNorm(config.hidden_size, config.rms_eps)
+        self.attention = Attention(config)
+        self.experts_norm = RmsNorm(config.hidden_size, config.rms_eps)
+        self.experts = Experts(config)
+
+    def forward(self, x, cos, sin, real):
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        out, routing = self.experts(self.experts_norm(x).flatten(0, 1), real.flatten())
+        return x + out.view_as(x), routing
+
+
+class Model(nn.Module):
+    def __init__(self, config, seed=0):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RmsNorm(config.hidden_size, config.rms_eps)
+        self._angles = None
+        self._init(torch.Generator().manual_seed(seed))
+
+    def _init(self, generator):
+        for name, parameter in self.named_parameters():
+            if parameter.dim() != 2:
+                continue
+            std = 0.02 if name.startswith("embedding") else parameter.shape[1] ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * self.config.num_layers)
+            with torch.no_grad():
+                parameter.normal_(0, std, generator=generator)
+
+    def angles(self, length, device):
+        if self._angles is None or self._angles[0].shape[0] < length or self._angles[0].device != device:
+            self._angles = tuple(t.to(device) for t in rotary_angles(self.config, length))
+        return tuple(t[:length] for t in self._angles)
+
+    def forward(self, tokens, real):
+        """tokens [batch, length] -> (final hidden states, normed, [batch, length, hidden], a Routing per layer)."""
+        cos, sin = self.angles(tokens.shape[1], tokens.device)
+        x = self.embedding(tokens)
+        routings = []
+        for layer in self.layers:
+            x, routing = layer(x, cos, sin, real)
+            routings.append(routing)
+        return self.norm(x), routings
+
+    def logits(self, hidden):
+        return F.linear(hidden, self.embedding.weight.to(hidden.dtype))
