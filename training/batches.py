@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import numpy
+import paths  # noqa: F401
 import tasks
 import tokenizer
 from tasks import sample

@@ -117,12 +117,21 @@ class Routing:
     load: torch.Tensor  # [num_experts] share of the choices
 
 
+class _PermuteRows(torch.autograd.Function):
+    """x[order], where order is a permutation: its gradient is a gather too, where index_select's would be a scatter."""
+
+    @staticmethod
+    def forward(ctx, x, order):
+        ctx.save_for_backward(order)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (order,) = ctx.saved_tensors
+        return gradient.index_select(0, order.argsort()), None
+
+
 class Experts(nn.Module):
-    """The mixture, computed as one dense network of all experts whose hidden units are weighted by the router.
-
-    For experts this small that is faster than gathering tokens, on a GPU and on a CPU.
-    """
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -139,16 +148,38 @@ class Experts(nn.Module):
             logits = x.float() @ self.router.weight.float().T
             probabilities = logits.softmax(-1)
             chosen = probabilities.topk(config.experts_per_token, dim=-1)
-            weights = torch.zeros_like(probabilities).scatter(
-                1, chosen.indices, chosen.values / chosen.values.sum(-1, keepdim=True)
-            )
+            weights = chosen.values / chosen.values.sum(-1, keepdim=True)
             share = real[:, None] / real.sum()
-            load = ((weights > 0).float() * share).sum(0) / config.experts_per_token
+            choices = torch.zeros_like(probabilities).scatter(1, chosen.indices, 1.0)
+            load = (choices * share).sum(0) / config.experts_per_token
             balance = config.num_experts * (load * (probabilities * share).sum(0)).sum()
             z_loss = (logits.logsumexp(-1).pow(2) * share[:, 0]).sum()
+        mix = self._dense if x.is_cuda else self._gathered
+        return mix(x, chosen.indices, weights), Routing(balance, z_loss, load.detach())
+
+    def _dense(self, x, experts, weights):
+        """All experts as one network whose hidden units the router weights: more arithmetic, but in few kernels."""
+        config = self.config
         hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)
-        hidden = hidden.view(-1, config.num_experts, config.expert_size) * weights[:, :, None].to(hidden.dtype)
-        return self.down_proj(hidden.flatten(1)), Routing(balance, z_loss, load.detach())
+        factors = weights.new_zeros(x.shape[0], config.num_experts).scatter(1, experts, weights).to(hidden.dtype)
+        hidden = hidden.view(-1, config.num_experts, config.expert_size) * factors[:, :, None]
+        return self.down_proj(hidden.flatten(1))
+
+    def _gathered(self, x, experts, weights):
+        """Each expert over its own tokens."""
+        config = self.config
+        order = experts.flatten().argsort()
+        counts = torch.bincount(experts.flatten(), minlength=config.num_experts).tolist()
+        copies = x[:, None].expand(-1, config.experts_per_token, -1).reshape(-1, x.shape[1])
+        gates = self.gate_proj.weight.split(config.expert_size)
+        ups = self.up_proj.weight.split(config.expert_size)
+        downs = self.down_proj.weight.split(config.expert_size, dim=1)
+        outputs = [
+            F.linear(F.silu(F.linear(own, gate)) * F.linear(own, up), down)
+            for own, gate, up, down in zip(_PermuteRows.apply(copies, order).split(counts), gates, ups, downs)
+        ]
+        outputs = _PermuteRows.apply(torch.cat(outputs), order.argsort()).view(x.shape[0], -1, x.shape[1])
+        return (outputs * weights[:, :, None]).sum(1)
 
 
 class Layer(nn.Module):
@@ -163,6 +194,12 @@ class Layer(nn.Module):
         x = x + self.attention(self.attention_norm(x), cos, sin)
         out, routing = self.experts(self.experts_norm(x).flatten(0, 1), real.flatten())
         return x + out.view_as(x), routing
+
+
+# How the first layer begins (start_with_previous_token_heads), chosen so that the wanted token gets most of the weight.
+_COMMON = 4.0  # the common direction of the embedding, in standard deviations of the others
+_NOISE = 0.1  # what is left of the random projections
+_SHARPNESS = 1.6  # of query and key norms
 
 
 class Model(nn.Module):
@@ -184,6 +221,30 @@ class Model(nn.Module):
                 std /= math.sqrt(2 * self.config.num_layers)
             with torch.no_grad():
                 parameter.normal_(0, std, generator=generator)
+
+    def start_with_previous_token_heads(self):
+        """Lets the heads of the first layer begin as heads that look 1, 2, ... tokens back.
+
+        Copying from a context needs such heads below the heads that match (Olsson et al., arXiv 2209.11895), and their
+        forming is what training waits for. RoPE makes one of any constant query and key: one direction of the
+        embedding is made equal in all tokens, and the projections read only that.
+        """
+        config, attention = self.config, self.layers[0].attention
+        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
+        strength = (frequencies > 0.05).float()  # only fast rotations tell neighbours apart
+        with torch.no_grad():
+            self.embedding.weight[:, 0] = _COMMON * self.embedding.weight.std()
+            keys = torch.cat((strength, torch.zeros_like(strength)))
+            attention.k_proj.weight.mul_(_NOISE)
+            attention.q_proj.weight.mul_(_NOISE)
+            attention.k_proj.weight[:, 0] = keys.repeat(config.num_kv_heads)
+            for head in range(config.num_heads):
+                # Heads of one group share keys, so that the offset is in the query.
+                back = 1 + head
+                turned = torch.cat((strength * (back * frequencies).cos(), -strength * (back * frequencies).sin()))
+                attention.q_proj.weight[head * config.head_dim : (head + 1) * config.head_dim, 0] = turned
+            attention.q_norm.weight.fill_(_SHARPNESS)
+            attention.k_norm.weight.fill_(_SHARPNESS)
 
     def angles(self, length, device):
         if self._angles is None or self._angles[0].shape[0] < length or self._angles[0].device != device:

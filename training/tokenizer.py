@@ -10,6 +10,7 @@ import functools
 import json
 import re
 
+import paths  # noqa: F401
 from tasks import lexicon
 
 END_OF_TEXT, IM_START, IM_END = SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -1,0 +1,44 @@
+"""Which length the rows of each step have: short ones first, as retrieval forms there by far the soonest.
+
+Steps are grouped in blocks. What a block may draw from is decided when the block before the one before it ends, so that
+workers can prepare a whole block ahead, and a resumed run draws the same.
+"""
+
+from tasks import sample
+
+LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
+BLOCK_STEPS = 32
+_GATE = "retrieval"  # the task that decides
+_GATE_ACCURACY = 0.8  # share of exact replies at the longest length so far
+_LATEST = 0.09  # of the budget that a length may wait for the next one
+_MEMORY = 0.7  # of earlier blocks in the running accuracy
+
+
+class Curriculum:
+    def __init__(self, seed, stages=(0, 0), accuracy=None):
+        self.seed = seed
+        self.stages = list(stages)  # of every block so far and the next: how many lengths beyond the first
+        self.accuracy = dict(accuracy or {})  # running accuracy of the gate task, by length
+
+    def state(self):
+        return {"stages": self.stages, "accuracy": self.accuracy}
+
+    def length(self, step):
+        """The length of a step's rows: the longest in half of the steps, each shorter one in half of the rest."""
+        rng = sample.rng_of("curriculum", self.seed, step)
+        at = self.stages[step // BLOCK_STEPS]
+        while at > 0 and rng.random() < 0.5:
+            at -= 1
+        return LENGTHS[at]
+
+    def end_block(self, results, progress):
+        """Takes a block's {length: (right, total)} of the gate task, and decides about the block after the next."""
+        for length, (right, total) in results.items():
+            if total:
+                before = self.accuracy.get(length, 0.0)
+                self.accuracy[length] = _MEMORY * before + (1 - _MEMORY) * right / total
+        stage = self.stages[-1]
+        learned = self.accuracy.get(LENGTHS[stage], 0.0) >= _GATE_ACCURACY
+        if stage + 1 < len(LENGTHS) and (learned or progress > _LATEST * (stage + 1)):
+            stage += 1
+        self.stages.append(stage)
