@@ -1,9 +1,10 @@
 """The generated tasks: what witan-tiny learns and what `witan eval` measures. Standard library only.
 
-TASKS has a row per task: its name, its variants (generators) and the shortest samples that they make.
+TASKS has a row per task that witan-tiny learns, EVAL_TASKS one per task with questions to score: a name and its variants,
+which are generators (sample.py).
 """
 
-from . import arithmetic, following, language, lists, long_answer, retrieval
+from . import arithmetic, following, language, lists, long_answer, retrieval, ruler
 from .sample import NoRoom, Room, Sample, Turn, rng_of
 
 TASKS = {
@@ -15,4 +16,6 @@ TASKS = {
     "language": language.VARIANTS,
 }
 
-__all__ = ["TASKS", "NoRoom", "Room", "Sample", "Turn", "rng_of"]
+EVAL_TASKS = {name: variants for name, variants in TASKS.items() if name != "language"} | {"ruler": ruler.VARIANTS}
+
+__all__ = ["EVAL_TASKS", "TASKS", "NoRoom", "Room", "Sample", "Turn", "rng_of"]
