@@ -28,7 +28,7 @@ import optimizer as optimizer_module
 import presets
 
 _WARMUP_STEPS = 100
-_DECAY = 0.3  # the learning rate falls to nothing over this last part of the budget
+DECAY = 0.3  # the learning rate falls to nothing over this last part of the budget
 _BALANCE_WEIGHT, _Z_WEIGHT = 0.02, 1e-3
 _SAVE_SECONDS = 120
 
@@ -60,7 +60,7 @@ class Source:
 
 def learning_rate(step, progress):
     """The share of the full rate: warm-up, level, and a fall to zero at the end of the budget."""
-    return min(1.0, (step + 1) / _WARMUP_STEPS, max(0.0, (1 - progress) / _DECAY))
+    return min(1.0, (step + 1) / _WARMUP_STEPS, max(0.0, (1 - progress) / DECAY))
 
 
 class Tally:
@@ -108,6 +108,7 @@ class Run:
         self.optimizer = optimizer_module.Optimizer(self.model, self.preset.learning_rate)
         self.curriculum = curriculum.Curriculum(seed)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.budget = ("tokens", self.preset.budget_tokens)  # or ("minutes", count): the whole training
 
     def save(self, path):
         state = {
@@ -116,6 +117,7 @@ class Run:
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "budget": list(self.budget),
             "curriculum": self.curriculum.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -130,6 +132,7 @@ class Run:
         run = cls(state["size"], state["seed"], device)
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
+        run.budget = tuple(state["budget"])
         run.curriculum = curriculum.Curriculum(run.seed, **state["curriculum"])
         run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
         return run
@@ -177,15 +180,14 @@ def progress_line(run, progress, rate, speed, read):
     )
 
 
-def train(run, source, out, budget, minutes):
+def train(run, source, out, minutes):
     """Trains whole blocks of steps until the budget or the minutes are used up; returns whether the budget is.
 
-    budget: ("tokens", count) or ("minutes", count). Only ends of blocks are saved, so that a run that was killed goes on
-    exactly as it would have gone.
+    Only ends of blocks are saved, so that a run that was killed goes on exactly as it would have gone.
     """
 
     def share_done():
-        return run.tokens / budget[1] if budget[0] == "tokens" else run.seconds / 60 / budget[1]
+        return run.tokens / run.budget[1] if run.budget[0] == "tokens" else run.seconds / 60 / run.budget[1]
 
     began = last = saved = time.monotonic()
     while share_done() < 1 and last - began < 60 * minutes:
@@ -220,7 +222,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--seed", type=int, default=1, help="default: 1")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop this run after so long; default: never")
-    parser.add_argument("--tokens", type=int, help="the whole training, over all runs; default: by size")
+    parser.add_argument("--tokens", type=int, help="the whole training, over all runs; default: by size, or as before")
     parser.add_argument("--budget-minutes", type=float, help="the whole training as time instead: not repeatable")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the model; default: 2")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches; default: none")
@@ -237,10 +239,11 @@ def main():
     else:
         run = Run(args.size, args.seed, args.device)
     print(f"{run.model.config.num_parameters() / 1e6:.2f} million parameters", flush=True)
-    budget = ("minutes", args.budget_minutes) if args.budget_minutes else ("tokens", args.tokens or run.preset.budget_tokens)
+    if args.tokens or args.budget_minutes:
+        run.budget = ("tokens", args.tokens) if args.tokens else ("minutes", args.budget_minutes)
     source = Source(run.seed, run.preset.batch_tokens, run.curriculum, args.workers)
     try:
-        done = train(run, source, args.out, budget, args.minutes)
+        done = train(run, source, args.out, args.minutes)
     finally:
         source.close()
     print("the budget is used up" if done else "stopped; the same command goes on", flush=True)

@@ -4,7 +4,7 @@ TASKS has a row per task that witan-tiny learns, EVAL_TASKS one per task with qu
 which are generators (sample.py).
 """
 
-from . import arithmetic, following, language, lists, long_answer, retrieval, ruler
+from . import arithmetic, following, language, lexicon, lists, long_answer, retrieval, ruler
 from .sample import NoRoom, Room, Sample, Turn, rng_of
 
 TASKS = {
@@ -18,4 +18,4 @@ TASKS = {
 
 EVAL_TASKS = {name: variants for name, variants in TASKS.items() if name != "language"} | {"ruler": ruler.VARIANTS}
 
-__all__ = ["EVAL_TASKS", "TASKS", "NoRoom", "Room", "Sample", "Turn", "rng_of"]
+__all__ = ["EVAL_TASKS", "TASKS", "NoRoom", "Room", "Sample", "Turn", "lexicon", "rng_of"]

@@ -1,7 +1,15 @@
 """Variable following and lookups of several hops. The reply writes every hop."""
 
-from . import lexicon, records
-from .sample import MARKUP_TOKENS, Sample, Turn, ask_about
+from . import language, lexicon, records
+from .sample import MARKUP_TOKENS, Sample, Turn, ask_about, insert_anywhere
+
+
+def _document(rng, room, reserve, lines):
+    """(text, place of each line in it): the lines, among filler where they leave much of the room."""
+    if room.left - reserve < 64:
+        return "".join(line + "\n" for line in lines), {line: i / len(lines) for i, line in enumerate(lines)}
+    sentences, where = insert_anywhere(rng, language.filler(rng, room, reserve), lines)
+    return language.join(rng, sentences), {line: i / len(sentences) for line, i in zip(lines, where)}
 
 
 def variables(rng, room):
@@ -15,7 +23,7 @@ def variables(rng, room):
     while len(names) > longest:
         chain = [names.pop() for _ in range(rng.randint(1, longest))]
         chain.append(records.number(rng, rng.randint(1, 3)))
-        statements = [f"Set {a} = {b}.\n" for a, b in zip(chain, chain[1:])]
+        statements = [f"Set {a} = {b}." for a, b in zip(chain, chain[1:])]
         if chains and room.left - sum(map(room.count, statements)) < reserve:
             break
         room.need(*statements)
@@ -25,16 +33,15 @@ def variables(rng, room):
     order = [i for i, statements in enumerate(lines) for _ in statements]
     rng.shuffle(order)
     queues = [iter(statements[::-1]) for statements in lines]
-    text = [next(queues[i]) for i in order]
-    place = {line: i / len(text) for i, line in enumerate(text)}
+    document, place = _document(rng, room, reserve, [next(queues[i]) for i in order])
 
     def turn(chain):
         chain = chain[rng.randrange(len(chain) - 1) :] if rng.random() < 0.3 else chain
         steps = [f"{a} = {b}." for a, b in zip(chain, chain[1:])]
-        evidence = (place[f"Set {steps[0]}\n"],)
+        evidence = (place[f"Set {steps[0]}"],)
         return Turn(f"What is {chain[0]}?", "Follow: " + " ".join(steps), (chain[-1],), "last", evidence)
 
-    return Sample("following", "variables", "".join(text), ask_about(rng, room, turn, chains))
+    return Sample("following", "variables", document, ask_about(rng, room, turn, chains))
 
 
 # Relation -> what it leads from and to. Numbers are drawn, not looked up.
@@ -69,7 +76,7 @@ def hops(rng, room):
             to = _RELATIONS[relation][1]
             others = [k for k in _KINDS[to] if k != key] if to else None
             facts[relation, key] = rng.choice(others) if to else records.number(rng, rng.randint(1, 3))
-            lines.append(_statement(relation, key, facts[relation, key]) + "\n")
+            lines.append(_statement(relation, key, facts[relation, key]))
         return facts[relation, key]
 
     line_cost = room.count("The friend of Ann is Bob.\n") + 2
@@ -83,9 +90,9 @@ def hops(rng, room):
             at = fact(relation, at)
         room.need(*lines[known:])
         starts.append(start)
-    _add_distractors(rng, room, reserve, fact)
+    _add_distractors(rng, room, reserve, fact, facts)
     rng.shuffle(lines)
-    place = {line: i / len(lines) for i, line in enumerate(lines)}
+    document, place = _document(rng, room, reserve, lines)
 
     def turn(start):
         steps, at = [], start
@@ -93,23 +100,23 @@ def hops(rng, room):
             steps.append(_statement(relation, at, facts[relation, at]))
             at = facts[relation, at]
         asked = "".join(f"the {relation} of " for relation in reversed(path))
-        return Turn(f"What is {asked}{start}?", " ".join(steps), (at,), "last", (place[steps[-1] + "\n"],))
+        return Turn(f"What is {asked}{start}?", " ".join(steps), (at,), "last", (place[steps[-1]],))
 
-    return Sample("following", "hops", "".join(lines), ask_about(rng, room, turn, starts))
+    return Sample("following", "hops", document, ask_about(rng, room, turn, starts))
 
 
 def _statement(relation, key, value):
     return records.Record(relation, key, value).statement()
 
 
-def _add_distractors(rng, room, reserve, fact):
+def _add_distractors(rng, room, reserve, fact, known):
     """More facts of any relation, until the room is full or nothing new is left to say."""
     line_cost = room.count("The friend of Ann is Bob.\n") + 2
     for relation, key in records.pairs(rng, tuple(_RELATIONS), lexicon.NAMES + lexicon.ANIMALS + lexicon.TOWNS):
         if room.left - reserve < line_cost:
             return
-        if key in _RELATIONS[relation][0]:
-            room.need(_statement(relation, key, str(fact(relation, key))) + "\n")
+        if key in _RELATIONS[relation][0] and (relation, key) not in known:
+            room.need(_statement(relation, key, str(fact(relation, key))))
 
 
 VARIANTS = {"variables": variables, "hops": hops}

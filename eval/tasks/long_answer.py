@@ -61,7 +61,7 @@ def make(rng, room, num_questions, variant):
         raise NoRoom(f"{room.tokens} tokens")
     room.need(INSTRUCTION, markup=MARKUP_TOKENS)
     facts = []
-    reserve = num_questions * (_TOKENS_PER_QUESTION - 12)
+    reserve = num_questions * (_TOKENS_PER_QUESTION - 12) + 24
     enough = max(2, num_questions)
     attributes = rng.sample(records.NUMBER_VALUES, rng.randint(1, 3))
     for attribute, key in records.pairs(rng, attributes, lexicon.KEYS):

@@ -60,7 +60,7 @@ def one_key(rng, room):
 def two_keys(rng, room):
     """Several attributes of few keys: only both together find the value."""
     attributes = rng.sample((*records.NUMBER_VALUES, *records.WORD_VALUES), rng.randint(2, 4))
-    lines = max(4, room.tokens // 12)
+    lines = max(4, room.tokens // 9)
     keys = rng.sample(lexicon.KEYS, min(len(lexicon.KEYS), -(-lines // len(attributes)) + 1))
     return _sample("two_keys", rng, room, _fill(rng, room, _records(rng, attributes, rng.randint(1, 3), keys)))
 

@@ -114,8 +114,8 @@ def common_words(rng, room):
 
 def frequent_words(rng, room):
     """Made-up words with frequencies that fall off slowly: which three are the most frequent?"""
-    words = _distinct(lambda: "".join(rng.choices(string.ascii_lowercase, k=6)), 20)
-    weights = [int(1000 / (rank + 1) ** 1.2) for rank in range(20)]
+    words = _distinct(lambda: "".join(rng.choices(string.ascii_lowercase, k=6)), min(40, 8 + room.tokens // 256))
+    weights = [int(1000 / (rank + 1) ** 1.2) for rank in range(len(words))]
     question = "What are the 3 most frequent words in the list above? Answer with the words only."
     return _counted(rng, room, "frequent_words", words, weights, 3, question)
 

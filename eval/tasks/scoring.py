@@ -46,13 +46,13 @@ def items(reply, expected):
     return _by_parts(reply.strip().rstrip(".").rpartition(":")[2].split(","), expected)
 
 
-def numbered(reply, expected):
-    """The last value of each block `Answer_1: ...`, by its number; the first block of a number counts."""
+def numbered(reply, expected, first_label=1):
+    """The last value of each block `Answer_N: ...`, by its number; the first block of a number counts."""
     blocks = {}
     labels = [*_LABEL.finditer(reply)]
     for label, following in zip(labels, [*labels[1:], None]):
         blocks.setdefault(int(label[1]), reply[label.end() : following.start() if following else len(reply)])
-    return [_last(blocks.get(i + 1, ""), value) for i, value in enumerate(expected)]
+    return [_last(blocks.get(i, ""), value) for i, value in enumerate(expected, first_label)]
 
 
 def text(reply, expected):
@@ -69,8 +69,11 @@ def contains(reply, expected):
 RULES = {rule.__name__: rule for rule in (last, each, items, numbered, text, contains)}
 
 
-def score(reply, expected, rule):
-    """For each expected value whether the reply gives it in its place; None where the reply gives nothing there."""
-    found = RULES[rule](reply, expected)
+def score(reply, expected, rule, first_label=1):
+    """For each expected value whether the reply gives it in its place; None where the reply gives nothing there.
+
+    first_label: the number of the first answer, for the rule `numbered`.
+    """
+    found = numbered(reply, expected, first_label) if rule == "numbered" else RULES[rule](reply, expected)
     found += [None] * (len(expected) - len(found))
     return [None if f is None else normalize(f) == normalize(e) for f, e in zip(found, expected)]
