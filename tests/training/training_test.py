@@ -273,7 +273,7 @@ class TrainTest(unittest.TestCase):
         turn = sample.Turn("What is 1?", "", (), "last")
         chat = sample.Sample("x", "x", "Read this.\n", (turn,))
         messages = self.folder / "messages.json"
-        messages.write_text(json.dumps(chat.messages()[:1]))
+        messages.write_text(json.dumps({"messages": chat.messages()[:1]}))
         done = subprocess.run(
             [WITAN, "render", "-m", self.folder / "model", "--messages", messages], capture_output=True, text=True, check=False
         )
