@@ -4,7 +4,7 @@
   training/evaluate.py --out DIR [--samples 50] [--lengths 256,1024,2048,4096]
 
 A reply counts when every token of it is the likeliest after those before it: then greedy decoding gives that reply. The
-weights are rounded to BF16, as they ship. What a user gets from witan itself is measured by `witan eval`.
+weights are rounded to BF16, as they ship.
 """
 
 import argparse

@@ -144,7 +144,7 @@ class Chat {
     const size_t space = std::min(line.find_first_of(" \n"), line.size());
     const std::string command = line.substr(0, space);
     const std::string rest = space < line.size() ? line.substr(space + 1) : "";
-    const auto file = [&] {
+    const auto file = [&]() -> const std::string& {
       if (rest.empty()) fail(ErrorCode::kInvalidArgument, "{} needs the name of a file", command);
       return rest;
     };

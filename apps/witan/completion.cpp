@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "commands.h"
@@ -96,7 +97,7 @@ complete -F _witan witan
 }
 
 // A description in zsh's _arguments: without what ends it or the quotes around it.
-std::string zsh_text(std::string text) {
+std::string zsh_text(std::string_view text) {
   std::string result;
   for (const char c : text) {
     if (c == '\n') {

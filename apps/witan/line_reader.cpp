@@ -126,6 +126,7 @@ std::optional<std::string> LineReader::read(const std::string& prompt) {
   }
   editor_->prompt = prompt;
   const InterruptingSignal signal;
+  el_set(editor_->line, EL_PREP_TERM, 1);  // before the prompt shows: a Ctrl-D of before then would be lost
   int size = 0;
   const char* text = el_gets(editor_->line, &size);
   if (is_pressed != 0) {

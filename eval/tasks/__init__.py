@@ -1,4 +1,4 @@
-"""The generated tasks: what witan-tiny learns and what `witan eval` measures. Standard library only.
+"""The generated tasks: what witan-tiny learns and what task sets measure. Standard library only.
 
 TASKS has a row per task that witan-tiny learns, EVAL_TASKS one per task with questions to score: a name and its variants,
 which are generators (sample.py).

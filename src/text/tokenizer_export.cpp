@@ -133,7 +133,7 @@ GgufTokenizerFields gguf_fields_from_json(std::string_view tokenizer_json, std::
     fields.pre = pre_tokenizer_name(document, source);
     for (const json& merge : model["merges"]) {
       const auto [left, right] = parts_of(merge);
-      fields.merges.push_back(left + " " + right);
+      fields.merges.push_back(fmt::format("{} {}", left, right));
     }
   } else {
     fields.model = "llama";

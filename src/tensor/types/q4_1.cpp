@@ -31,7 +31,7 @@ void encode(const float* row, std::byte* out, int64_t num_elements) {
     store_f16(out, d);
     store_f16(out + kMinimum, *low);
     const auto quant = [&, low = *low](int j) {
-      return std::min(15, static_cast<int>((row[j] - low) * inverse + 0.5f));
+      return std::min(15, static_cast<int>(std::floor((row[j] - low) * inverse + 0.5f)));
     };
     for (int j = 0; j < kBlockSize / 2; ++j) {
       out[kQuants + j] = static_cast<std::byte>(quant(j) | quant(j + kBlockSize / 2) << 4);

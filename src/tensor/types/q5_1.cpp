@@ -36,8 +36,8 @@ void encode(const float* row, std::byte* out, int64_t num_elements) {
     store_f16(out, d);
     store_f16(out + kMinimum, *low);
     store_quants_of_5_bits(
-        [&, low = *low](int j) { return std::min(31, static_cast<int>((row[j] - low) * inverse + 0.5f)); }, out + kHigh,
-        out + kQuants);
+        [&, low = *low](int j) { return std::min(31, static_cast<int>(std::floor((row[j] - low) * inverse + 0.5f))); },
+        out + kHigh, out + kQuants);
   }
 }
 

@@ -51,8 +51,8 @@ int64_t Bound::integer(size_t parameter) const {
   if (!get(parameter).is_integer()) wrong_type(parameter, "int");
   return get(parameter).integer();
 }
-Value Bound::value_or(size_t parameter, Value absent) const {
-  return values_[parameter] == nullptr ? std::move(absent) : *values_[parameter];
+Value Bound::value_or(size_t parameter, const Value& absent) const {
+  return values_[parameter] == nullptr ? absent : *values_[parameter];
 }
 int64_t Bound::integer_or(size_t parameter, int64_t absent) const {
   return values_[parameter] == nullptr ? absent : integer(parameter);
@@ -108,15 +108,15 @@ int64_t remainder(const Value& value, const Value& divisor, Interpreter& interpr
   return rest.is_integer() ? rest.integer() : rest.number() == 0.0 ? 0 : rest.number() == 1.0 ? 1 : 2;
 }
 
-template <CompareOperator op>
+template <CompareOperator kOp>
 bool compares(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  return apply(op, input, Bound("test", arguments, {"other"}).get(0), interpreter);
+  return apply(kOp, input, Bound("test", arguments, {"other"}).get(0), interpreter);
 }
 
-template <bool (*check)(const Value&)>
+template <bool (*kCheck)(const Value&)>
 bool checks(Interpreter& /*interpreter*/, const Value& input, const Arguments& arguments) {
-  Bound("test", arguments, {});
-  return check(input);
+  take_none("test", arguments);
+  return kCheck(input);
 }
 
 bool test_same(Interpreter& interpreter, const Value& input, const Arguments& arguments) {

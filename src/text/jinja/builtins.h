@@ -20,7 +20,7 @@ class Bound {
   const Value& get(size_t parameter) const;
   const std::string& string(size_t parameter) const;
   int64_t integer(size_t parameter) const;
-  Value value_or(size_t parameter, Value absent) const;
+  Value value_or(size_t parameter, const Value& absent) const;
   int64_t integer_or(size_t parameter, int64_t absent) const;
   bool truth_or(size_t parameter, bool absent) const;
 
@@ -31,6 +31,11 @@ class Bound {
   std::vector<std::string_view> parameters_;
   std::vector<const Value*> values_;
 };
+
+// For functions without parameters.
+inline void take_none(std::string_view function, const Arguments& arguments) {
+  const Bound none(function, arguments, {});
+}
 
 struct Filter {
   std::string_view name;

@@ -47,9 +47,8 @@ Value dict(Interpreter& interpreter, const Arguments& arguments) {
 }
 
 Value make_namespace(Interpreter& interpreter, const Arguments& arguments) {
-  Arguments copy = arguments;
-  const Value attributes = dict(interpreter, copy);
-  const Value space = interpreter.make_namespace();
+  const Value attributes = dict(interpreter, arguments);
+  Value space = interpreter.make_namespace();
   for (const auto& [key, value] : attributes.as_dict()->entries()) {
     if (!key.is_string()) fail(ErrorCode::kInvalidArgument, "namespace() needs names that are strings");
     interpreter.budget().hold(key.as_string()->text.size() + sizeof(Value));
@@ -89,7 +88,7 @@ Value cycler(Interpreter& interpreter, const Arguments& arguments) {
   if (arguments.positional.empty()) fail(ErrorCode::kInvalidArgument, "at least one item has to be provided");
   const auto items = std::make_shared<std::vector<Value>>(arguments.positional);
   const auto place = std::make_shared<size_t>(0);
-  const Value space = interpreter.make_namespace();
+  Value space = interpreter.make_namespace();
   Namespace* attributes = *space.get_if<Namespace*>();
   attributes->attributes.emplace_back("current", items->front());
   const auto move_to = [attributes, items, place](size_t next) {
@@ -97,7 +96,7 @@ Value cycler(Interpreter& interpreter, const Arguments& arguments) {
     attributes->attributes.front().second = (*items)[*place];
   };
   attributes->attributes.emplace_back("next", interpreter.function("next", [=](Interpreter&, const Arguments&) {
-    const Value current = (*items)[*place];
+    Value current = (*items)[*place];
     move_to(*place + 1);
     return current;
   }));

@@ -27,7 +27,7 @@ Value dict_get(Interpreter& /*interpreter*/, const Value& self, const Arguments&
   return found == nullptr ? args.value_or(1, None{}) : *found;
 }
 Value dict_items(Interpreter& interpreter, const Value& self, const Arguments& arguments) {
-  Bound("items", arguments, {});
+  take_none("items", arguments);
   std::vector<Value> pairs;
   for (const auto& [key, value] : self.as_dict()->entries()) {
     pairs.push_back(interpreter.sequence({key, value}, SequenceKind::kTuple));
@@ -35,17 +35,17 @@ Value dict_items(Interpreter& interpreter, const Value& self, const Arguments& a
   return interpreter.sequence(std::move(pairs), SequenceKind::kItems);
 }
 Value dict_keys(Interpreter& interpreter, const Value& self, const Arguments& arguments) {
-  Bound("keys", arguments, {});
+  take_none("keys", arguments);
   return interpreter.sequence(interpreter.items_of(self)->items, SequenceKind::kKeys);
 }
 Value dict_values(Interpreter& interpreter, const Value& self, const Arguments& arguments) {
-  Bound("values", arguments, {});
+  take_none("values", arguments);
   std::vector<Value> values;
   for (const auto& [key, value] : self.as_dict()->entries()) values.push_back(value);
   return interpreter.sequence(std::move(values), SequenceKind::kValues);
 }
 Value copy(Interpreter& /*interpreter*/, const Value& self, const Arguments& arguments) {
-  Bound("copy", arguments, {});
+  take_none("copy", arguments);
   return self;
 }
 
@@ -74,8 +74,8 @@ constexpr auto kListMethods = std::to_array<Method>({{"index", list_index}, {"co
 constexpr auto kChanging = std::to_array<std::string_view>(
     {"append", "extend", "insert", "pop", "remove", "clear", "update", "setdefault", "popitem", "sort", "reverse"});
 
-template <size_t N>
-Value find_in(const std::array<Method, N>& methods, Interpreter& interpreter, const Value& self,
+template <size_t kN>
+Value find_in(const std::array<Method, kN>& methods, Interpreter& interpreter, const Value& self,
               const std::string& name) {
   const auto* const found = std::ranges::find(methods, name, &Method::name);
   if (found != methods.end()) return bind(interpreter, self, *found);

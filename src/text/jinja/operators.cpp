@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <compare>
 
 #include "base/error.h"
 #include "text/jinja/printing.h"
@@ -131,7 +132,10 @@ Value repeated(const Value& value, int64_t times, Interpreter& interpreter) {
   return interpreter.sequence(std::move(result), sequence->kind);
 }
 
-int sign(auto order) { return order < 0 ? -1 : order > 0 ? 1 : 0; }
+int sign(auto order) {
+  if (std::is_lt(order)) return -1;
+  return std::is_gt(order) ? 1 : 0;
+}
 
 }  // namespace
 

@@ -11,7 +11,7 @@ namespace witan::jinja {
 namespace {
 
 Value length(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("length", arguments, {});
+  take_none("length", arguments);
   if (const StringObject* text = input.as_string()) {
     interpreter.budget().take_copied_bytes(text->text.size());
     return static_cast<int64_t>(num_characters(text->text));
@@ -32,7 +32,7 @@ Value default_value(Interpreter& interpreter, const Value& input, const Argument
 }
 
 Value first(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("first", arguments, {});
+  take_none("first", arguments);
   if (SequenceObject* sequence = input.as_sequence();
       sequence != nullptr && sequence->kind == SequenceKind::kGenerator) {
     if (sequence->num_taken < sequence->items.size()) return sequence->items[sequence->num_taken++];
@@ -45,7 +45,7 @@ Value first(Interpreter& interpreter, const Value& input, const Arguments& argum
 }
 
 Value last(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("last", arguments, {});
+  take_none("last", arguments);
   if (input.is_string()) return interpreter.item(input, -1);
   if (const SequenceObject* sequence = input.as_sequence();
       sequence != nullptr && sequence->kind == SequenceKind::kGenerator) {
@@ -71,12 +71,12 @@ Value join(Interpreter& interpreter, const Value& input, const Arguments& argume
 }
 
 Value to_list(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("list", arguments, {});
+  take_none("list", arguments);
   return interpreter.sequence(interpreter.items_of(input)->items);
 }
 
 Value items(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("items", arguments, {});
+  take_none("items", arguments);
   std::vector<Value> pairs;
   if (const DictObject* dict = input.as_dict()) {
     for (const auto& [key, value] : dict->entries()) {
@@ -162,14 +162,14 @@ Value unique(Interpreter& interpreter, const Value& input, const Arguments& argu
 }
 
 Value reverse(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("reverse", arguments, {});
+  take_none("reverse", arguments);
   if (input.is_string()) return slice(input, None{}, None{}, -1, interpreter);
   std::vector<Value> items = interpreter.items_of(input)->items;
   std::ranges::reverse(items);
   return interpreter.sequence(std::move(items), SequenceKind::kGenerator);
 }
 
-template <bool largest>
+template <bool kLargest>
 Value extreme(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
   const Bound args("min", arguments, {"case_sensitive", "attribute"});
   const std::shared_ptr<SequenceObject> items = interpreter.items_of(input);
@@ -183,7 +183,7 @@ Value extreme(Interpreter& interpreter, const Value& input, const Arguments& arg
   for (const Value& item : items->items) {
     Value key = key_of(item);
     const int order = compare(key, best_key, interpreter.budget());
-    if (largest ? order <= 0 : order >= 0) continue;
+    if (kLargest ? order <= 0 : order >= 0) continue;
     best = item;
     best_key = std::move(key);
   }
@@ -236,10 +236,10 @@ Value map(Interpreter& interpreter, const Value& input, const Arguments& argumen
 enum class Keep : uint8_t { kMatches, kOthers };
 enum class Look : uint8_t { kItem, kAttribute };
 
-template <Keep keep, Look look>
+template <Keep kEep, Look kLook>
 Value select(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  constexpr size_t kSkipped = look == Look::kAttribute ? 1 : 0;
-  if (look == Look::kAttribute && arguments.positional.empty()) {
+  constexpr size_t kSkipped = kLook == Look::kAttribute ? 1 : 0;
+  if (kLook == Look::kAttribute && arguments.positional.empty()) {
     fail(ErrorCode::kInvalidArgument, "selectattr() needs the name of an attribute");
   }
   const bool has_test = arguments.positional.size() > kSkipped;
@@ -247,9 +247,9 @@ Value select(Interpreter& interpreter, const Value& input, const Arguments& argu
   const Arguments rest = has_test ? rest_of(arguments, kSkipped + 1) : Arguments{};
   std::vector<Value> kept;
   for (const auto sequence = interpreter.items_of(input); const Value& item : sequence->items) {
-    const Value value = look == Look::kAttribute ? dotted_attribute(interpreter, item, arguments.positional[0]) : item;
+    const Value value = kLook == Look::kAttribute ? dotted_attribute(interpreter, item, arguments.positional[0]) : item;
     const bool matches = has_test ? interpreter.apply_test(test, value, rest) : value.truth();
-    if (matches == (keep == Keep::kMatches)) kept.push_back(item);
+    if (matches == (kEep == Keep::kMatches)) kept.push_back(item);
   }
   return interpreter.sequence(std::move(kept), SequenceKind::kGenerator);
 }

@@ -28,10 +28,10 @@ struct Call {
   }
 };
 
-template <std::string (*change)(std::string_view)>
+template <std::string (*kChange)(std::string_view)>
 Value changes(const Call& call) {
-  Bound("method", call.arguments, {});
-  return call.string(change(call.text()));
+  take_none("method", call.arguments);
+  return call.string(kChange(call.text()));
 }
 
 std::string swap_case(std::string_view text) {
@@ -45,29 +45,29 @@ std::string swap_case(std::string_view text) {
   return out;
 }
 
-template <Side side>
+template <Side kSide>
 Value strip(const Call& call) {
   const Bound args("strip", call.arguments, {"chars"});
   if (args.find(0) == nullptr || args.find(0)->is_none())
-    return call.string(std::string(stripped(call.text(), nullptr, side)));
+    return call.string(std::string(stripped(call.text(), nullptr, kSide)));
   const std::string_view set = args.string(0);
-  return call.string(std::string(stripped(call.text(), &set, side)));
+  return call.string(std::string(stripped(call.text(), &set, kSide)));
 }
 
-template <bool from_end>
+template <bool kFromEnd>
 Value split_method(const Call& call) {
   const Bound args("split", call.arguments, {"sep", "maxsplit"});
   const int64_t max_splits = args.integer_or(1, -1);
   call.interpreter.budget().take_copied_bytes(call.text().size());
   if (args.find(0) == nullptr || args.find(0)->is_none()) {
-    if (from_end && max_splits >= 0) {
+    if (kFromEnd && max_splits >= 0) {
       fail(ErrorCode::kUnsupported, "rsplit() with maxsplit and without a separator");
     }
     return call.strings(split_at_space(call.text(), max_splits));
   }
   const std::string& separator = args.string(0);
   if (separator.empty()) fail(ErrorCode::kInvalidArgument, "empty separator");
-  return call.strings(from_end && max_splits >= 0 ? split_from_end(call.text(), separator, max_splits)
+  return call.strings(kFromEnd && max_splits >= 0 ? split_from_end(call.text(), separator, max_splits)
                                                   : split(call.text(), separator, max_splits));
 }
 
@@ -96,13 +96,13 @@ std::string_view part_of(const Call& call, const Bound& args, int64_t* first_cha
   return text.substr(begin, starts[static_cast<size_t>(end)] - begin);
 }
 
-template <bool at_end>
+template <bool kAtEnd>
 Value has_affix(const Call& call) {
-  const Bound args(at_end ? "endswith" : "startswith", call.arguments, {"affix", "start", "end"});
+  const Bound args(kAtEnd ? "endswith" : "startswith", call.arguments, {"affix", "start", "end"});
   int64_t first = 0;
   const std::string_view text = part_of(call, args, &first);
   const auto matches = [&](const std::string& affix) {
-    return at_end ? text.ends_with(affix) : text.starts_with(affix);
+    return kAtEnd ? text.ends_with(affix) : text.starts_with(affix);
   };
   if (const SequenceObject* tuple = args.get(0).as_sequence()) {
     return std::ranges::any_of(tuple->items, [&](const Value& affix) {
@@ -115,15 +115,15 @@ Value has_affix(const Call& call) {
 
 enum class Absent : uint8_t { kMinusOne, kError };
 
-template <bool from_end, Absent absent>
+template <bool kFromEnd, Absent kAbsent>
 Value find(const Call& call) {
   const Bound args("find", call.arguments, {"sub", "start", "end"});
   int64_t first = 0;
   const std::string_view text = part_of(call, args, &first);
   call.interpreter.budget().take_copied_bytes(text.size());
-  const size_t found = from_end ? text.rfind(args.string(0)) : text.find(args.string(0));
+  const size_t found = kFromEnd ? text.rfind(args.string(0)) : text.find(args.string(0));
   if (found != std::string_view::npos) return first + static_cast<int64_t>(num_characters(text.substr(0, found)));
-  if (absent == Absent::kError) fail(ErrorCode::kInvalidArgument, "substring not found");
+  if (kAbsent == Absent::kError) fail(ErrorCode::kInvalidArgument, "substring not found");
   return -1;
 }
 
@@ -163,24 +163,24 @@ Value join(const Call& call) {
   return call.string(std::move(result));
 }
 
-template <bool at_end>
+template <bool kAtEnd>
 Value remove_affix(const Call& call) {
-  const std::string& affix = Bound(at_end ? "removesuffix" : "removeprefix", call.arguments, {"affix"}).string(0);
+  const std::string& affix = Bound(kAtEnd ? "removesuffix" : "removeprefix", call.arguments, {"affix"}).string(0);
   std::string_view text = call.text();
-  if (at_end && text.ends_with(affix)) text.remove_suffix(affix.size());
-  if (!at_end && text.starts_with(affix)) text.remove_prefix(affix.size());
+  if (kAtEnd && text.ends_with(affix)) text.remove_suffix(affix.size());
+  if (!kAtEnd && text.starts_with(affix)) text.remove_prefix(affix.size());
   return call.string(std::string(text));
 }
 
-template <bool from_end>
+template <bool kFromEnd>
 Value partition(const Call& call) {
   const std::string& separator = Bound("partition", call.arguments, {"sep"}).string(0);
   if (separator.empty()) fail(ErrorCode::kInvalidArgument, "empty separator");
   const std::string& text = call.text();
-  const size_t found = from_end ? text.rfind(separator) : text.find(separator);
+  const size_t found = kFromEnd ? text.rfind(separator) : text.find(separator);
   std::vector<Value> parts;
   if (found == std::string::npos) {
-    parts = {call.string(from_end ? "" : text), call.string(""), call.string(from_end ? text : "")};
+    parts = {call.string(kFromEnd ? "" : text), call.string(""), call.string(kFromEnd ? text : "")};
   } else {
     parts = {call.string(text.substr(0, found)), call.string(separator),
              call.string(text.substr(found + separator.size()))};
@@ -190,10 +190,10 @@ Value partition(const Call& call) {
 
 enum class Align : uint8_t { kLeft, kRight, kCenter, kZeros };
 
-template <Align align>
+template <Align kAlign>
 Value justify(const Call& call) {
   const Bound args("justify", call.arguments, {"width", "fillchar"});
-  const std::string fill = align == Align::kZeros ? "0" : args.find(1) == nullptr ? " " : args.string(1);
+  const std::string fill = kAlign == Align::kZeros ? "0" : args.find(1) == nullptr ? " " : args.string(1);
   if (num_characters(fill) != 1) {
     fail(ErrorCode::kInvalidArgument, "The fill character must be exactly one character long");
   }
@@ -205,24 +205,24 @@ Value justify(const Call& call) {
   const auto filled = [&](int64_t times) {
     return replaced(std::string(static_cast<size_t>(times), ' '), " ", fill, -1);
   };
-  const int64_t left = align == Align::kLeft     ? 0
-                       : align == Align::kCenter ? padding / 2 + (padding & width & 1)
-                                                 : padding;
+  const int64_t left = kAlign == Align::kLeft     ? 0
+                       : kAlign == Align::kCenter ? padding / 2 + (padding & width & 1)
+                                                  : padding;
   const std::string& text = call.text();
-  if (align == Align::kZeros && (text.starts_with('-') || text.starts_with('+'))) {
+  if (kAlign == Align::kZeros && (text.starts_with('-') || text.starts_with('+'))) {
     return call.string(text.substr(0, 1) + filled(left) + text.substr(1));
   }
   return call.string(filled(left) + text + filled(padding - left));
 }
 
 // True where there are characters and all of them are in the Unicode categories given.
-template <utf8proc_category_t... categories>
+template <utf8proc_category_t... kCategories>
 Value all_in(const Call& call) {
   const std::string& text = call.text();
   for (size_t at = 0; at < text.size();) {
     const Utf8Char c = next_utf8(text, at);
     const utf8proc_category_t category = utf8proc_category(static_cast<utf8proc_int32_t>(c.code_point));
-    if (!((category == categories) || ...)) return false;
+    if (!((category == kCategories) || ...)) return false;
     at += c.size;
   }
   return !text.empty();

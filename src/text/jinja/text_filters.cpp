@@ -17,10 +17,10 @@ Value like(Interpreter& interpreter, const Value& input, std::string text) {
   return interpreter.string(std::move(text), input.is_string() ? input.as_string()->escaped : Escaped::kNo);
 }
 
-template <std::string (*change)(std::string_view)>
+template <std::string (*kChange)(std::string_view)>
 Value changes(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
-  Bound("filter", arguments, {});
-  return like(interpreter, input, change(interpreter.text_of(input)));
+  take_none("filter", arguments);
+  return like(interpreter, input, kChange(interpreter.text_of(input)));
 }
 
 Value trim(Interpreter& interpreter, const Value& input, const Arguments& arguments) {
@@ -151,7 +151,7 @@ Value truncated(double number, const Value& absent) {
 
 Value to_int(Interpreter& /*interpreter*/, const Value& input, const Arguments& arguments) {
   const Bound args("int", arguments, {"default", "base"});
-  const Value absent = args.value_or(0, 0);
+  Value absent = args.value_or(0, 0);
   if (input.is_undefined()) Interpreter::fail_undefined(input);
   if (input.is_integer()) return input.integer();
   if (const double* number = input.get_if<double>()) return truncated(*number, absent);
@@ -170,7 +170,7 @@ Value to_int(Interpreter& /*interpreter*/, const Value& input, const Arguments& 
 }
 
 Value to_float(Interpreter& /*interpreter*/, const Value& input, const Arguments& arguments) {
-  const Value absent = Bound("float", arguments, {"default"}).value_or(0, 0.0);
+  Value absent = Bound("float", arguments, {"default"}).value_or(0, 0.0);
   if (input.is_undefined()) Interpreter::fail_undefined(input);
   if (input.is_number()) return input.number();
   if (!input.is_string()) return absent;

@@ -164,9 +164,9 @@ Value Value::list(std::vector<Value> items) {
   return Value(Data(std::move(object)));
 }
 
-Value Value::dict(std::vector<std::pair<std::string, Value>> entries) {
+Value Value::dict(const std::vector<std::pair<std::string, Value>>& entries) {
   auto object = std::make_shared<DictObject>();
-  for (auto& [key, value] : entries) object->set(Value::string(key), std::move(value));
+  for (const auto& [key, value] : entries) object->set(Value::string(key), value);
   return Value(Data(std::move(object)));
 }
 

@@ -117,7 +117,7 @@ class Value {
   // Made outside of a rendering, and not counted by any: what a caller passes in.
   static Value string(std::string text);
   static Value list(std::vector<Value> items);
-  static Value dict(std::vector<std::pair<std::string, Value>> entries);
+  static Value dict(const std::vector<std::pair<std::string, Value>>& entries);
 
   const Data& data() const { return data_; }
   template <typename T>

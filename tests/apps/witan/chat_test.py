@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import termios
 import time
 
 import program
@@ -183,6 +184,15 @@ class TerminalTest(ChatTestCase):
         self.assertEqual(len(messages), 2)
         self.assertGreater(len(messages[1]["content"]), 3)
         self.type("/exit\n")
+        self.assertEqual(self.process.wait(60), 0)
+
+    def test_keys_count_as_soon_as_the_prompt_shows(self):
+        for _ in range(20):
+            self.wait_for("> ")
+            self.assertFalse(termios.tcgetattr(self.master)[3] & termios.ICANON)  # else a Ctrl-D now would be lost
+            self.type("/system\n")
+        self.wait_for("> ")
+        self.type("\x04")
         self.assertEqual(self.process.wait(60), 0)
 
     def test_lines_are_edited_and_remembered(self):
