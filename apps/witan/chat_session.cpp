@@ -85,7 +85,7 @@ std::string ChatSession::render() const {
     std::vector<std::pair<std::string, Value>> entries = {{"role", Value::string(message.role)},
                                                           {"content", Value::string(message.content)}};
     if (!message.reasoning.empty()) entries.emplace_back(reasoning_key(format_), Value::string(message.reasoning));
-    list.push_back(Value::dict(std::move(entries)));
+    list.push_back(Value::dict(entries));
   }
   ChatInput input;
   input.messages = Value::list(std::move(list));
