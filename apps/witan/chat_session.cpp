@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "answer_reader.h"
 #include "base/error.h"
 #include "generation.h"
 #include "text/chat_template.h"
@@ -127,37 +128,23 @@ ChatSession::Answer ChatSession::ask(const std::string& text, FunctionRef<void(c
     const std::string prompt = render();
     GenerationRequest request = request_for(tokens_of(prompt));
     std::vector<TokenId> tokens = request.prompt;
-    const bool by_stop_string = !request.stop_strings.empty();
     const Tokenizer& tokenizer = *engine_.tokenizer();
     Detokenizer raw(tokenizer, ShowSpecial::kYes, DecodeFrom::kContinuation);
-    Detokenizer shown(tokenizer, ShowSpecial::kYes, DecodeFrom::kContinuation);
-    AnswerSplitter splitter(format_, prompt);
+    AnswerReader reader(tokenizer, format_, prompt, !request.stop_strings.empty());
     std::string raw_text;
     ChatMessage answer{"assistant", "", ""};
     Answer result;
     std::string error;
-    const auto take = [&](const std::vector<AnswerPiece>& pieces) {
-      for (const AnswerPiece& piece : pieces) {
+    const auto on_output = [&](const GenerationOutput& output) {
+      if (output.token) {
+        tokens.push_back(output.token->token);
+        raw_text += raw.push(output.token->token);
+      }
+      for (const AnswerPiece& piece : reader.push(output)) {
         (piece.part == AnswerPart::kReasoning ? answer.reasoning : answer.content) += piece.text;
         on_piece(piece);
       }
-    };
-    const auto on_output = [&](const GenerationOutput& output) {
-      if (output.token) {
-        const TokenId token = output.token->token;
-        tokens.push_back(token);
-        raw_text += raw.push(token);
-        const TokenKind kind = tokenizer.token_kind(token);
-        const bool is_text = kind == TokenKind::kNormal || kind == TokenKind::kUserDefined || kind == TokenKind::kByte;
-        const bool ends = output.finish == FinishReason::kStop;
-        if (!by_stop_string && (is_text ? !ends : AnswerSplitter::is_mark(format_, tokenizer.token_piece(token)))) {
-          take(splitter.push(shown.push(token)));
-        }
-      }
-      if (by_stop_string) take(splitter.push(output.text));
       if (!output.finish) return;
-      if (!by_stop_string) take(splitter.push(shown.finish()));
-      take(splitter.finish());
       result.finish = *output.finish;
       result.usage = output.usage;
       error = output.error;

@@ -67,6 +67,8 @@ int run(int argc, char** argv) {
   witan::add_logits_command(app);
   witan::add_make_model_command(app);
   witan::add_quantize_command(app);
+  witan::add_eval_command(app);
+  witan::add_perplexity_command(app);
   witan::add_completion_command(app);
   app.footer(
       "witan COMMAND --help lists the flags of a command.\n\nThe environment variable WITAN_ISA forces a kernel "

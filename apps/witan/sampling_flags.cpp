@@ -98,6 +98,8 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
       ->type_name("ID=X")
       ->group(group_name)
       ->default_str("none");
+  app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(group_name);
+  if (kind == AnswerKind::kTasks) return;
   add_texts(app, "--stop", request.stop_strings, "End the answer before this text; may be repeated")
       ->group(group_name)
       ->default_str("none");
@@ -106,7 +108,6 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
       ->allow_extra_args(false)
       ->group(group_name)
       ->default_str("none");
-  app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(group_name);
 }
 
 }  // namespace witan

@@ -26,6 +26,7 @@ struct GenerationFlags {
 enum class AnswerKind : uint8_t {
   kBatch,  // several prompts, several answers to each
   kChat,   // one answer at a time
+  kTasks,  // one answer each; how it ends is the task's business
 };
 void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind = AnswerKind::kBatch);
 

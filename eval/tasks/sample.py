@@ -21,7 +21,7 @@ class Turn:
     question: str
     answer: str  # the whole reply, reasoning included, as witan-tiny learns to give it
     values: tuple[str, ...]  # what counts in the reply, in order
-    scoring: str  # how values are found in a reply: a name of scoring.RULES
+    scoring: str  # how values are found in a reply: a rule of witan eval (README.md)
     evidence: tuple[float, ...] = ()  # where in the document each value is decided, 0 (start) to 1; empty: nowhere
     labelled: bool = True  # in the raw form, "Question: " and "Answer: " go before question and reply
 

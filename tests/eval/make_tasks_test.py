@@ -12,9 +12,6 @@ import tempfile
 import unittest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "eval"))
-
-from tasks import scoring
 
 WITAN, GOLDENS = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 
@@ -49,7 +46,7 @@ class MakeTasksTest(unittest.TestCase):
         for line in lines:
             self.assertEqual([message["role"] for message in line["messages"]], ["user"])
             self.assertEqual(line["length"], 1536)
-            self.assertIn(line["scoring"], scoring.RULES)
+            self.assertEqual(line["scoring"], {"retrieval": "last", "long_answer": "numbered"}[line["task"]])
             self.assertEqual(len(line["positions"]), len(line["answers"]))
             self.assertTrue(all(0 <= place <= 1 for place in line["positions"]))
             self.assertGreater(line["max_tokens"], 2 * len(line["answers"]))
@@ -91,9 +88,7 @@ class MakeTasksTest(unittest.TestCase):
         self.assertIn("Question_9:\nWhat is 8 plus 1,008?", prompt)
         self.assertIn("Answer_8:\nIt is more. The answer is 1,014.", prompt)
         self.assertNotIn("Question_14", prompt)
-        reply = "Answer_9:\nIt is 1016.\n\nAnswer_11:\nIt is 1,020."
-        marks = scoring.score(reply, lines[0]["answers"], lines[0]["scoring"], lines[0]["first_label"])
-        self.assertEqual(marks, [True, None, True, None, None])
+        self.assertEqual((lines[0]["scoring"], lines[0]["first_label"]), ("numbered", 9))
 
     def test_a_length_that_is_too_short_for_a_task_is_said(self):
         done = self.run_it("--task", "ruler", "--lengths", "64")
