@@ -27,7 +27,7 @@ Charsmap::Charsmap(std::string_view bytes, const std::string& source) {
   }
   bytes.remove_prefix(sizeof(trie_bytes));
   units_.resize(trie_bytes / sizeof(uint32_t));
-  std::memcpy(units_.data(), bytes.data(), trie_bytes);
+  if (trie_bytes > 0) std::memcpy(units_.data(), bytes.data(), trie_bytes);
   replacements_ = bytes.substr(trie_bytes);
   if (!replacements_.empty() && replacements_.back() != '\0') {
     fail(ErrorCode::kBadFile, "{}: precompiled_charsmap ends inside a replacement", source);

@@ -31,7 +31,8 @@ inline std::vector<TokenRole> roles_of(const Tokens& tokens) {
 // `count` tokens that differ from those of another `seed`.
 inline Tokens make_tokens(int count, int seed, TokenRole role = TokenRole::kPrompt) {
   Tokens tokens;
-  for (int i = 0; i < count; ++i) tokens.push_back({seed * 1000003 + i, role});
+  const uint32_t first = static_cast<uint32_t>(seed) * 1000003u;
+  for (int i = 0; i < count; ++i) tokens.push_back({static_cast<TokenId>((first + i) & 0x7fffffffu), role});
   return tokens;
 }
 
