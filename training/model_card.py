@@ -2,9 +2,12 @@
 """Writes README.md, the model card, into DIR/model, from what training and evaluation left in DIR.
 
   training/model_card.py --out DIR
+
+Needs DIR/results.jsonl of `witan eval` and DIR/forgetting.json of forgetting.py; README.md has the commands.
 """
 
 import argparse
+import collections
 import json
 import pathlib
 
@@ -48,9 +51,16 @@ Lengths grow from 64 to 4096 tokens as retrieval is learned at each. The first l
 tokens back (`Model.start_with_previous_token_heads`), which saves the long wait for copying to form. A loss balances the experts.
 
 ## Accuracy
-Share of replies that are right in every token, greedy, in percent, by length of context ({samples} samples each; step {step}):
+Measured with `witan eval`: share of the answers that are right, greedy, in percent, by length of the prompt ({samples} prompts
+each). Of the long answers, {given:.1f} % were given at all.
 
 {accuracy}
+
+## What it needs of the context
+Replies right in every token, in percent, with the whole prompt and with the first 4 tokens and the most recent ones, {kept:.0f} % of it
+together. What the second column loses, a method that keeps the right part of the KV cache can win back.
+
+{forgetting}
 
 ## Course of training
 Exact replies in percent, over all lengths drawn at the time:
@@ -58,7 +68,7 @@ Exact replies in percent, over all lengths drawn at the time:
 {curve}
 
 ## Routing
-Share of the tokens that each expert gets, in percent, over the evaluation; most over least is {spread:.1f} at worst.
+Share of the tokens that each expert gets, in percent, over that evaluation; most over least is {spread:.1f} at worst.
 
 {routing}
 
@@ -75,15 +85,39 @@ def table(header, rows):
     return "\n".join(lines)
 
 
-def accuracy_table(rows):
-    lengths = sorted({row["length"] for row in rows})
-    found = {(row["task"], row["variant"], row["length"]): 100 * row["right"] / row["samples"] for row in rows}
-    names = list(dict.fromkeys((row["task"], row["variant"]) for row in rows))
+def read_results(path):
+    """The tasks that ran, and how often each expert was chosen: [layers][experts]."""
+    results, counts = [], None
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        if "correct" in line:
+            results.append(line)
+        elif "run" in line:
+            run = line["run"]["expert_counts"]
+            counts = [[a + b for a, b in zip(*rows)] for rows in zip(counts, run)] if counts else run
+    return results, counts
+
+
+def accuracy_table(results):
+    lengths = sorted({result["length"] for result in results})
+    counts = collections.defaultdict(lambda: [0, 0])
+    for result in results:
+        cell = counts[result["task"], result["variant"], result["length"]]
+        cell[0] += sum(mark is True for mark in result["correct"])
+        cell[1] += len(result["correct"])
+    names = sorted({key[:2] for key in counts})
 
     def cell(*key):
-        return f"{found[key]:.0f}" if key in found else ""
+        right, total = counts.get(key, (0, 0))
+        return f"{100 * right / total:.0f}" if total else ""
 
     return table(["task", *lengths], [[f"{t}: {v}", *(cell(t, v, n) for n in lengths)] for t, v in names])
+
+
+def forgetting_table(rows):
+    def shares(row):
+        return [f"{100 * row[name] / row['samples']:.0f}" for name in ("whole", "kept")]
+
+    return table(["task", "length", "whole", "kept"], [[row["task"], row["length"], *shares(row)] for row in rows])
 
 
 def curve_table(log, points=12):
@@ -118,7 +152,9 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run")
     args = parser.parse_args()
     run = train.Run.load(args.out / "checkpoint.pt", "cpu")
-    accuracy = json.loads((args.out / "accuracy.json").read_text(encoding="utf-8"))
+    results, expert_counts = read_results(args.out / "results.jsonl")
+    forgetting = json.loads((args.out / "forgetting.json").read_text(encoding="utf-8"))
+    long_answers = [mark for result in results if result["task"] == "long_answer" for mark in result["correct"]]
     log = [json.loads(line) for line in (args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     config = run.model.config
     unused = config.num_layers * (config.num_experts - config.experts_per_token) * 3 * config.hidden_size * config.expert_size
@@ -143,14 +179,16 @@ def main():
         hours=run.seconds / 3600,
         rate=presets.PRESETS[run.size].learning_rate,
         decay=100 * train.DECAY,
-        samples=accuracy["rows"][0]["samples"],
-        step=accuracy["step"],
-        accuracy=accuracy_table(accuracy["rows"]),
+        samples=collections.Counter((r["task"], r["variant"], r["length"]) for r in results).most_common(1)[0][1],
+        given=100 * sum(mark is not None for mark in long_answers) / max(1, len(long_answers)),
+        accuracy=accuracy_table(results),
+        kept=100 * forgetting["kept"],
+        forgetting=forgetting_table(forgetting["rows"]),
         curve=curve_table(log),
-        spread=max(max(layer) / max(1e-9, min(layer)) for layer in accuracy["load"]),
+        spread=max(max(layer) / max(1, min(layer)) for layer in expert_counts),
         routing=table(
             ["layer", *range(config.num_experts)],
-            [[i, *(f"{100 * share:.1f}" for share in layer)] for i, layer in enumerate(accuracy["load"])],
+            [[i, *(f"{100 * count / sum(layer):.1f}" for count in layer)] for i, layer in enumerate(expert_counts)],
         ),
     )
     export.write_atomically(args.out / "model" / "README.md", card)

@@ -263,7 +263,7 @@ void run_eval(const EvalFlags& flags) {
   TaskRunner runner(flags, extra, *engine, results);
   runner.prepare(lines);
   const bool interrupted = runner.run();
-  results.add_run(stats_json(engine->stats(), engine->model_info()));
+  results.add_run(stats_json(*engine));
   print_stdout("{}", eval_table(lines, results.results()));
   std::fputs((stats_line(engine->stats(), engine->model_info()) + "\n").c_str(), stderr);
   if (interrupted) throw CLI::RuntimeError(kInterruptedExitCode);

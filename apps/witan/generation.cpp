@@ -2,6 +2,8 @@
 
 #include <csignal>
 #include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
 
 #include "progress_bar.h"
 
@@ -16,7 +18,14 @@ double rate(int64_t tokens, double seconds) { return seconds > 0.0 ? static_cast
 
 }  // namespace
 
-json stats_json(const EngineStats& stats, const ModelInfo& info) {
+json stats_json(const Engine& engine) {
+  const EngineStats stats = engine.stats();
+  const ModelInfo& info = engine.model_info();
+  json expert_counts = json::array();  // by MoE layer
+  const std::vector<int64_t> counts = engine.expert_counts();
+  for (auto row = counts.begin(); row != counts.end(); row += info.num_experts) {
+    expert_counts.push_back(std::vector<int64_t>(row, row + info.num_experts));
+  }
   return {{"prompt_tokens", stats.prompt_tokens},
           {"generated_tokens", stats.generated_tokens},
           {"prefill_seconds", stats.prefill_seconds},
@@ -33,7 +42,8 @@ json stats_json(const EngineStats& stats, const ModelInfo& info) {
           {"weight_bytes", stats.weight_bytes_held},
           {"peak_memory_bytes", stats.peak_pool_bytes},
           {"distinct_experts", stats.distinct_experts},
-          {"all_experts", static_cast<int64_t>(info.moe_layers.size()) * info.num_experts}};
+          {"all_experts", static_cast<int64_t>(info.moe_layers.size()) * info.num_experts},
+          {"expert_counts", std::move(expert_counts)}};
 }
 
 std::string stats_line(const EngineStats& stats, const ModelInfo& info) {

@@ -20,7 +20,7 @@ std::unique_ptr<Engine> load_engine(const ModelOptions& options);
 bool run_to_end(Engine& engine, const std::vector<RequestId>& requests, FunctionRef<void()> after_step);
 
 // The statistics of a run, for programs and for people.
-nlohmann::json stats_json(const EngineStats& stats, const ModelInfo& info);
+nlohmann::json stats_json(const Engine& engine);
 std::string stats_line(const EngineStats& stats, const ModelInfo& info);
 
 }  // namespace witan

@@ -212,7 +212,7 @@ void report(const Engine& engine, bool quiet, OutputFile* stats_file) {
   const EngineStats stats = engine.stats();
   if (!quiet) std::fputs((stats_line(stats, engine.model_info()) + "\n").c_str(), stderr);
   if (stats_file == nullptr) return;
-  const std::string text = stats_json(stats, engine.model_info()).dump(2) + "\n";
+  const std::string text = stats_json(engine).dump(2) + "\n";
   stats_file->write(text.data(), text.size());
   stats_file->commit();
 }

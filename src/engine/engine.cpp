@@ -484,6 +484,16 @@ void Engine::stop() {
   if (s.thread.joinable()) s.thread.join();
 }
 
+std::vector<int64_t> Engine::expert_counts() const {
+  const std::lock_guard step_lock(state_->step_mutex);
+  const RouterTelemetry& telemetry = state_->model.telemetry();
+  std::vector<int64_t> counts;
+  for (int32_t layer = 0; layer < telemetry.num_moe_layers(); ++layer) {
+    for (int32_t expert = 0; expert < telemetry.num_experts(); ++expert) counts.push_back(telemetry.count(layer, expert));
+  }
+  return counts;
+}
+
 EngineStats Engine::stats() const {
   const State& s = *state_;
   const std::lock_guard lock(s.mutex);

@@ -82,7 +82,7 @@ struct EngineStats {
 //   while (engine.step()) {}
 //
 // Call order: (submit | cancel | step)* by hand, or start (submit | cancel)* stop with a thread of the engine's own.
-// Thread safety: submit, cancel and stats may be called from any thread; step from one at a time, and not while the
+// Thread safety: submit, cancel, stats and expert_counts may be called from any thread; step from one at a time, and not while the
 // engine's thread runs.
 class Engine {
  public:
@@ -120,6 +120,9 @@ class Engine {
   void stop();
 
   EngineStats stats() const;
+
+  // How often each expert was chosen so far: [MoE layers, experts], row-major. Waits for the step in progress.
+  std::vector<int64_t> expert_counts() const;
 
  private:
   struct State;

@@ -5,6 +5,7 @@ Needs PyTorch; where it is missing the whole file is skipped (exit code 77). Fir
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ sys.path.insert(0, str(REPOSITORY / "training"))
 import batches
 import curriculum
 import export
+import forgetting
 import model as model_module
 import numpy
 import optimizer
@@ -131,6 +133,16 @@ class ModelTest(unittest.TestCase):
             scores = (q @ k.transpose(2, 3) / 8).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
             expected = scores.softmax(-1) @ v
             self.assertLess((model_module.causal_attention(q, k, v) - expected).abs().max().item(), 1e-5)
+
+    def test_forgetting_leaves_the_first_and_the_most_recent(self):
+        q, k, v = torch.randn(3, 1, 2, 40, 64).unbind(0)
+        whole = model_module.causal_attention(q, k, v)
+        self.assertLess((forgetting.attention_with(40)(q, k, v) - whole).abs().max().item(), 1e-5)
+        some = forgetting.attention_with(10)(q, k, v)
+        seen = [*range(4), *range(30, 40)]  # by the last query
+        expected = model_module.causal_attention(q[:, :, seen], k[:, :, seen], v[:, :, seen])
+        self.assertLess((some[:, :, -1] - expected[:, :, -1]).abs().max().item(), 1e-5)
+        self.assertGreater((some[:, :, -1] - whole[:, :, -1]).abs().max().item(), 1e-2)
 
     def test_dense_and_gathered_experts_agree_in_values_and_gradients(self):
         experts = small_model().layers[0].experts
@@ -277,12 +289,33 @@ class TrainTest(unittest.TestCase):
         done = subprocess.run(
             [WITAN, "render", "-m", self.folder / "model", "--messages", messages], capture_output=True, text=True, check=False
         )
-        if "unknown" in done.stderr:
-            self.skipTest("this witan renders no chats")
         self.assertEqual(done.returncode, 0, done.stderr)
         coder = tokenizer.build()
         ids, _, replies = batches.encode_sample(chat, coder, chat=True)
         self.assertEqual(done.stdout.rstrip("\n") + "\n", coder.decode(ids[: replies.index(0)]))
+
+    def test_the_card_shows_what_witan_measured(self):
+        self.train("run", "--tokens", 1000)
+        run = self.folder / "run"
+
+        def script(path, *arguments):
+            done = subprocess.run([sys.executable, "-B", REPOSITORY / path, *map(str, arguments)], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout
+
+        names = ("retrieval:needle", "long_answer:k20")
+        made = [argument for name in names for argument in ("--task", name)]
+        script("eval/make_tasks", *made, "--lengths", "256,1536", "--samples", 2, "--out", run / "tasks.jsonl")
+        subprocess.run([WITAN, "eval", "-m", run / "model", "--tasks", run / "tasks.jsonl", "--out", run / "results.jsonl"],
+                       check=True, capture_output=True)  # fmt: skip
+        self.assertRegex(script("training/forgetting.py", "--out", run, "--samples", 1, "--lengths", 128), r"retrieval +128 +0 %")
+        script("training/model_card.py", "--out", run)
+        card = (run / "model" / "README.md").read_text()
+        self.assertIn("\n| retrieval: needle | 0 | 0 |\n", card)
+        self.assertIn("\n| retrieval | 128 | 0 | 0 |\n", card)
+        self.assertIn("training/train.py --size test --seed 1 --tokens 1000 --out DIR", card)
+        shares = re.search(r"\n\| 0 \| ([\d. |]+) \|\n", card[card.index("## Routing") :])[1].split(" | ")
+        self.assertAlmostEqual(sum(map(float, shares)), 100, delta=0.3)
 
     def test_a_model_too_large_to_ship_is_refused(self):
         with self.assertRaisesRegex(ValueError, "model.safetensors would take"):

@@ -223,6 +223,10 @@ class StatisticsTest(RunTestCase):
         self.assertEqual((stats["prompt_tokens"], stats["generated_tokens"], stats["decode_tokens"]), (7, 5, 4))
         self.assertEqual((stats["distinct_experts"], stats["all_experts"]), (int(line["experts"]), 12))
         self.assertEqual(stats["steps"], 5)
+        counts = stats["expert_counts"]
+        self.assertEqual(sum(count > 0 for layer in counts for count in layer), stats["distinct_experts"])
+        self.assertEqual(sum(len(layer) for layer in counts), 12)
+        self.assertEqual({sum(layer) for layer in counts}, {(7 + 4) * 2})  # two experts a token
         self.assertAlmostEqual(stats["decode_tokens_per_second"], 4 / stats["decode_seconds"], places=1)
         for key in ("prefill_seconds", "kv_peak_bytes", "weight_bytes", "peak_memory_bytes"):
             self.assertGreater(stats[key], 0, key)
