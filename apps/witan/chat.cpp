@@ -213,7 +213,9 @@ void add_chat_command(CLI::App& app) {
       std::string(kHelp) +
       "\nReasoning that the model marks is shown dim on a terminal, elsewhere between [reasoning] and "
       "[/reasoning].\n\nFlags that are not given default to what the model's generation_config.json says, as for run.");
-  add_model_flag(*command, flags->model.options.path)->required(false)->default_str("witan-tiny, which comes with Witan");
+  add_model_flag(*command, flags->model.options.path)
+      ->required(false)
+      ->default_str("witan-tiny, which comes with Witan");
   command->add_option("--system", flags->system, "The system message")->type_name("TEXT")->default_str("none");
   command->add_option("--load", flags->load_path, "Go on with a conversation that /save wrote")
       ->type_name("FILE")

@@ -16,6 +16,7 @@ void add_make_model_command(CLI::App& app);
 void add_quantize_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_perplexity_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
 void add_completion_command(CLI::App& app);  // the last: it looks at the others
 
 // witan --list

@@ -69,6 +69,7 @@ int run(int argc, char** argv) {
   witan::add_quantize_command(app);
   witan::add_eval_command(app);
   witan::add_perplexity_command(app);
+  witan::add_bench_command(app);
   witan::add_completion_command(app);
   app.footer(
       "witan COMMAND --help lists the flags of a command.\n\nThe environment variable WITAN_ISA forces a kernel "

@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "kernels/matmul/matmul.h"
-#include "micro/machine_probe.h"
+#include "bench/machine_probe.h"
 
 namespace witan {
 namespace {

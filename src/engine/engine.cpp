@@ -360,6 +360,7 @@ int64_t Engine::State::num_prompt_tokens(const StepPlan& plan) const {
 void Engine::State::count_step(const StepPlan& plan, int64_t num_prompt_tokens, double seconds) {
   ++stats.num_steps;
   stats.distinct_experts = model.telemetry().distinct_ever();
+  stats.last_step_experts = model.telemetry().distinct_in_last_step();
   stats.prompt_tokens += num_prompt_tokens;
   if (num_prompt_tokens > 0) {
     stats.prefill_seconds += seconds;

@@ -69,6 +69,7 @@ struct EngineStats {
   int64_t decode_tokens = 0;     // tokens computed in the latter
   double schedule_seconds = 0.0;
   int64_t distinct_experts = 0;  // (layer, expert) pairs used so far
+  int64_t last_step_experts = 0;  // and in the last step
   int64_t weight_bytes_held = 0;
   int64_t peak_pool_bytes = 0;
   KvCacheStats kv;

@@ -18,6 +18,12 @@ constexpr int64_t kArenaSlackBytes = int64_t{64} << 20;
 constexpr int64_t kFixedActivationBytes = int64_t{40} << 20;
 constexpr int64_t kActivationBytesPerThread = int64_t{4} << 20;
 
+int64_t with_slack(int64_t bytes) { return bytes + std::min(bytes, kArenaSlackBytes); }
+
+double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+}  // namespace
+
 int64_t packed_bytes(const TensorEntry& tensor) {
   if (tensor.is_part && tensor.dtype == DType::kMXFP4) {
     // Blocks [num_experts, rows, cols / 32, 16] and scales without the last; both together are counted with the blocks.
@@ -33,11 +39,10 @@ int64_t packed_bytes(const TensorEntry& tensor) {
   return matrices * ((rows + kPanelRows - 1) / kPanelRows) * panel_bytes(tensor.dtype, cols);
 }
 
-int64_t with_slack(int64_t bytes) { return bytes + std::min(bytes, kArenaSlackBytes); }
-
-double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
-
-}  // namespace
+bool is_embedding_tensor(std::string_view name) {
+  return name == "token_embd.weight" || name == "model.embed_tokens.weight";
+}
+bool is_output_tensor(std::string_view name) { return name == "output.weight" || name == "lm_head.weight"; }
 
 bool is_expert_tensor(std::string_view name) {
   if (name.find("_exps.") != std::string_view::npos || name.find(".experts.") != std::string_view::npos) return true;
@@ -58,12 +63,12 @@ MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelInfo& model, con
   bool has_output = false;
   const TensorEntry* embedding = nullptr;
   for (const TensorEntry& tensor : checkpoint.tensors()) {
-    if (tensor.name == "token_embd.weight" || tensor.name == "model.embed_tokens.weight") {
+    if (is_embedding_tensor(tensor.name)) {
       embedding = &tensor;  // kept row by row, as in the file
       weights += std::ssize(tensor.data);
       continue;
     }
-    has_output = has_output || tensor.name == "output.weight" || tensor.name == "lm_head.weight";
+    has_output = has_output || is_output_tensor(tensor.name);
     (is_expert_tensor(tensor.name) ? experts : weights) += packed_bytes(tensor);
   }
   if (!has_output && embedding != nullptr) weights += packed_bytes(*embedding);

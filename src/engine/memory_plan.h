@@ -34,6 +34,11 @@ struct MemoryPlanRequest {
 
 MemoryPlan plan_memory(const Checkpoint& checkpoint, const ModelInfo& model, const MemoryPlanRequest& request);
 
+// Bytes that a tensor takes once packed for the kernels; vectors become float32.
+int64_t packed_bytes(const TensorEntry& tensor);
+// The table that token ids are looked up in; without an output tensor it is the output layer too.
+bool is_embedding_tensor(std::string_view name);
+bool is_output_tensor(std::string_view name);
 // True for tensors of routed experts, by their names in either format.
 bool is_expert_tensor(std::string_view name);
 

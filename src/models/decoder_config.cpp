@@ -63,6 +63,8 @@ ModelInfo DecoderConfig::info(std::string_view architecture) const {
   info.num_layers = num_layers;
   info.num_unused_layers = num_unused_layers;
   info.num_heads = num_heads;
+  info.prompt_key_dim = head_dim;
+  info.prompt_value_dim = head_dim;
   for (const int32_t window : windows) {
     info.kv_layers.push_back({.num_kv_heads = num_kv_heads,
                               .key_dim = head_dim,

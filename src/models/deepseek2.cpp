@@ -174,6 +174,8 @@ class DeepSeek2 final : public Model {
                                        float_bytes;
     info_.thread_bytes_per_token = mla_thread_bytes_per_row(mla_);
     info_.activation_bytes_per_entry = 3 * mla_.entry_dim() * float_bytes;  // latents as read and as stored
+    info_.prompt_key_dim = static_cast<int32_t>(mla_.key_dim());
+    info_.prompt_value_dim = mla_.value_dim;
     info_.kv_layers.assign(static_cast<size_t>(info_.num_layers), {.num_kv_heads = 1,
                                                                    .key_dim = static_cast<int32_t>(mla_.entry_dim()),
                                                                    .value_dim = mla_.latent_dim,

@@ -22,6 +22,9 @@ struct ModelInfo {
   int32_t model_dim = 0;
   int32_t num_layers = 0;
   int32_t num_heads = 0;
+  // Of a query head, in the attention of prompts. That of generated tokens is as wide as the KV entries are.
+  int32_t prompt_key_dim = 0;
+  int32_t prompt_value_dim = 0;
   std::vector<KvLayerSpec> kv_layers;  // of the text that is generated: [num_layers] without an encoder
 
   // Models with an encoder read a prompt with it and generate a text that begins with decoder_start_token.

@@ -132,6 +132,8 @@ void Switch::describe() {
   info_.architecture = "switch";
   info_.model_dim = attention_.model_dim;
   info_.num_heads = attention_.num_heads;
+  info_.prompt_key_dim = attention_.head_dim;
+  info_.prompt_value_dim = attention_.head_dim;
   info_.num_layers = encoder_config_.num_layers + decoder_config_.num_layers;
   info_.has_encoder = true;
   const KvLayerSpec layer{

@@ -43,7 +43,7 @@ class BashTest(program.WitanTestCase):
         self.assertEqual(self.complete("run", "--seed", "mod"), set())
 
     def test_knows_every_flag_of_the_help(self):
-        for command in ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "quantize", "eval", "perplexity", "completion"]:
+        for command in ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "quantize", "eval", "perplexity", "bench", "completion"]:
             for word in self.complete(command, "--"):
                 self.assertIn(word, self.succeeds(command, "--help").out, command)
 

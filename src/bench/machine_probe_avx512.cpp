@@ -1,5 +1,5 @@
+#include "bench/machine_probe.h"
 #include "kernels/matmul/avx512_intrinsics.h"
-#include "micro/machine_probe.h"
 
 // The empty asm statements keep the compiler from merging the chains or dropping their results.
 namespace witan::avx512 {
@@ -38,6 +38,20 @@ void bf16_rounds(int64_t steps) {
     for (int j = 0; j < 12; ++j) {
       sums[j] = _mm512_dpbf16_ps(sums[j], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(x));
     }
+  }
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) asm volatile("" : : "v"(sums[j]));
+}
+
+void f32_rounds(int64_t steps) {
+  __m512 sums[12] = {};
+#pragma GCC unroll 12
+  for (int j = 0; j < 12; ++j) asm volatile("" : "+v"(sums[j]));
+  __m512 x = _mm512_set1_ps(0.5f);
+  for (int64_t i = 0; i < steps; ++i) {
+    asm volatile("" : "+v"(x));
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) sums[j] = _mm512_fmadd_ps(x, x, sums[j]);
   }
 #pragma GCC unroll 12
   for (int j = 0; j < 12; ++j) asm volatile("" : : "v"(sums[j]));

@@ -25,12 +25,14 @@ double read_bandwidth(ThreadPool& threads, std::span<const std::byte> memory);
 // VNNI, BF16.
 double int8_peak();
 double bf16_peak();
+double f32_peak();
 
 namespace avx512 {
 
-// Runs `steps` rounds of 12 independent vpdpbusd or vdpbf16ps on 64-byte registers.
+// Runs `steps` rounds of 12 independent vpdpbusd, vdpbf16ps or vfmadd231ps on 64-byte registers.
 void int8_rounds(int64_t steps);
 void bf16_rounds(int64_t steps);
+void f32_rounds(int64_t steps);
 
 // Reads num_lines times 64 bytes, asking for lines 8 KiB ahead: without that, a Zen 4 core reads a quarter slower.
 void read_lines(const std::byte* from, int64_t num_lines);

@@ -1,4 +1,4 @@
-#include "micro/machine_probe.h"
+#include "bench/machine_probe.h"
 
 #include <algorithm>
 #include <atomic>
@@ -77,6 +77,11 @@ double int8_peak() {
 double bf16_peak() {
   if (!cpu_supports(Isa::kAvx512Bf16)) return 0;
   return static_cast<double>(kRounds * kChainsPerRound) * 64 / best_seconds(5, [] { avx512::bf16_rounds(kRounds); });
+}
+
+double f32_peak() {
+  if (!cpu_supports(Isa::kAvx512Bf16)) return 0;
+  return static_cast<double>(kRounds * kChainsPerRound) * 32 / best_seconds(5, [] { avx512::f32_rounds(kRounds); });
 }
 
 }  // namespace witan

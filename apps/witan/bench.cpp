@@ -1,0 +1,448 @@
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/isa.h"
+#include "bench/machine_probe.h"
+#include "bench/model_cost.h"
+#include "commands.h"
+#include "engine/engine.h"
+#include "files.h"
+#include "generation.h"
+#include "help.h"
+#include "model_flags.h"
+#include "progress_bar.h"
+
+namespace witan {
+namespace {
+
+using nlohmann::json;
+
+struct BenchFlags {
+  ModelFlags model;
+  std::vector<int32_t> prompts = {512};
+  std::vector<int32_t> depths = {0};
+  std::vector<int32_t> batches = {1};
+  int32_t num_tokens = 64;
+  int32_t rounds = 5;
+  bool json_out = false;
+  bool dry = false;
+};
+
+// What is measured: the speed of a prompt, or of generating when each of `batch` sequences has `depth` entries.
+struct Case {
+  int32_t prompt = 0;  // 0: generating
+  int32_t depth = 0;
+  int32_t batch = 0;
+
+  std::string name() const {
+    return prompt > 0 ? fmt::format("prompt {}", prompt) : fmt::format("generate, {} x {} deep", batch, depth);
+  }
+};
+
+// One round of a case.
+struct Measurement {
+  double tokens_per_second = 0;
+  double limit_share = 0;       // time that the machine would take at its limits over time taken; 0: unknown
+  double distinct_experts = 0;  // mean over steps
+  double bytes_per_token = 0;
+  double operations_per_token = 0;
+};
+
+// The machine's limits, at this moment.
+struct Limits {
+  double bandwidth = 0;              // bytes per second, all threads
+  double bandwidth_of_one = 0;       // one thread
+  std::array<double, 3> per_core{};  // operations per second, by Arithmetic; 0: unknown
+
+  // Seconds that the machine needs for this at least, on so many cores.
+  std::optional<double> seconds(const Operations& operations, int num_threads) const {
+    double total = 0;
+    for (size_t i = 0; i < operations.size(); ++i) {
+      if (operations[i] == 0) continue;
+      if (per_core[i] == 0) return std::nullopt;
+      total += operations[i] / (per_core[i] * num_threads);
+    }
+    return total;
+  }
+};
+
+class LimitProbe {
+ public:
+  static constexpr int64_t kBytes = int64_t{512} << 20;  // far more than caches hold
+
+  explicit LimitProbe(int num_threads)
+      : all_(num_threads), one_(1), pool_(kBytes), region_(pool_.allocate(MemoryTag::kActivations, kBytes)) {
+    // Untouched pages would all be the same page of zeros.
+    std::memset(region_->data(), 1, kBytes);
+  }
+
+  Limits measure() {
+    const std::span<const std::byte> memory(region_->data(), kBytes);
+    return {.bandwidth = read_bandwidth(all_, memory),
+            .bandwidth_of_one = read_bandwidth(one_, memory.first(kBytes / 2)),
+            .per_core = {int8_peak(), bf16_peak(), f32_peak()}};
+  }
+
+ private:
+  ThreadPool all_;
+  ThreadPool one_;
+  MemoryPool pool_;
+  std::optional<MemoryRegion> region_;
+};
+
+double total(const Operations& operations) { return operations[0] + operations[1] + operations[2]; }
+
+class Bench {
+ public:
+  Bench(const BenchFlags& flags, Engine& engine)
+      : flags_(flags),
+        engine_(engine),
+        cost_(engine.checkpoint(), engine.model_info(), engine.options().precision, engine.options().kv_codec) {}
+
+  Measurement run(const Case& c, const Limits& limits, uint64_t round) {
+    return c.prompt > 0 ? run_prompt(c, limits, round) : run_generation(c, limits);
+  }
+
+ private:
+  std::vector<TokenId> random_tokens(int32_t count, uint64_t seed) const {
+    std::mt19937_64 random(seed);
+    std::vector<TokenId> tokens(static_cast<size_t>(count));
+    const auto vocab_size = static_cast<uint64_t>(engine_.model_info().vocab_size);
+    for (TokenId& token : tokens) token = static_cast<TokenId>(random() % vocab_size);
+    return tokens;
+  }
+
+  Measurement run_prompt(const Case& c, const Limits& limits, uint64_t round) {
+    const EngineStats before = engine_.stats();
+    // Other tokens in every round, so that none are in the prefix cache.
+    submit(random_tokens(c.prompt, 1 + round * 1000003 + static_cast<uint64_t>(c.prompt)), 1);
+    int64_t experts = 0;
+    while (engine_.step()) experts += engine_.stats().last_step_experts;
+    const EngineStats after = engine_.stats();
+    const double seconds = after.prefill_seconds - before.prefill_seconds;
+
+    Operations operations = cost_.token_operations();
+    for (double& count : operations) count *= c.prompt;
+    for (size_t i = 0; i < operations.size(); ++i) operations[i] += cost_.logit_operations()[i];
+    operations[static_cast<size_t>(Arithmetic::kF32)] += cost_.prompt_attention_operations(0, c.prompt);
+    Measurement result = measurement(c.prompt, seconds, limits.seconds(operations, engine_.options().num_threads));
+    result.operations_per_token = total(operations) / c.prompt;
+    result.distinct_experts = static_cast<double>(experts) / static_cast<double>(after.num_steps - before.num_steps);
+    return result;
+  }
+
+  Measurement run_generation(const Case& c, const Limits& limits) {
+    std::vector<RequestId> requests;
+    for (int32_t i = 0; i < c.batch; ++i) {
+      // The same tokens in every round: all but the first take them from the prefix cache.
+      requests.push_back(submit(random_tokens(std::max(1, c.depth), static_cast<uint64_t>(i) << 32),
+                                engine_.options().context_length));
+    }
+    double seconds = 0;
+    double bytes = 0;
+    double experts = 0;
+    double operations = 0;
+    int32_t steps = 0;
+    EngineStats before = engine_.stats();
+    while (steps < flags_.num_tokens && engine_.step()) {
+      const EngineStats after = engine_.stats();
+      if (after.prompt_tokens == before.prompt_tokens && after.decode_tokens - before.decode_tokens == c.batch) {
+        const int64_t entries = std::max(1, c.depth) + steps + 1;
+        seconds += after.decode_seconds - before.decode_seconds;
+        experts += static_cast<double>(after.last_step_experts);
+        bytes += static_cast<double>(cost_.dense_bytes()) +
+                 static_cast<double>(after.last_step_experts) * cost_.expert_bytes() +
+                 c.batch * cost_.kv_bytes(entries);
+        operations += total(cost_.token_operations()) + total(cost_.logit_operations()) +
+                      cost_.decode_attention_operations(entries);
+        ++steps;
+      }
+      before = after;
+    }
+    for (const RequestId request : requests) engine_.cancel(request);
+    while (engine_.step()) {
+    }
+    if (steps < flags_.num_tokens) {
+      fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
+    }
+    const double tokens = static_cast<double>(steps) * c.batch;
+    Measurement result = measurement(tokens, seconds, bytes / limits.bandwidth);
+    result.bytes_per_token = bytes / tokens;
+    result.operations_per_token = operations / steps;
+    result.distinct_experts = experts / steps;
+    return result;
+  }
+
+  RequestId submit(std::vector<TokenId> prompt, int32_t max_new_tokens) {
+    GenerationRequest request;
+    request.max_new_tokens = max_new_tokens;
+    request.prompt = std::move(prompt);
+    request.ignore_end_tokens = true;
+    return engine_.submit(request, [](const GenerationOutput& output) {
+      if (output.finish == FinishReason::kError) throw Error(ErrorCode::kOutOfMemory, output.error);
+    });
+  }
+
+  static Measurement measurement(double tokens, double seconds, std::optional<double> least_seconds) {
+    return {.tokens_per_second = tokens / seconds, .limit_share = least_seconds ? *least_seconds / seconds : 0.0};
+  }
+
+  const BenchFlags& flags_;
+  Engine& engine_;
+  ModelCost cost_;
+};
+
+double median(std::vector<double> values) {
+  std::ranges::sort(values);
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+template <typename T, typename Member>
+double median_of(const std::vector<T>& items, Member member) {
+  std::vector<double> values;
+  for (const T& item : items) values.push_back(std::invoke(member, item));
+  return median(std::move(values));
+}
+
+json case_json(const Case& c, const std::vector<Measurement>& rounds) {
+  json speeds = json::array();
+  for (const Measurement& round : rounds) speeds.push_back(round.tokens_per_second);
+  json result = {{"name", c.name()},
+                 {"tokens_per_second", median_of(rounds, &Measurement::tokens_per_second)},
+                 {"rounds", speeds},
+                 {"operations_per_token", rounds.front().operations_per_token},
+                 {"distinct_experts_per_step", median_of(rounds, &Measurement::distinct_experts)}};
+  if (c.prompt > 0) {
+    result["prompt"] = c.prompt;
+  } else {
+    result.update({{"depth", c.depth},
+                   {"batch", c.batch},
+                   {"bytes_per_token", median_of(rounds, &Measurement::bytes_per_token)}});
+  }
+  const double share = median_of(rounds, &Measurement::limit_share);
+  if (share > 0) result["limit_share"] = share;
+  return result;
+}
+
+json limits_json(const std::vector<Limits>& rounds) {
+  json result = {{"read_bandwidth", median_of(rounds, &Limits::bandwidth)},
+                 {"read_bandwidth_of_one_thread", median_of(rounds, &Limits::bandwidth_of_one)}};
+  const char* names[] = {"int8_operations_of_one_core", "bf16_operations_of_one_core", "f32_operations_of_one_core"};
+  for (size_t i = 0; i < 3; ++i) {
+    const double peak = median_of(rounds, [i](const Limits& limits) { return limits.per_core[i]; });
+    if (peak > 0) result[names[i]] = peak;
+  }
+  return result;
+}
+
+int64_t peak_process_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+void print_results(const json& result) {
+  const json& limits = result["limits"];
+  print_stdout("{}, {}, {} threads, {}, KV {}\n", result["model"].get<std::string>(),
+               result["architecture"].get<std::string>(), result["threads"].get<int>(),
+               result["isa"].get<std::string>(), result["kv_type"].get<std::string>());
+  const auto giga = [&](const char* key) { return limits.value(key, 0.0) * 1e-9; };
+  print_stdout(
+      "limits: read {:.1f} GB/s, one thread {:.1f}; a core: int8 {:.0f} GOPS, bf16 {:.0f} and f32 {:.0f} GFLOPS\n",
+      giga("read_bandwidth"), giga("read_bandwidth_of_one_thread"), giga("int8_operations_of_one_core"),
+      giga("bf16_operations_of_one_core"), giga("f32_operations_of_one_core"));
+  print_stdout("{:<28}{:>10}{:>18}{:>11}{:>14}{:>14}{:>9}\n", "case", "tokens/s", "least..most", "of limit", "MB/token",
+               "Mop/token", "experts");
+  for (const json& c : result["cases"]) {
+    const auto rounds = c["rounds"].get<std::vector<double>>();
+    const auto [least, most] = std::ranges::minmax(rounds);
+    const std::string share =
+        c.contains("limit_share") ? fmt::format("{:.0f} %", 100 * c["limit_share"].get<double>()) : "unknown";
+    const std::string bytes =
+        c.contains("bytes_per_token") ? fmt::format("{:.1f}", c["bytes_per_token"].get<double>() * 1e-6) : "";
+    print_stdout("{:<28}{:>10.1f}{:>18}{:>11}{:>14}{:>14.1f}{:>9.1f}\n", c["name"].get<std::string>(),
+                 c["tokens_per_second"].get<double>(), fmt::format("{:.1f}..{:.1f}", least, most), share, bytes,
+                 c["operations_per_token"].get<double>() * 1e-6, c["distinct_experts_per_step"].get<double>());
+  }
+  print_stdout("peak memory {:.1f} MiB, of it big allocations {:.1f} MiB\n",
+               result["peak_process_bytes"].get<double>() / (1 << 20),
+               result["peak_pool_bytes"].get<double>() / (1 << 20));
+}
+
+// What the scheduler and the KV cache's tables cost when `batch` sequences generate, without a model. The tables are
+// those of Qwen3-30B-A3B; their blocks are small, as nothing is written into them.
+json dry_run(int32_t batch, int32_t num_steps) {
+  constexpr int32_t kLayers = 48;
+  constexpr int32_t kHeads = 4;
+  constexpr int32_t kPrompt = 100;
+  using Clock = std::chrono::steady_clock;
+  const std::vector<KvLayerSpec> layers(kLayers, {.num_kv_heads = kHeads, .key_dim = 1, .value_dim = 1});
+  const int32_t tokens = kPrompt + num_steps + batch + kKvBlockSize;  // some generate while others are read
+  const auto bytes = static_cast<size_t>(batch * kv_bytes_for_tokens(layers, KvCodec::kF32, tokens, tokens));
+  MemoryPool pool(2 * bytes + (size_t{64} << 20));
+  KvCache kv(pool, {.layers = layers, .codec = KvCodec::kF32, .capacity_bytes = bytes});
+  Scheduler scheduler(kv, {.max_step_tokens = std::max(512, batch), .max_sequences = batch, .context_length = tokens});
+  for (int32_t i = 0; i < batch; ++i) {
+    std::vector<TokenId> prompt(kPrompt, i);
+    scheduler.add({.prompt = std::move(prompt), .max_new_tokens = tokens - kPrompt});
+  }
+  std::vector<double> schedule_seconds;
+  std::vector<double> commit_seconds;
+  std::vector<TokenId> sampled;
+  while (std::ssize(schedule_seconds) < num_steps) {
+    const auto start = Clock::now();
+    const StepPlan plan = scheduler.schedule();
+    const auto scheduled = Clock::now();
+    sampled.assign(static_cast<size_t>(std::ranges::count_if(plan.slices, &ScheduledSlice::samples)), 7);
+    const auto computed = Clock::now();
+    scheduler.commit(plan, sampled);
+    if (plan.num_tokens != batch || std::ssize(plan.slices) != batch) continue;  // prompts
+    schedule_seconds.push_back(std::chrono::duration<double>(scheduled - start).count());
+    commit_seconds.push_back(std::chrono::duration<double>(Clock::now() - computed).count());
+  }
+  return {{"batch", batch}, {"schedule_seconds", median(schedule_seconds)}, {"commit_seconds", median(commit_seconds)}};
+}
+
+void run_dry(const BenchFlags& flags) {
+  json result = json::array();
+  for (const int32_t batch : flags.batches) result.push_back(dry_run(batch, flags.num_tokens));
+  if (flags.json_out) {
+    print_stdout("{}\n", json{{"dry", result}}.dump(2));
+    return;
+  }
+  for (const json& c : result) {
+    print_stdout("{:>5} sequences: schedule {:.1f} us, commit {:.1f} us a step\n", c["batch"].get<int>(),
+                 1e6 * c["schedule_seconds"].get<double>(), 1e6 * c["commit_seconds"].get<double>());
+  }
+}
+
+void run_bench(const BenchFlags& flags) {
+  std::vector<Case> cases;
+  for (const int32_t prompt : flags.prompts) cases.push_back({.prompt = prompt});
+  if (flags.num_tokens > 0) {
+    for (const int32_t depth : flags.depths) {
+      for (const int32_t batch : flags.batches) cases.push_back({.depth = depth, .batch = batch});
+    }
+  }
+  if (cases.empty()) fail(ErrorCode::kInvalidArgument, "nothing to measure: no --prompt, and --num-tokens 0");
+  ModelOptions options = flags.model.finished();
+  options.with_tokenizer = false;
+  int32_t longest = 1;
+  for (const Case& c : cases)
+    longest = std::max(longest, c.prompt > 0 ? c.prompt : std::max(1, c.depth) + flags.num_tokens);
+  options.context_length = longest + 8;
+  options.max_sequences = std::max(options.max_sequences, *std::ranges::max_element(flags.batches));
+  const std::unique_ptr<Engine> engine = load_engine(options);
+  if (engine->model_info().has_encoder) {
+    fail(ErrorCode::kUnsupported, "{}: a model with an encoder; bench measures decoders alone", options.path);
+  }
+  LimitProbe probe(engine->options().num_threads);
+  Bench bench(flags, *engine);
+
+  std::vector<std::vector<Measurement>> results(cases.size());
+  std::vector<Limits> limits;
+  const auto num_rounds = static_cast<size_t>(flags.rounds) + 1;
+  ProgressBar bar("measuring");
+  // Every round has every case, so that drift of the machine hits all alike. The first warms up and does not count.
+  for (size_t round = 0; round < num_rounds; ++round) {
+    for (size_t i = 0; i < cases.size(); ++i) {
+      limits.push_back(probe.measure());
+      const Measurement measured = bench.run(cases[i], limits.back(), round);
+      if (round > 0) results[i].push_back(measured);
+      bar.update(static_cast<int64_t>(round * cases.size() + i + 1), static_cast<int64_t>(num_rounds * cases.size()));
+    }
+  }
+  bar.wipe();
+
+  const EngineStats stats = engine->stats();
+  json result = {{"model", options.path},
+                 {"architecture", engine->model_info().architecture},
+                 {"isa", isa_name(select_isa())},
+                 {"threads", engine->options().num_threads},
+                 {"kv_type", kv_codec_name(options.kv_codec)},
+                 {"exact", flags.model.exact},
+                 {"limits", limits_json(limits)},
+                 {"peak_process_bytes", peak_process_bytes() - LimitProbe::kBytes},
+                 {"peak_pool_bytes", stats.peak_pool_bytes},
+                 {"cases", json::array()}};
+  for (size_t i = 0; i < cases.size(); ++i) result["cases"].push_back(case_json(cases[i], results[i]));
+  if (flags.json_out) {
+    print_stdout("{}\n", result.dump(2));
+  } else {
+    print_results(result);
+  }
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* command = app.add_subcommand("bench", "Measure speed against the machine's limits");
+  command->footer(
+      "Prompts are of random tokens. Generating is measured over the steps in which every sequence generates; each has "
+      "tokens of its own. Every round has every case, one after the other, and the medians count; a first round warms "
+      "up.\n\nOf limit: for prompts, the time of all multiplications at the core's peaks over the time taken; for "
+      "generating, the bytes that the steps had to read (weights, the experts that were chosen, KV entries) at the "
+      "read bandwidth. Limits are measured before each case, and need AVX-512 with VNNI and BF16; machines drift.");
+  CLI::Option* model = add_model_flag(*command, flags->model.options.path)->required(false);
+  command
+      ->add_flag("--dry", flags->dry,
+                 "No model: time the scheduler and the bookkeeping of the KV cache for --batch sequences that generate")
+      ->excludes(model);
+  const auto add_list = [&](const char* name, std::vector<int32_t>& values, int32_t low, const char* help,
+                            const char* fallback) {
+    command->add_option(name, values, help)
+        ->type_name("N,N,...")
+        ->delimiter(',')
+        ->check(in_range(low, 1 << 24))
+        ->default_str(fallback);
+  };
+  add_list("-p,--prompt", flags->prompts, 1, "Tokens of prompts", "512");
+  add_list("-d,--depth", flags->depths, 0, "Tokens that a sequence has before it generates", "0");
+  add_list("-b,--batch", flags->batches, 1, "Sequences that generate together", "1");
+  command->add_option("-n,--num-tokens", flags->num_tokens, "Tokens that each sequence generates; 0: prompts alone")
+      ->type_name("N")
+      ->check(in_range(0, 1 << 20))
+      ->capture_default_str();
+  command->add_option("-r,--rounds", flags->rounds, "Rounds")
+      ->type_name("N")
+      ->check(in_range(1, 1000))
+      ->capture_default_str();
+  command->add_flag("--json", flags->json_out,
+                    "Print JSON; speeds in tokens, limits in bytes and operations, per second");
+  add_exact_flag(*command, flags->model);
+  add_memory_flags(*command, flags->model, "");
+  command->remove_option(command->get_option("--context"));  // as long as the cases need
+  command->add_option("--step-tokens", flags->model.options.max_step_tokens, "Most tokens computed in one step")
+      ->type_name("N")
+      ->check(in_range(1, 1 << 20))
+      ->capture_default_str();
+  command->callback([flags, model] {
+    if (flags->dry) {
+      if (flags->num_tokens == 0) throw CLI::ValidationError("--dry", "needs --num-tokens of at least 1");
+      run_dry(*flags);
+    } else if (model->count() > 0) {
+      run_bench(*flags);
+    } else {
+      throw CLI::RequiredError("One of --model and --dry");
+    }
+  });
+}
+
+}  // namespace witan

@@ -1,0 +1,104 @@
+#include "bench/model_cost.h"
+
+#include <algorithm>
+
+#include "kernels/matmul/matmul.h"
+
+namespace witan {
+namespace {
+
+Arithmetic arithmetic_of(DType type, Precision precision) {
+  switch (activation_format(type, precision)) {
+    case ActivationFormat::kF32:
+      return Arithmetic::kF32;
+    case ActivationFormat::kBF16:
+      return Arithmetic::kBf16;
+    case ActivationFormat::kInt8Per32:
+    case ActivationFormat::kInt8Per256:
+      return Arithmetic::kInt8;
+  }
+  return Arithmetic::kF32;
+}
+
+// Elements of the matrices in a tensor; none for vectors, and for the scales that go with a tensor of codes.
+int64_t matrix_elements(const TensorEntry& tensor) {
+  if (tensor.shape.size() < 2) return 0;
+  if (!tensor.is_part) return tensor.num_elements();
+  // Packed codes [experts, rows, cols / 32, 16], two to a byte.
+  if (tensor.dtype == DType::kMXFP4) return tensor.shape.size() == 4 ? 2 * tensor.num_elements() : 0;
+  return tensor.name.ends_with("_scale_inv") ? 0 : tensor.num_elements();
+}
+
+int64_t visible_entries(const KvLayerSpec& layer, int64_t num_entries) {
+  return layer.window > 0 ? std::min<int64_t>(layer.window, num_entries) : num_entries;
+}
+
+// The sum of visible_entries over num_entries = first + 1 ... end.
+double visible_entries_of_prompt(const KvLayerSpec& layer, int64_t first, int64_t end) {
+  const auto sum_up_to = [&](int64_t last) {
+    const auto whole = static_cast<double>(visible_entries(layer, last));  // 1 + 2 + ... until the window is full
+    return whole * (whole + 1) / 2 + whole * (static_cast<double>(last) - whole);
+  };
+  return sum_up_to(end) - sum_up_to(first);
+}
+
+}  // namespace
+
+ModelCost::ModelCost(const Checkpoint& checkpoint, const ModelInfo& info, Precision precision, KvCodec kv_codec)
+    : info_(info), kv_codec_(kv_codec) {
+  const auto tensors = checkpoint.tensors();
+  const bool has_output =
+      std::ranges::any_of(tensors, [](const TensorEntry& tensor) { return is_output_tensor(tensor.name); });
+  for (const TensorEntry& tensor : tensors) {
+    const bool is_embedding = is_embedding_tensor(tensor.name);
+    if (is_embedding && has_output) continue;  // a row per token
+    add_tensor(tensor, precision, is_embedding || is_output_tensor(tensor.name));
+  }
+}
+
+void ModelCost::add_tensor(const TensorEntry& tensor, Precision precision, bool is_output) {
+  const auto bytes = packed_bytes(tensor);
+  const auto arithmetic = static_cast<size_t>(arithmetic_of(tensor.dtype, precision));
+  const double operations = 2.0 * static_cast<double>(matrix_elements(tensor));
+  if (is_output) {
+    dense_bytes_ += bytes;
+    logit_[arithmetic] += operations;
+  } else if (is_expert_tensor(tensor.name)) {
+    const double num_experts = static_cast<double>(info_.moe_layers.size()) * info_.num_experts;
+    expert_bytes_ += static_cast<double>(bytes) / num_experts;
+    token_[arithmetic] += operations * info_.top_k / info_.num_experts;
+  } else {
+    dense_bytes_ += bytes;
+    token_[arithmetic] += operations;
+  }
+}
+
+double ModelCost::kv_bytes(int64_t num_entries) const {
+  double bytes = 0;
+  for (const KvLayerSpec& layer : info_.kv_layers) {
+    const KvBlockFormat format{kv_codec_, layer.key_dim, layer.value_dim, layer.value_in_key};
+    bytes += static_cast<double>(visible_entries(layer, num_entries)) * layer.num_kv_heads *
+             static_cast<double>(format.block_bytes()) / kKvBlockSize;
+  }
+  return bytes;
+}
+
+double ModelCost::prompt_attention_operations(int64_t first, int64_t end) const {
+  double operations = 0;
+  for (const KvLayerSpec& layer : info_.kv_layers) {
+    operations += visible_entries_of_prompt(layer, first, end) * 2.0 * info_.num_heads *
+                  (info_.prompt_key_dim + info_.prompt_value_dim);
+  }
+  return operations;
+}
+
+double ModelCost::decode_attention_operations(int64_t num_entries) const {
+  double operations = 0;
+  for (const KvLayerSpec& layer : info_.kv_layers) {
+    operations += static_cast<double>(visible_entries(layer, num_entries)) * 2.0 * info_.num_heads *
+                  (layer.key_dim + layer.value_dim);
+  }
+  return operations;
+}
+
+}  // namespace witan

@@ -1,0 +1,69 @@
+"""witan bench: its cases, what it counts, and what is wrong with its flags. No speed is asserted."""
+
+import json
+
+import program
+from program import golden, made_model
+
+
+class BenchTest(program.WitanTestCase):
+    def setUp(self):
+        super().setUp()
+        self.model = made_model("qwen3moe")
+
+    def bench(self, *flags):
+        return json.loads(self.succeeds("bench", "-m", self.model, "-t", "1", "-r", "2", "--json", *flags).out)
+
+    def test_cases_are_prompts_and_depths_by_batches(self):
+        result = self.bench("-p", "20,40", "-d", "0,50", "-b", "1,3", "-n", "4")
+        self.assertEqual(
+            [c["name"] for c in result["cases"]],
+            ["prompt 20", "prompt 40", "generate, 1 x 0 deep", "generate, 3 x 0 deep", "generate, 1 x 50 deep",
+             "generate, 3 x 50 deep"])  # fmt: skip
+        for case in result["cases"]:
+            self.assertEqual(len(case["rounds"]), 2)
+            self.assertGreater(min(case["rounds"]), 0)
+            self.assertTrue(min(case["rounds"]) <= case["tokens_per_second"] <= max(case["rounds"]))
+        self.assertEqual((result["architecture"], result["threads"], result["kv_type"]), ("qwen3_moe", 1, "f16"))
+        self.assertGreater(result["limits"]["read_bandwidth"], 0)
+        self.assertGreater(result["peak_pool_bytes"], self.model.stat().st_size)
+
+    def test_generating_counts_the_experts_that_were_chosen_and_the_entries(self):
+        one, three = self.bench("-p", "1", "-d", "50", "-b", "1,3", "-n", "4")["cases"][1:]
+        self.assertEqual(one["distinct_experts_per_step"], 2 * 2)  # layers, experts a token
+        self.assertTrue(4 < three["distinct_experts_per_step"] <= 12)
+        expert, entry = 3 * 256 * 256 * 4, 2 * 2 * (128 + 128) * 2
+        dense = one["bytes_per_token"] - 4 * expert - (50 + 2.5) * entry  # entries seen: 51 to 54
+        self.assertAlmostEqual(
+            three["bytes_per_token"], (dense + three["distinct_experts_per_step"] * expert) / 3 + 52.5 * entry, places=3
+        )
+
+    def test_prompts_alone(self):
+        self.assertEqual([c["name"] for c in self.bench("-p", "7", "-n", "0")["cases"]], ["prompt 7"])
+
+    def test_the_table_has_a_line_per_case(self):
+        out = self.succeeds("bench", "-m", self.model, "-p", "9", "-n", "2", "-r", "1").out
+        self.assertRegex(out, r"(?m)^prompt 9 +\d")
+        self.assertRegex(out, r"(?m)^generate, 1 x 0 deep +\d")
+        self.assertRegex(out, r"(?m)^peak memory \d")
+
+    def test_dry_needs_no_model(self):
+        result = json.loads(self.succeeds("bench", "--dry", "-b", "1,40", "-n", "3", "--json").out)["dry"]
+        self.assertEqual([c["batch"] for c in result], [1, 40])
+        for case in result:
+            self.assertGreater(case["schedule_seconds"], 0)
+            self.assertGreater(case["commit_seconds"], 0)
+
+    def test_what_is_wrong_is_named(self):
+        self.fails("bench", code=2, says="--model and --dry")
+        self.fails("bench", "--dry", "-m", self.model, code=2, says="--dry")
+        self.fails("bench", "--dry", "-n", "0", code=2, says="--num-tokens")
+        self.fails("bench", "-m", self.model, "-p", "0", code=2, says="--prompt")
+        self.fails("bench", "-m", self.model, "-p", "12,x", code=2, says="--prompt")
+        self.fails("bench", "-m", self.model, "-r", "0", code=2, says="--rounds")
+        self.fails("bench", "-m", self.folder / "none", says="none")
+        self.fails("bench", "-m", golden("switch-capacity/hf"), "-p", "9", "-n", "2", says="encoder")
+
+
+if __name__ == "__main__":
+    program.main()
