@@ -206,7 +206,7 @@ class EvalErrorTest(EvalTestCase):
         self.eval_fails(chat, "--template-name", "rag", says=["line 1 (a)", "no chat template named 'rag'"])
         self.fails("eval", "-m", golden("mixtral/model.gguf"), "--tasks", tasks, "--out", self.folder / "o", says="no tokenizer")
         replies = self.tasks({"id": "b", "reply": ""}, name="r")
-        self.fails("eval", "--replies", replies, "--tasks", tasks, "--out", self.folder / "o", says="line 1 (a): there is no reply")
+        self.fails("eval", "--replies", replies, "--tasks", tasks, "--out", self.folder / "p", says="line 1 (a): there is no reply")
         for line, says in (("{", "r: line 1: expected"), ('{"id": "a"}', "r: line 1: expected")):
             self.fails("eval", "--replies", self.tasks(line, name="r"), "--tasks", tasks, "--out", self.out, says=says)
         twice = self.tasks({"id": "a", "reply": ""}, {"id": "a", "reply": ""}, name="r")
