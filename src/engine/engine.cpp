@@ -210,7 +210,7 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
     batch.slices.push_back({.kv_sequence = slice.kv_sequence,
                             .first_row = static_cast<int32_t>(batch.tokens.size()),
                             .num_tokens = slice.num_tokens,
-                            .first_entry = slice.first_token});
+                            .first_token = slice.first_token});
     for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
       batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
       batch.positions.push_back(i);

@@ -181,7 +181,7 @@ void score_tokens(LoadedModel& model, std::span<const TokenId> tokens, int32_t c
            kv.available_bytes());
     }
     ForwardBatch batch;
-    batch.slices.push_back({.kv_sequence = sequence.id, .first_row = 0, .num_tokens = count, .first_entry = first});
+    batch.slices.push_back({.kv_sequence = sequence.id, .first_row = 0, .num_tokens = count, .first_token = first});
     for (int32_t i = 0; i < count; ++i) {
       batch.tokens.push_back(tokens[first + i]);
       batch.positions.push_back(first + i);

@@ -120,7 +120,7 @@ int32_t KvCache::State::pool_for(const KvBlockFormat& format) {
     const auto same = std::ranges::find_if(*known, [&](const Layer& l) { return same_format(l.format, format); });
     if (same != known->end()) return same->pool;
   }
-  pools.push_back({BlockPool(memory, format.block_bytes())});
+  pools.push_back({format, BlockPool(memory, format.block_bytes())});
   return static_cast<int32_t>(pools.size()) - 1;
 }
 
@@ -317,6 +317,16 @@ std::vector<PrefixId> KvCache::State::find_prefix(std::span<const TokenId> token
   return chain;
 }
 
+// The entries to be written follow the sequence's tokens, in tables that lost some.
+void KvCache::State::place_reserved(KvSequence& sequence) {
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    BlockTable& entries = sequence.tables[table];
+    if (!entries.lost_entries) continue;
+    entries.positions.resize(static_cast<size_t>(entries.num_entries));
+    for (int32_t i = 0; i < sequence.num_reserved; ++i) entries.positions.push_back(sequence.num_tokens + i);
+  }
+}
+
 void KvCache::State::trim() {
   for (Pool& pool : pools) pool.blocks.trim();
 }
@@ -411,6 +421,7 @@ bool KvCache::reserve(SequenceId id, int32_t num_tokens) {
   if (grows && !state.make_room(state.needed_blocks)) return false;
 
   sequence.num_reserved = num_tokens;
+  if (sequence.lost_entries) state.place_reserved(sequence);
   if (!grows && !shrinks) return true;  // most decode steps
   sequence.tables.grow_rows(longest);
   for (int64_t table = 0; table < state.num_tables(); ++table) {
@@ -432,9 +443,10 @@ void KvCache::commit(SequenceId id, std::span<const TokenId> tokens, std::span<c
   for (int64_t table = 0; table < state_->num_tables(); ++table) {
     BlockTable& entries = sequence.tables[table];
     entries.num_entries += num_new;
+    if (entries.lost_entries) entries.positions.resize(static_cast<size_t>(entries.num_entries));
     state_->resize(sequence, table, num_blocks_for(entries.num_entries));
   }
-  if (state_->config.prefix_cache) {
+  if (state_->config.prefix_cache && !sequence.lost_entries) {
     sequence.tail_tokens.insert(sequence.tail_tokens.end(), tokens.begin(), tokens.end());
     sequence.tail_roles.insert(sequence.tail_roles.end(), roles.begin(), roles.end());
     while (sequence.tail_tokens.size() >= kKvBlockSize) state_->publish_block(sequence);
@@ -449,12 +461,7 @@ void KvCache::release(SequenceId id) {
   for (int64_t table = 0; table < state_->num_tables(); ++table) {
     state_->resize(sequence, table, std::max<int64_t>(num_shared, state_->first_block(sequence, table)));
   }
-  for (int64_t place = sequence.first_window_block; state_->window > 0 && place < num_shared; ++place) {
-    state_->index.unreference_window(sequence.prefix[place], PrefixIndex::WindowEnd::kKept);
-  }
-  for (auto entry = sequence.prefix.rbegin(); entry != sequence.prefix.rend(); ++entry) {
-    state_->index.unreference(*entry);
-  }
+  state_->leave_prefix(sequence);
   if (sequence.input != kNoInput) state_->release_input(sequence.input);
   const auto slot = static_cast<int32_t>(id & ((SequenceId{1} << kSlotBits) - 1));
   state_->slots[slot] = State::Slot();
@@ -487,7 +494,7 @@ KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_ent
               "{} entries to view, with {} committed and {} reserved", num_entries, entries.num_entries,
               sequence.num_reserved);
   return {state_->layers[layer].format, sequence.tables.blocks(table), num_entries,
-          entries.positions.empty() ? nullptr : entries.positions.data()};
+          entries.lost_entries ? entries.positions.data() : nullptr};
 }
 
 int64_t KvCache::available_bytes() const {

@@ -69,8 +69,8 @@ struct KvCacheStats {
 // (docs/adr/0007).
 //
 // Life of a sequence:
-//   create (attach_prefix)? (attach_input (write input entries)* commit_input)? (reserve (write entries)* commit)*
-//   release
+//   create (attach_prefix)? (attach_input (write input entries)* commit_input)?
+//     (reserve (write entries)* commit | keep)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
 class KvCache {
@@ -125,6 +125,14 @@ class KvCache {
   // reserved beyond them is freed.
   void commit(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
+  // Drops the committed entries that are not in `kept`: ascending indices of committed entries, by table (layer, then
+  // head). What stays moves together into as few blocks as it takes, with its bits and its positions; all other blocks
+  // are free at once. Layers with a window keep what they have, whatever `kept` says of them. The sequence shares no
+  // blocks afterwards, and none of its later ones become prefix blocks; what it shared stays for others as it was.
+  // Where everything is kept nothing changes. Entries that are reserved must be committed first. False, and nothing
+  // changed, when there is no room for the copies of what it keeps of shared blocks.
+  [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
+
   // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.
   void release(SequenceId sequence);
 
@@ -133,7 +141,7 @@ class KvCache {
   // Bytes of the sequence's blocks, shared ones included.
   int64_t held_bytes(SequenceId sequence) const;
 
-  // Where entry `entry` (committed count <= entry < committed + reserved) of a table is written.
+  // Where entry `entry` (num_entries <= entry < num_entries + reserved) of a table is written.
   Slot slot(SequenceId sequence, int32_t layer, int32_t head, int32_t entry);
 
   // The first num_entries entries of a table, committed or written since. Valid until the next non-const call. Blocks

@@ -61,6 +61,10 @@ void KvCache::check_integrity() const {
       const int64_t num_entries = static_cast<int64_t>(blocks.num_entries) + sequence.num_reserved;
       WITAN_CHECK(blocks.num_blocks == (num_entries + kKvBlockSize - 1) / kKvBlockSize, "{} blocks for {} entries",
                   blocks.num_blocks, num_entries);
+      WITAN_CHECK(!blocks.lost_entries || std::ssize(blocks.positions) == num_entries, "{} positions for {} entries",
+                  blocks.positions.size(), num_entries);
+      WITAN_CHECK(blocks.lost_entries || blocks.num_entries == sequence.num_tokens, "{} entries for {} tokens",
+                  blocks.num_entries, sequence.num_tokens);
       const int64_t first = state.first_block(sequence, table);
       block_bytes += (blocks.num_blocks - first) * state.pool(table).block_bytes();
       for (int64_t place = 0; place < first; ++place) {

@@ -25,7 +25,8 @@ namespace witan {
 struct BlockTable {
   int32_t num_blocks = 0;
   int32_t num_entries = 0;         // committed
-  std::vector<int32_t> positions;  // [num_entries] of a table that lost entries; empty: entry i is at position i
+  bool lost_entries = false;       // false: entry i is at position i
+  std::vector<int32_t> positions;  // [num_entries + reserved] of a table that lost entries
 };
 
 class BlockTables {
@@ -73,6 +74,7 @@ struct KvSequence {
   int64_t block_bytes = 0;         // of all its blocks
   int64_t first_window_block = 0;  // of window tables: the places before it are gone
   InputId input = kNoInput;
+  bool lost_entries = false;  // keep() dropped some: its blocks are its own, and none become prefix blocks
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
   std::vector<TokenId> tail_tokens;  // committed tokens behind them; empty with the prefix cache off
@@ -86,6 +88,7 @@ struct KvCache::State {
     int64_t first_table = 0;  // its tables are [first_table, first_table + num_kv_heads)
   };
   struct Pool {
+    KvBlockFormat format;
     BlockPool blocks;
     int64_t num_full_tables = 0;
     int64_t num_window_tables = 0;
@@ -101,6 +104,7 @@ struct KvCache::State {
   int64_t num_tables() const { return static_cast<int64_t>(pool_of_table.size()); }
   int64_t set_bytes() const { return full_set_bytes + window_set_bytes; }
   int64_t table_of(int32_t layer, int32_t head) const;
+  const KvBlockFormat& format_of_table(int64_t table) const { return pools[pool_of_table[table]].format; }
   KvSequence& at(SequenceId id) const;
 
   BlockPool& pool(int64_t table) { return pools[pool_of_table[table]].blocks; }
@@ -140,6 +144,12 @@ struct KvCache::State {
   void resize(KvSequence& sequence, int64_t table, int64_t num_blocks);
   void publish_block(KvSequence& sequence);
   void adopt_block(KvSequence& sequence, PrefixId entry);
+  // Blocks that a table needs for these entries in the places where the sequence has shared ones now.
+  int64_t num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept) const;
+  void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept);
+  void copy_window(KvSequence& sequence, int64_t table);
+  void leave_prefix(KvSequence& sequence);
+  void place_reserved(KvSequence& sequence);
   // Gives up the places of window tables that no later entry of the sequence sees.
   void pass_window(KvSequence& sequence);
   void trim();

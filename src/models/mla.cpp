@@ -96,7 +96,8 @@ void absorbed_attention(ForwardContext& ctx, const ForwardBatch& batch, std::spa
 // The latents of a sequence as the cache has them, ready for the products that expand them.
 struct Latents {
   int32_t num_entries;
-  const float* rope_keys;  // [num_entries, rope_dim]
+  const int32_t* positions;  // of the entries, as KvView has them
+  const float* rope_keys;    // [num_entries, rope_dim]
   StoredRows for_keys;
   StoredRows for_values;
 };
@@ -105,7 +106,8 @@ Latents read_latents(ForwardContext& ctx, const SliceRows& part, int32_t layer, 
                      const MlaWeights& weights) {
   ComputeContext& compute = ctx.compute;
   const SequenceSlice& slice = *part.slice;
-  const int32_t num_entries = slice.first_entry + (part.first_row - slice.first_row) + part.num_tokens;
+  const int32_t num_entries =
+      ctx.kv.num_entries(slice.kv_sequence, layer, 0) + (part.first_row - slice.first_row) + part.num_tokens;
   const KvView view = ctx.kv.view(slice.kv_sequence, layer, 0, num_entries);
   auto* entries = compute.scratch.allocate<float>(num_entries * config.entry_dim());
   auto* rope_keys = compute.scratch.allocate<float>(int64_t{num_entries} * config.rope_dim);
@@ -120,6 +122,7 @@ Latents read_latents(ForwardContext& ctx, const SliceRows& part, int32_t layer, 
                       config.latent_dim, config.entry_dim());
   };
   return {.num_entries = num_entries,
+          .positions = view.positions,
           .rope_keys = rope_keys,
           .for_keys = stored(weights.k_expand.front()),
           .for_values = stored(weights.v.front())};
@@ -192,8 +195,10 @@ void expanded_head(const ExpandedTask& task, Isa isa, int64_t head, const Expand
     std::fill_n(total, task.state_floats, 0.0f);
     total[0] = -std::numeric_limits<float>::infinity();
   }
-  const KvView view{
-      .format = task.format, .blocks = buffers.table, .num_entries = task.latents.num_entries, .positions = nullptr};
+  const KvView view{.format = task.format,
+                    .blocks = buffers.table,
+                    .num_entries = task.latents.num_entries,
+                    .positions = task.latents.positions};
   // Row r sees the entries up to first_seen_by + r: later splits skip the rows before them.
   const int32_t last_seen_by_first = task.latents.num_entries - num_rows;
   for (int32_t split = 0; split < view.num_splits(); ++split) {

@@ -54,7 +54,7 @@ struct SequenceSlice {
   SequenceId kv_sequence = 0;
   int32_t first_row = 0;  // of the batch's tokens
   int32_t num_tokens = 0;
-  int32_t first_entry = 0;  // KV entries the sequence has already; the slice's tokens follow
+  int32_t first_token = 0;  // tokens that the KV cache has already; the slice's follow
 };
 
 // An input that is encoded in this step: the tokens of a sequence that shares it with others, perhaps.

@@ -74,11 +74,12 @@ std::span<const Tile> make_tiles(ForwardContext& ctx, std::span<const SliceRows>
     const int32_t end = part.first_row + part.num_tokens;
     for (int32_t tile_end = end; tile_end > part.first_row; tile_end -= tile_tokens) {
       const int32_t first_row = std::max(part.first_row, tile_end - tile_tokens);
-      const int32_t num_entries = part.slice->first_entry + (tile_end - part.slice->first_row);
-      const int32_t first_entry = part.slice->first_entry + (first_row - part.slice->first_row);
-      // Entry and position are the same number as long as no policy has dropped entries.
-      const int32_t first_seen = spec.window > 0 ? std::max(0, first_entry - spec.window + 1) : 0;
+      // Windows are of positions; layers that have one never lose entries, so that these are entries too.
+      const int32_t first_position = part.slice->first_token + (first_row - part.slice->first_row);
+      const int32_t first_seen = spec.window > 0 ? std::max(0, first_position - spec.window + 1) : 0;
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+        const int32_t num_entries =
+            ctx.kv.num_entries(part.slice->kv_sequence, layer, head) + (tile_end - part.slice->first_row);
         tiles[count++] = {.slice = part.slice,
                           .kv_head = head,
                           .first_row = first_row,
@@ -180,8 +181,8 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
     for_rows(ctx.compute, slice.num_tokens, [&](int64_t i) {
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
         const int64_t vector = (slice.first_row + i) * spec.num_kv_heads + head;
-        const KvCache::Slot slot =
-            ctx.kv.slot(slice.kv_sequence, layer, head, slice.first_entry + static_cast<int32_t>(i));
+        const int32_t entry = ctx.kv.num_entries(slice.kv_sequence, layer, head) + static_cast<int32_t>(i);
+        const KvCache::Slot slot = ctx.kv.slot(slice.kv_sequence, layer, head, entry);
         kv_store(format, slot.block, slot.slot, keys + vector * spec.key_dim,
                  values == nullptr ? nullptr : values + vector * spec.value_dim);
       }

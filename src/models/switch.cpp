@@ -287,7 +287,7 @@ void Switch::forward(ForwardContext& ctx, const ForwardBatch& batch, float* logi
   int32_t length = 0;
   std::vector<ExpertCapacity::Range> ranges;
   for (const SequenceSlice& slice : batch.slices) {
-    length = std::max(length, slice.first_entry + slice.num_tokens);
+    length = std::max(length, slice.first_token + slice.num_tokens);
     ranges.push_back({.begin = slice.first_row, .end = slice.first_row + slice.num_tokens});
   }
   const T5Biases biases(compute, attention_, T5Direction::kBack, decoder_.bias_table, length);

@@ -214,7 +214,7 @@ void t5_self_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t l
   auto* attended = compute.scratch.allocate<float>(n * dim);
   for (const SequenceSlice& slice : batch.slices) {
     const auto view_of = [&](int64_t head) {
-      return ctx.kv.view(slice.kv_sequence, layer, static_cast<int32_t>(head), slice.first_entry + slice.num_tokens);
+      return ctx.kv.view(slice.kv_sequence, layer, static_cast<int32_t>(head), slice.first_token + slice.num_tokens);
     };
     attend_heads(compute, ctx.kv.block_format(layer),
                  {.config = config,

@@ -19,6 +19,8 @@ constexpr int32_t kDim = 16;
 struct History {
   std::vector<float> keys;    // [tokens, kv heads, dim]
   std::vector<float> values;  // [tokens, kv heads, dim]
+  // Of the entries that the cache has, by kv head.
+  std::vector<std::vector<int32_t>> positions = std::vector<std::vector<int32_t>>(kKvHeads);
 };
 
 class PagedAttentionTest : public testing::Test {
@@ -38,7 +40,7 @@ class PagedAttentionTest : public testing::Test {
       batch.slices.push_back({.kv_sequence = sequence,
                               .first_row = static_cast<int32_t>(batch.tokens.size()),
                               .num_tokens = count,
-                              .first_entry = first});
+                              .first_token = first});
       for (int32_t i = 0; i < count; ++i) {
         batch.tokens.push_back(i);
         batch.positions.push_back(first + i);
@@ -70,6 +72,9 @@ class PagedAttentionTest : public testing::Test {
       const auto end = begin + slice.num_tokens * kKvHeads * kDim;
       history.keys.insert(history.keys.end(), k.begin() + begin, k.begin() + end);
       history.values.insert(history.values.end(), v.begin() + begin, v.begin() + end);
+      for (auto& positions : history.positions) {
+        for (int32_t i = 0; i < slice.num_tokens; ++i) positions.push_back(slice.first_token + i);
+      }
       for (int32_t i = 0; i < slice.num_tokens; ++i) check_row(slice, i, window, q, out, history);
       kv_.commit(slice.kv_sequence, std::span(batch.tokens).subspan(slice.first_row, slice.num_tokens),
                  std::span(batch.roles).subspan(slice.first_row, slice.num_tokens));
@@ -77,16 +82,34 @@ class PagedAttentionTest : public testing::Test {
     EXPECT_EQ(scratch.bytes_used(), 0u);
   }
 
+  // Keeps the entries that `stays(head, entry)` says.
+  template <typename Stays>
+  void keep(SequenceId sequence, const Stays& stays) {
+    std::vector<std::vector<int32_t>> kept(kKvHeads);
+    for (int32_t head = 0; head < kKvHeads; ++head) {
+      std::vector<int32_t> positions;
+      const auto& before = histories_[sequence].positions[static_cast<size_t>(head)];
+      for (int32_t entry = 0; entry < std::ssize(before); ++entry) {
+        if (!stays(head, entry)) continue;
+        kept[static_cast<size_t>(head)].push_back(entry);
+        positions.push_back(before[static_cast<size_t>(entry)]);
+      }
+      histories_[sequence].positions[static_cast<size_t>(head)] = positions;
+    }
+    ASSERT_TRUE(kv_.keep(sequence, kept));
+  }
+
   void check_row(const SequenceSlice& slice, int32_t i, int32_t window, const std::vector<float>& q,
                  const std::vector<float>& out, const History& history) const {
-    const int32_t position = slice.first_entry + i;
+    const int32_t position = slice.first_token + i;
     const int32_t first = window > 0 ? std::max(0, position - window + 1) : 0;
     for (int32_t head = 0; head < kHeads; ++head) {
       const int64_t row = ((slice.first_row + i) * kHeads + head) * kDim;
       const int32_t kv_head = head / (kHeads / kKvHeads);
       std::vector<double> expected(kDim);
       double denominator = 0.0;
-      for (int32_t entry = first; entry <= position; ++entry) {
+      for (const int32_t entry : history.positions[static_cast<size_t>(kv_head)]) {
+        if (entry < first || entry > position) continue;
         const float* key = &history.keys[(entry * kKvHeads + kv_head) * kDim];
         double score = 0.0;
         for (int d = 0; d < kDim; ++d) score += double{q[row + d]} * double{key[d]};
@@ -132,6 +155,22 @@ TEST_F(PagedAttentionTest, AWindowHidesWhatLiesBehindIt) {
   step({{a, 600}}, 40, 2, select_isa());
   step({{a, 1}}, 40, 2, select_isa());
   step({{a, 600}}, 530, 2, select_isa());
+}
+
+TEST_F(PagedAttentionTest, HeadsMayHaveLostDifferentEntries) {
+  for (const Isa isa : kAllIsas) {
+    if (!cpu_supports(isa)) continue;
+    const SequenceId a = kv_.create();
+    const SequenceId b = kv_.create();
+    step({{a, 1300}, {b, 40}}, 0, 2, isa);
+    keep(a, [](int32_t head, int32_t entry) { return head == 0 ? entry % 7 == 0 : entry < 4 || entry > 500; });
+    step({{b, 1}, {a, 1}}, 0, 2, isa);
+    step({{a, 70}, {b, 3}}, 0, 1, isa);
+    keep(a, [](int32_t head, int32_t entry) { return head == 1 || entry > 100; });
+    step({{a, 1}, {b, 1}}, 0, 2, isa);
+    kv_.release(a);
+    kv_.release(b);
+  }
 }
 
 }  // namespace

@@ -123,6 +123,27 @@ void load_part(KvCodec codec, const EntryPart& part, float* x) {
   }
 }
 
+template <typename Element>
+void copy_elements(const EntryPart& from, const EntryPart& to) {
+  for (int32_t i = 0; i < from.dim; ++i) to.element<Element>(i) = from.element<Element>(i);
+}
+
+void copy_part(KvCodec codec, const EntryPart& from, const EntryPart& to) {
+  switch (codec) {
+    case KvCodec::kF32:
+      copy_elements<float>(from, to);
+      return;
+    case KvCodec::kF16:
+    case KvCodec::kBF16:
+      copy_elements<uint16_t>(from, to);
+      return;
+    case KvCodec::kQ8:
+      copy_elements<int8_t>(from, to);
+      for (int64_t group = 0; group < num_groups(from.dim); ++group) to.scale(group) = from.scale(group);
+      return;
+  }
+}
+
 }  // namespace
 
 std::string_view kv_codec_name(KvCodec codec) {
@@ -160,6 +181,16 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
     std::copy_n(key, format.value_dim, value);
   } else {
     load_part(format.codec, value_part(format, bytes, slot), value);
+  }
+}
+
+void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
+  WITAN_CHECK(0 <= from_slot && from_slot < kKvBlockSize && 0 <= to_slot && to_slot < kKvBlockSize, "slots {} and {}",
+              from_slot, to_slot);
+  auto* bytes = const_cast<std::byte*>(from);  // as in kv_load
+  copy_part(format.codec, key_part(format, bytes, from_slot), key_part(format, to, to_slot));
+  if (!format.value_in_key) {
+    copy_part(format.codec, value_part(format, bytes, from_slot), value_part(format, to, to_slot));
   }
 }
 

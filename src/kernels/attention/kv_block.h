@@ -34,4 +34,7 @@ void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const flo
 // Reads it back, as the attention kernels see it; value may be nullptr where only the key is wanted.
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);
 
+// Copies an entry, bit for bit, to a slot of the same or another block.
+void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot);
+
 }  // namespace witan

@@ -202,5 +202,29 @@ TEST(KvBlock, NonFiniteComponentsAreNeverReadAsPlausibleNumbers) {
   }
 }
 
+TEST(KvBlock, ACopiedEntryHasTheBitsOfAStoredOneAndTheOthersStay) {
+  for (const KvCodec codec : kAllCodecs) {
+    for (const bool value_in_key : {false, true}) {
+      SCOPED_TRACE(kv_codec_name(codec));
+      const KvBlockFormat format{.codec = codec, .key_dim = 70, .value_dim = 33, .value_in_key = value_in_key};
+      const auto store = [&](std::vector<std::byte>& block, int slot, uint64_t seed) {
+        const Entry entry = random_entry(format, seed);
+        kv_store(format, block.data(), slot, entry.key.data(), entry.value.data());
+      };
+      std::vector<std::byte> from = empty_block(format);
+      std::vector<std::byte> to = empty_block(format);
+      std::vector<std::byte> expected = empty_block(format);
+      for (int slot = 0; slot < kKvBlockSize; ++slot) {
+        store(from, slot, 100 + static_cast<uint64_t>(slot));
+        store(to, slot, 200 + static_cast<uint64_t>(slot));
+        store(expected, slot, slot == 9 ? 105 : slot == 31 ? 200 : 200 + static_cast<uint64_t>(slot));
+      }
+      kv_copy(format, from.data(), 5, to.data(), 9);
+      kv_copy(format, to.data(), 0, to.data(), 31);
+      EXPECT_EQ(to, expected);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace witan
