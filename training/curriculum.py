@@ -10,13 +10,13 @@ LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 BLOCK_STEPS = 32
 _GATE = "retrieval"  # the task that decides
 _GATE_ACCURACY = 0.8  # share of exact replies at the longest length so far
-_LATEST = 0.09  # of the budget that a length may wait for the next one
 _MEMORY = 0.7  # of earlier blocks in the running accuracy
 
 
 class Curriculum:
-    def __init__(self, seed, stages=(0, 0), accuracy=None):
-        self.seed = seed
+    def __init__(self, seed, patience, stages=(0, 0), accuracy=None):
+        """patience: tokens after which the next length comes even so; the one after that waits as long again."""
+        self.seed, self.patience = seed, patience
         self.stages = list(stages)  # of every block so far and the next: how many lengths beyond the first
         self.accuracy = dict(accuracy or {})  # running accuracy of the gate task, by length
 
@@ -31,14 +31,15 @@ class Curriculum:
             at -= 1
         return LENGTHS[at]
 
-    def end_block(self, results, progress):
-        """Takes a block's {length: (right, total)} of the gate task, and decides about the block after the next."""
+    def end_block(self, results, tokens):
+        """Takes a block's {length: (right, total)} of the gate task and the tokens of all blocks so far, and decides about
+        the block after the next."""
         for length, (right, total) in results.items():
             if total:
                 before = self.accuracy.get(length, 0.0)
                 self.accuracy[length] = _MEMORY * before + (1 - _MEMORY) * right / total
         stage = self.stages[-1]
         learned = self.accuracy.get(LENGTHS[stage], 0.0) >= _GATE_ACCURACY
-        if stage + 1 < len(LENGTHS) and (learned or progress > _LATEST * (stage + 1)):
+        if stage + 1 < len(LENGTHS) and (learned or tokens > self.patience * (stage + 1)):
             stage += 1
         self.stages.append(stage)

@@ -106,7 +106,7 @@ class Run:
         self.model.start_with_previous_token_heads()
         self.model.to(self.device)
         self.optimizer = optimizer_module.Optimizer(self.model, self.preset.learning_rate)
-        self.curriculum = curriculum.Curriculum(seed)
+        self.curriculum = curriculum.Curriculum(seed, self.preset.patience)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.budget = ("tokens", self.preset.budget_tokens)  # or ("minutes", count): the whole training
 
@@ -133,7 +133,7 @@ class Run:
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.budget = tuple(state["budget"])
-        run.curriculum = curriculum.Curriculum(run.seed, **state["curriculum"])
+        run.curriculum = curriculum.Curriculum(run.seed, run.preset.patience, **state["curriculum"])
         run.step, run.tokens, run.seconds = state["step"], state["tokens"], state["seconds"]
         return run
 
@@ -199,7 +199,7 @@ def train(run, source, out, minutes):
         if not math.isfinite(read["loss"]):
             sys.exit("training: the loss is no number any more; the checkpoint is from before that")
         gate = {length: of_task.get("retrieval", (0, 0)) for length, of_task in read["accuracy"].items()}
-        run.curriculum.end_block(gate, progress)
+        run.curriculum.end_block(gate, run.tokens)
         now = time.monotonic()
         run.seconds += now - last
         print(progress_line(run, progress, rate, tally.tokens / (now - last), read), flush=True)

@@ -85,32 +85,32 @@ class BatchesTest(unittest.TestCase):
 
 class CurriculumTest(unittest.TestCase):
     def test_lengths_grow_when_retrieval_is_learned_and_not_before(self):
-        plan = curriculum.Curriculum(seed=1)
+        plan = curriculum.Curriculum(seed=1, patience=1000)
         for _ in range(5):
-            plan.end_block({64: (10, 100)}, progress=0.0)
+            plan.end_block({64: (10, 100)}, tokens=0)
         self.assertEqual(set(plan.stages), {0})
         for _ in range(8):
-            plan.end_block({64: (95, 100)}, progress=0.0)
+            plan.end_block({64: (95, 100)}, tokens=0)
         self.assertEqual(plan.stages[-1], 1, "the next length waits for its own accuracy")
 
-    def test_the_budget_pushes_on_what_will_not_be_learned(self):
-        plan = curriculum.Curriculum(seed=1)
-        for i in range(20):
-            plan.end_block({}, progress=i / 20)
-        self.assertEqual(curriculum.LENGTHS[plan.stages[-1]], 4096)
+    def test_what_will_not_be_learned_is_left_behind(self):
+        plan = curriculum.Curriculum(seed=1, patience=1000)
+        for tokens in range(100, 8000, 100):
+            plan.end_block({}, tokens)
+            self.assertEqual(plan.stages[-1], min(6, (tokens - 1) // 1000))
 
     def test_all_lengths_so_far_are_drawn_and_no_others(self):
-        plan = curriculum.Curriculum(seed=1, stages=[2] * 20)
+        plan = curriculum.Curriculum(seed=1, patience=1000, stages=[2] * 20)
         drawn = [plan.length(step) for step in range(20 * curriculum.BLOCK_STEPS)]
         self.assertEqual(set(drawn), {64, 128, 256})
         self.assertGreater(drawn.count(256), len(drawn) * 0.4)
 
     def test_state_comes_back_through_a_checkpoint(self):
-        plan = curriculum.Curriculum(seed=1)
-        plan.end_block({64: (60, 100)}, progress=0.0)
-        again = curriculum.Curriculum(1, **plan.state())
+        plan = curriculum.Curriculum(seed=1, patience=1000)
+        plan.end_block({64: (60, 100)}, tokens=0)
+        again = curriculum.Curriculum(1, 1000, **plan.state())
         for each in (plan, again):
-            each.end_block({64: (100, 100)}, progress=0.5)
+            each.end_block({64: (100, 100)}, tokens=500)
         self.assertEqual(plan.state(), again.state())
 
 
