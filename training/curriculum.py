@@ -7,6 +7,7 @@ workers can prepare a whole block ahead, and a resumed run draws the same.
 from tasks import sample
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
+_ALL_LEARNED = len(LENGTHS)  # the stage after the last length's: all are drawn alike
 BLOCK_STEPS = 32
 _GATE = "retrieval"  # the task that decides
 _GATE_ACCURACY = 0.8  # share of exact replies at the longest length so far
@@ -24,9 +25,12 @@ class Curriculum:
         return {"stages": self.stages, "accuracy": self.accuracy}
 
     def length(self, step):
-        """The length of a step's rows: the longest in half of the steps, each shorter one in half of the rest."""
+        """The length of a step's rows: the longest so far in half of the steps, each shorter one in half of the rest; any
+        of them once the last one is learned."""
         rng = sample.rng_of("curriculum", self.seed, step)
         at = self.stages[step // BLOCK_STEPS]
+        if at == _ALL_LEARNED:
+            return rng.choice(LENGTHS)
         while at > 0 and rng.random() < 0.5:
             at -= 1
         return LENGTHS[at]
@@ -39,7 +43,7 @@ class Curriculum:
                 before = self.accuracy.get(length, 0.0)
                 self.accuracy[length] = _MEMORY * before + (1 - _MEMORY) * right / total
         stage = self.stages[-1]
-        learned = self.accuracy.get(LENGTHS[stage], 0.0) >= _GATE_ACCURACY
-        if stage + 1 < len(LENGTHS) and (learned or tokens > self.patience * (stage + 1)):
+        learned = stage < _ALL_LEARNED and self.accuracy.get(LENGTHS[stage], 0.0) >= _GATE_ACCURACY
+        if stage < _ALL_LEARNED and (learned or tokens > self.patience * (stage + 1)):
             stage += 1
         self.stages.append(stage)

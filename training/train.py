@@ -173,7 +173,7 @@ def progress_line(run, progress, rate, speed, read):
             accuracy[task] += right
             total[task] += count
     tasks = " ".join(f"{task} {100 * accuracy[task] / total[task]:.0f}%" for task in batches.TASK_NAMES if total[task])
-    longest = curriculum.LENGTHS[run.curriculum.stages[(run.step - 1) // curriculum.BLOCK_STEPS]]
+    longest = max(run.curriculum.length(step) for step in range(run.step - curriculum.BLOCK_STEPS, run.step))
     return (
         f"{100 * progress:5.1f}% | step {run.step} | {run.tokens / 1e6:.2f} M tokens, {speed:.0f}/s | length {longest} | "
         f"rate {rate:.2f} | loss {read['loss']:.3f} | {tasks} | load {max(read['load']):.1f}"

@@ -97,13 +97,23 @@ class CurriculumTest(unittest.TestCase):
         plan = curriculum.Curriculum(seed=1, patience=1000)
         for tokens in range(100, 8000, 100):
             plan.end_block({}, tokens)
-            self.assertEqual(plan.stages[-1], min(6, (tokens - 1) // 1000))
+            self.assertEqual(plan.stages[-1], min(7, (tokens - 1) // 1000))
 
     def test_all_lengths_so_far_are_drawn_and_no_others(self):
         plan = curriculum.Curriculum(seed=1, patience=1000, stages=[2] * 20)
         drawn = [plan.length(step) for step in range(20 * curriculum.BLOCK_STEPS)]
         self.assertEqual(set(drawn), {64, 128, 256})
         self.assertGreater(drawn.count(256), len(drawn) * 0.4)
+
+    def test_all_lengths_are_drawn_alike_when_all_are_learned(self):
+        plan = curriculum.Curriculum(seed=1, patience=10**9, stages=[6, 6])
+        for _ in range(10):
+            plan.end_block({4096: (99, 100)}, tokens=0)
+        self.assertEqual(plan.stages[-1], 7)
+        plan.stages += [7] * 40
+        drawn = [plan.length(step) for step in range(12 * curriculum.BLOCK_STEPS, 52 * curriculum.BLOCK_STEPS)]
+        for length in curriculum.LENGTHS:
+            self.assertAlmostEqual(drawn.count(length) / len(drawn), 1 / 7, delta=0.04)
 
     def test_state_comes_back_through_a_checkpoint(self):
         plan = curriculum.Curriculum(seed=1, patience=1000)
