@@ -25,7 +25,7 @@ _MARKERS = (
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 # Pixels at the size drawn: small enough that a phone need not shrink the text.
-_WIDTH, _HEIGHT = 330, 220
+_WIDTH, _LEAST_HEIGHT = 330, 220
 _LEFT, _TOP, _BOTTOM = 32, 24, 40
 _CHARACTER, _LINE = 6.4, 13  # of text
 _MARKER_ROOM = 11
@@ -73,23 +73,25 @@ def swatch(style):
 
 def panel(description, axis, lines):
     """The plot of right answers along an axis; `description` is for those who cannot see it."""
-    right = max([_CHARACTER * len(line.label) + 16 for line in lines if line.label], default=14)
-    frame = _Frame(axis, _WIDTH - right)
+    labelled = [line for line in lines if line.label]
+    right = max([_CHARACTER * len(line.label) + 16 for line in labelled], default=14)
+    height = max(_LEAST_HEIGHT, _LINE * len(labelled) + _BOTTOM)  # room for a label per line
+    frame = _Frame(axis, _WIDTH - right, height)
     drawn = [frame.grid()]
     apart = min(2.5, 10 / len(lines))  # so that equal shares do not hide each other
     for i, line in enumerate(lines):
         drawn.append(_line(line, frame, apart * (i - (len(lines) - 1) / 2)))
-    drawn.append(_end_labels([line for line in lines if line.label], frame))
+    drawn.append(_end_labels(labelled, frame))
     text = html.escape(description)
-    return (f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text}"><title>{text}</title>'
+    return (f'<svg class="plot" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{text}"><title>{text}</title>'
             f'{"".join(drawn)}</svg>')  # fmt: skip
 
 
 class _Frame:
     """Where things are: x from _LEFT to `right`, shares from the bottom up."""
 
-    def __init__(self, axis, right):
-        self.axis, self.right, self.bottom = axis, right, _HEIGHT - _BOTTOM
+    def __init__(self, axis, right, height):
+        self.axis, self.right, self.bottom = axis, right, height - _BOTTOM
 
     def x(self, value):
         return _LEFT + (value - self.axis.low) / (self.axis.high - self.axis.low) * (self.right - _LEFT)
@@ -111,7 +113,7 @@ class _Frame:
                 parts.append(f'<text x="{x:.1f}" y="{self.bottom + 17}" text-anchor="middle">{text}</text>')
                 free_from = x + half + 5
         middle = min(max((_LEFT + self.right) / 2, _CHARACTER * len(self.axis.label) / 2), _WIDTH)
-        parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{self.axis.label}</text>')
+        parts.append(f'<text x="{middle:.1f}" y="{self.bottom + _BOTTOM - 6}" text-anchor="middle">{self.axis.label}</text>')
         return "".join(parts)
 
 

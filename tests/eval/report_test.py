@@ -344,6 +344,17 @@ class PlotsTest(unittest.TestCase):
             self.assertEqual(len(heights), 3)
             self.assertTrue(all(b - a >= 12.9 for a, b in zip(heights, heights[1:])), heights)
 
+    def test_labels_of_many_lines_all_stand_within_the_plot(self):
+        for count in (1, 14, 15, 40):
+            lines = [plots.Line(i, f"L{i}", [(5, results.Share(5, 10), "x")]) for i in range(count)]
+            drawn = plots.panel("p", plots.Axis("x", 0, 10, []), lines)
+            height = float(re.search(r'viewBox="0 0 \d+ ([\d.]+)"', drawn)[1])
+            found = sorted(float(y) for y in re.findall(r'class="end" x="[\d.]+" y="(-?[\d.]+)"', drawn))
+            self.assertEqual(len(found), count)
+            self.assertGreaterEqual(found[0], 11, "a line of text is 11 pixels high")
+            self.assertLess(found[-1], height - 30, "above the numbers and the name of the axis")
+            self.assertTrue(all(b - a >= 12.9 for a, b in zip(found, found[1:])), found)
+
     def test_lengths_are_ticks_on_a_logarithmic_axis(self):
         axis = plots.length_axis({1024, 256, 512})
         self.assertEqual([(x, label) for x, label in axis.ticks], [(8.0, "256"), (9.0, "512"), (10.0, "1024")])
