@@ -87,7 +87,7 @@ def page(files, title=None):
     if tasks:
         body += _Tasks(tasks).sections()
     if perplexities:
-        body += _perplexity(perplexities)
+        body += _perplexity(perplexities, results.common_traits(tasks) if tasks else None)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -96,7 +96,7 @@ def page(files, title=None):
     )
 
 
-def _perplexity(files):
+def _perplexity(files, shown_traits):
     names = results.names(files) if len(files) > 1 else [""]
     rows = []
     for file, name in zip(files, names):
@@ -104,7 +104,8 @@ def _perplexity(files):
             heading = text(results.short(one.file)) + (f"<br>{text(name)}" if name else "")
             rows.append((heading, number(one.value, 4), number(one.nll, 5), number(one.tokens), number(one.window)))
     yield "<h2>Perplexity</h2>"
-    yield settings(files)
+    if results.common_traits(files) != shown_traits:
+        yield settings(files)
     yield table("Perplexity", ("text", "perplexity", "nats per token", "tokens", "window (tokens)"), rows)
 
 

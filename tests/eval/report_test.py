@@ -256,6 +256,13 @@ class PageTest(ReportTest):
         self.assertEqual(both.row("a.txtkv_type q8_0")[0], "–")
         self.assertEqual(both.row("answers right"), ["100.0 %"])
 
+    def test_settings_stand_once_where_a_file_holds_tasks_and_perplexity(self):
+        mixed = self.file(header(), sample("a", [True]), perplexity(10.07), name="mixed.jsonl")
+        self.assertEqual(len(self.page(mixed).all("dl")), 1)
+        other = self.file(header(kv_type="q8_0"), perplexity(9.0), name="other.jsonl")
+        self.assertEqual(len(self.page(mixed, other).all("dl")), 2, "what is the same in all is less here")
+        self.assertEqual(len(self.page(other).all("dl")), 1)
+
     def test_examples_are_the_best_and_the_worst_reply(self):
         replies = {"a": [False, True], "b": [True, True], "c": [None, False], "d": [True, True]}
         lines = [sample(name, marks, reply=f"reply {name}", answers=["7", "8"]) for name, marks in replies.items()]
