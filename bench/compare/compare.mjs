@@ -9,21 +9,27 @@ import {fileURLToPath} from "node:url";
 import {parseArgs} from "node:util";
 
 import {coresBusyWithOthers, readTicks} from "./cpu_use.mjs";
+import {ratioPlot} from "./plot.mjs";
 import {ratio, summary} from "./statistics.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
+const KV_TYPES = ["F16", "F32", "BF16", "Q8_0"];
 const USAGE = `usage: bench/compare/run --model FILE.gguf [options]
 
-  --model FILE       GGUF file with a tokenizer
-  --prompt N         prompt tokens (512)
-  --decode N         decode steps after the prompt (64)
+  --model FILE       GGUF file
+  --prompt N,...     tokens of prompts (512)
+  --depth N,...      tokens that a sequence has before it generates (0)
+  --batch N,...      sequences that generate together (1)
+  --num-tokens N     tokens that each generates; 0: prompts alone (64)
   --threads N        threads of each engine (2)
   --rounds N         rounds of one measurement of each engine (5)
-  --kv-type TYPE     KV cache of both: F16 (their default) or F32
+  --kv-type TYPE     KV cache of both: ${KV_TYPES.join(", ")} (F16)
   --witan FILE       Witan's program (build/release/bin/witan)
-  --witan-arg ARG    one more argument for 'witan run'; repeatable
-  --llama-only       measure llama.cpp alone
+  --witan-arg ARG    one more argument for 'witan bench'; repeatable
   --json FILE        also write everything measured
+  --svg FILE         also draw the ratios
+
+LLAMA_CPP=FOLDER in the environment names a built tree of llama.cpp to measure, instead of the one from npm.
 `;
 
 function fail(message) {
@@ -31,11 +37,13 @@ function fail(message) {
   process.exit(1);
 }
 
-function positive(name, text) {
+function wholeNumber(name, text, least) {
   const value = Number(text);
-  if (!Number.isInteger(value) || value < 1) fail(`--${name} must be a positive whole number, not '${text}'`);
+  if (!Number.isInteger(value) || value < least) fail(`--${name} must be a whole number from ${least}, not '${text}'`);
   return value;
 }
+
+const wholeNumbers = (name, text, least) => text.split(",").map((part) => wholeNumber(name, part, least));
 
 function readOptions() {
   let parsed;
@@ -44,14 +52,19 @@ function readOptions() {
       options: {
         "model": {type: "string"},
         "prompt": {type: "string", default: "512"},
-        "decode": {type: "string", default: "64"},
+        "depth": {type: "string", default: "0"},
+        "batch": {type: "string", default: "1"},
+        "num-tokens": {type: "string", default: "64"},
         "threads": {type: "string", default: "2"},
         "rounds": {type: "string", default: "5"},
         "kv-type": {type: "string", default: "F16"},
         "witan": {type: "string", default: path.join(HERE, "../../build/release/bin/witan")},
         "witan-arg": {type: "string", multiple: true, default: []},
-        "llama-only": {type: "boolean", default: false},
+        "llama-program": {type: "string"},
+        "llama-backends": {type: "string"},
+        "llama-version": {type: "string"},
         "json": {type: "string"},
+        "svg": {type: "string"},
         "help": {type: "boolean", default: false},
       },
     }).values;
@@ -63,23 +76,37 @@ function readOptions() {
     process.exit(0);
   }
   if (parsed.model === undefined) fail(`no --model\n${USAGE}`);
-  if (!["F16", "F32"].includes(parsed["kv-type"])) fail(`--kv-type must be F16 or F32, not '${parsed["kv-type"]}'`);
-  const needed = parsed["llama-only"] ? [parsed.model] : [parsed.model, parsed.witan];
-  for (const file of needed) {
+  if (!KV_TYPES.includes(parsed["kv-type"])) fail(`--kv-type must be one of ${KV_TYPES.join(", ")}, not '${parsed["kv-type"]}'`);
+  for (const file of [parsed.model, parsed.witan]) {
     if (!fs.existsSync(file)) fail(`no file '${file}'`);
   }
   return {
     model: path.resolve(parsed.model),
-    promptTokens: positive("prompt", parsed.prompt),
-    decodeTokens: positive("decode", parsed.decode),
-    threads: positive("threads", parsed.threads),
-    rounds: positive("rounds", parsed.rounds),
+    prompts: wholeNumbers("prompt", parsed.prompt, 1),
+    depths: wholeNumbers("depth", parsed.depth, 0),
+    batches: wholeNumbers("batch", parsed.batch, 1),
+    numTokens: wholeNumber("num-tokens", parsed["num-tokens"], 0),
+    threads: wholeNumber("threads", parsed.threads, 1),
+    rounds: wholeNumber("rounds", parsed.rounds, 1),
     kvType: parsed["kv-type"],
     witan: path.resolve(parsed.witan),
     witanArguments: parsed["witan-arg"],
-    llamaOnly: parsed["llama-only"],
+    llama: {program: parsed["llama-program"], backends: parsed["llama-backends"], version: parsed["llama-version"]},
     json: parsed.json,
+    svg: parsed.svg,
   };
+}
+
+// In the order of `witan bench`.
+function casesOf(options) {
+  const cases = options.prompts.map((prompt) => ({name: `prompt ${prompt}`, llama: `prompt:${prompt}`}));
+  if (options.numTokens === 0) return cases;
+  for (const depth of options.depths) {
+    for (const batch of options.batches) {
+      cases.push({name: `generate, ${batch} x ${depth} deep`, llama: `generate:${depth}:${batch}`});
+    }
+  }
+  return cases;
 }
 
 function execute(program, programArguments) {
@@ -88,43 +115,25 @@ function execute(program, programArguments) {
   if (run.status !== 0) {
     fail(`${path.basename(program)} ended with ${run.signal ?? run.status}:\n${run.stderr.slice(-4000)}`);
   }
-  return run.stdout;
+  return JSON.parse(run.stdout);
 }
 
-function runLlamaCpp(options, decodeTokens) {
-  const packages = path.join(HERE, "node_modules");
-  return JSON.parse(execute(path.join(packages, ".witan/llama_cpp"), [
-    path.join(packages, "@node-llama-cpp/linux-x64/bins/linux-x64"), options.model, String(options.promptTokens),
-    String(decodeTokens), String(options.threads), options.kvType,
-  ]));
+function runLlamaCpp(options, cases) {
+  return execute(options.llama.program, [
+    options.llama.backends, options.model, String(options.threads), options.kvType, String(options.numTokens),
+    ...cases.map((c) => c.llama),
+  ]);
 }
 
-// The prompt gives the first token, so decodeTokens steps give decodeTokens more.
-function runWitan(options, prompt) {
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), "witan-compare-"));
-  try {
-    const file = path.join(folder, "stats.json");
-    execute(options.witan, [
-      "run", "-m", options.model, "-p", prompt, "-n", String(options.decodeTokens + 1), "--ignore-eos",
-      "--threads", String(options.threads), "--kv-type", options.kvType.toLowerCase(), "--quiet", "--stats-json", file,
-      ...options.witanArguments,
-    ]);
-    const stats = JSON.parse(fs.readFileSync(file, "utf8"));
-    if (stats.prompt_tokens !== options.promptTokens || stats.decode_tokens !== options.decodeTokens) {
-      fail(`the engines disagree about the text: llama.cpp has ${options.promptTokens} prompt tokens and ` +
-           `${options.decodeTokens} decode steps, Witan ${stats.prompt_tokens} and ${stats.decode_tokens}`);
-    }
-    return {prefillSeconds: stats.prefill_seconds, decodeSeconds: stats.decode_seconds, stats};
-  } finally {
-    fs.rmSync(folder, {recursive: true});
-  }
-}
-
-function speeds(options, runs) {
-  return {
-    prefill: runs.map((run) => options.promptTokens / run.prefillSeconds),
-    decode: runs.map((run) => options.decodeTokens / run.decodeSeconds),
-  };
+function runWitan(options, cases) {
+  const result = execute(options.witan, [
+    "bench", "-m", options.model, "-p", options.prompts.join(","), "-d", options.depths.join(","), "-b",
+    options.batches.join(","), "-n", String(options.numTokens), "-r", "1", "-t", String(options.threads), "--kv-type",
+    options.kvType.toLowerCase(), "--json", ...options.witanArguments,
+  ]);
+  const names = result.cases.map((c) => c.name).join("; ");
+  if (names !== cases.map((c) => c.name).join("; ")) fail(`witan bench measured other cases: ${names}`);
+  return result;
 }
 
 function number(value) {
@@ -138,51 +147,47 @@ function table(rows) {
     .join("\n");
 }
 
-function report(options, llamaCpp, witan) {
-  const rows = [["tokens/s, median (min - max)", "llama.cpp"]];
-  if (witan) rows[0].push("Witan", "Witan / llama.cpp (min - max per round)");
+function print(results) {
   const spread = ({median, min, max}) => `${number(median)} (${number(min)} - ${number(max)})`;
-  const results = {};
-  for (const [phase, title] of [["prefill", `prefill of ${options.promptTokens}`],
-                                ["decode", `decode of ${options.decodeTokens} after that`]]) {
-    const row = [title, spread(summary(llamaCpp[phase]))];
-    results[phase] = {llamaCpp: summary(llamaCpp[phase])};
-    if (witan) {
-      const r = ratio(witan[phase], llamaCpp[phase]);
-      row.push(spread(summary(witan[phase])), `${r.ofMedians.toFixed(3)} (${r.min.toFixed(3)} - ${r.max.toFixed(3)})`);
-      results[phase].witan = summary(witan[phase]);
-      results[phase].ratio = r;
-    }
-    rows.push(row);
+  const rows = [["tokens/s, median (min - max)", "llama.cpp", "Witan", "Witan / llama.cpp (min - max per round)", "of limit"]];
+  for (const {name, llamaCpp, witan, ratio: r, limitShare} of results) {
+    rows.push([name, spread(llamaCpp), spread(witan), `${r.ofMedians.toFixed(2)} (${r.min.toFixed(2)} - ${r.max.toFixed(2)})`,
+      limitShare === undefined ? "" : `${(100 * limitShare).toFixed(0)} %`]);
   }
   process.stdout.write(`${table(rows)}\n`);
-  return results;
 }
 
 const options = readOptions();
-const first = runLlamaCpp(options, 0);
+const cases = casesOf(options);
 const machine = {cpu: os.cpus()[0].model, cores: os.cpus().length};
-process.stdout.write(
-  `machine    ${machine.cpu}, ${machine.cores} cores\n` +
-  `model      ${options.model}, ${(fs.statSync(options.model).size / 2 ** 20).toFixed(1)} MiB\n` +
-  `llama.cpp  ${first.version}, prebuilt by node-llama-cpp, KV cache ${options.kvType}; ${first.systemInfo.trim()}\n` +
-  `${options.threads} threads, ${options.rounds} rounds, no mmap\n\n`);
-
 const llamaCppRuns = [];
 const witanRuns = [];
 const ticksBefore = readTicks();
 const start = performance.now();
 for (let round = 0; round < options.rounds; round++) {
-  llamaCppRuns.push(runLlamaCpp(options, options.decodeTokens));
-  if (!options.llamaOnly) witanRuns.push(runWitan(options, first.prompt));
+  llamaCppRuns.push(runLlamaCpp(options, cases));
+  witanRuns.push(runWitan(options, cases));
 }
 machine.coresBusyWithOthers = coresBusyWithOthers(ticksBefore, readTicks(), (performance.now() - start) / 1000);
-const results = report(options, speeds(options, llamaCppRuns), options.llamaOnly ? undefined : speeds(options, witanRuns));
+
+const results = cases.map(({name}, i) => {
+  const llamaCpp = llamaCppRuns.map((run) => run.tokensPerSecond[i]);
+  const witan = witanRuns.map((run) => run.cases[i].tokens_per_second);
+  const limits = witanRuns.map((run) => run.cases[i].limit_share).filter((share) => share !== undefined);
+  return {name, llamaCpp: summary(llamaCpp), witan: summary(witan), ratio: ratio(witan, llamaCpp),
+          limitShare: limits.length > 0 ? summary(limits).median : undefined};
+});
+process.stdout.write(
+  `machine    ${machine.cpu}, ${machine.cores} cores\n` +
+  `model      ${options.model}, ${(fs.statSync(options.model).size / 2 ** 20).toFixed(1)} MiB\n` +
+  `llama.cpp  ${options.llama.version}; ${llamaCppRuns[0].systemInfo.trim()}\n` +
+  `${options.threads} threads, ${options.rounds} rounds, KV cache ${options.kvType}, no mmap\n\n`);
+print(results);
 // Threads that wait for each other by spinning lose whole time slices to any other busy process.
 if (machine.coresBusyWithOthers > 0.05) {
   process.stdout.write(`\nNOT VALID: other processes kept ${machine.coresBusyWithOthers.toFixed(2)} cores busy meanwhile\n`);
 }
 if (options.json) {
-  fs.writeFileSync(options.json, `${JSON.stringify({options, machine, systemInfo: first.systemInfo,
-    version: first.version, results, llamaCppRuns, witanRuns}, null, 2)}\n`);
+  fs.writeFileSync(options.json, `${JSON.stringify({options, machine, results, llamaCppRuns, witanRuns}, null, 2)}\n`);
 }
+if (options.svg) fs.writeFileSync(options.svg, ratioPlot(results, `Witan / llama.cpp, ${path.basename(options.model)}`));

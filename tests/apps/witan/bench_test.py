@@ -38,6 +38,10 @@ class BenchTest(program.WitanTestCase):
             three["bytes_per_token"], (dense + three["distinct_experts_per_step"] * expert) / 3 + 52.5 * entry, places=3
         )
 
+    def test_sequences_deeper_than_a_step_generate_together(self):
+        (case,) = self.bench("-p", "1", "-d", "700", "-b", "6", "-n", "3")["cases"][1:]
+        self.assertEqual(case["name"], "generate, 6 x 700 deep")
+
     def test_prompts_alone(self):
         self.assertEqual([c["name"] for c in self.bench("-p", "7", "-n", "0")["cases"]], ["prompt 7"])
 
