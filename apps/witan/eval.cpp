@@ -204,12 +204,13 @@ std::vector<EvalTaskLine> read_tasks(const EvalFlags& flags) {
 }
 
 // Everything that decides a reply, but for what the task says.
-json settings_of(const EvalFlags& flags, const Engine& engine) {
+json settings_of(const EvalFlags& flags) {
   const SamplingParams& sampling = flags.generation.request.sampling;
-  json settings = {{"context", engine.options().context_length},
-                   {"kv_type", kv_codec_name(engine.options().kv_codec)},
+  json settings = {{"kv_type", kv_codec_name(flags.model.options.kv_codec)},
                    {"exact", flags.model.exact},
                    {"temperature", sampling.temperature}};
+  // Without one it is what memory allows at the moment, of which a resumed run may have more or less.
+  if (flags.model.options.context_length > 0) settings["context"] = flags.model.options.context_length;
   if (flags.has_num_tokens) settings["num_tokens"] = flags.generation.request.max_new_tokens;
   if (sampling.temperature != 0.0f) {
     settings.update(
@@ -253,8 +254,7 @@ void run_eval(const EvalFlags& flags) {
   if (extra.as_dict() == nullptr) fail(ErrorCode::kInvalidArgument, "--extra: expected a JSON object");
   const std::vector<EvalTaskLine> lines = read_tasks(flags);
   const std::unique_ptr<Engine> engine = load_engine(flags.model.finished());
-  const json header =
-      header_of(flags, flags.model.options.path, engine->model_info().architecture, settings_of(flags, *engine));
+  const json header = header_of(flags, flags.model.options.path, engine->model_info().architecture, settings_of(flags));
   EvalResultFile results(flags.out_path, header, lines);
   if (!results.results().empty()) {
     std::fputs(fmt::format("{}: {} results are there and stay\n", flags.out_path, results.results().size()).c_str(),
@@ -277,8 +277,8 @@ void add_eval_command(CLI::App& app) {
   command->footer(
       "eval/make_tasks writes task files, eval/README.md describes them, eval/report makes a page of results.\n\nThe "
       "results are JSON Lines: a line is in the file as soon as its task ends, and the same command again goes on "
-      "where "
-      "one was interrupted. The table shows right answers as a share of those expected (a missing one is wrong), the "
+      "where one was interrupted. The table shows right answers as a share of those expected (a missing one is wrong), "
+      "the "
       "share that was given at all, and the mean length of replies.\n\nReplies are scored without reasoning that the "
       "model marks. The most likely token is always taken, unless --temperature says otherwise; a model's "
       "generation_config.json is not asked.");

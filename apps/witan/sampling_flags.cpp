@@ -88,7 +88,8 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
                  "Over 1 makes tokens of the prompt and the answer so far less likely");
   add("--presence-penalty", sampling.presence_penalty, "X", "Subtracted from logits of tokens generated so far");
   add("--frequency-penalty", sampling.frequency_penalty, "X", "The same, per occurrence");
-  add("--seed", sampling.seed, "N", "The same seed gives the same text")->check(CLI::NonNegativeNumber);
+  add("--seed", sampling.seed, "N", "The same seed gives the same text")
+      ->check(CLI::Validator(CLI::NonNegativeNumber).description(""));
   if (batch) {
     add("--logprobs", sampling.num_logprobs, "N",
         "Report log probabilities with this many alternatives (needs --json); -1: none")

@@ -31,8 +31,8 @@ class EvalResultFile {
  public:
   // `header` says what was evaluated and how. Of a file that is there, results are kept; errors are dropped, to be
   // tried again, and so is a last line that was cut off. Throws Error(kInvalidArgument), and leaves the file as it is,
-  // where it holds something else than such results, results of another header (but for "version"), or of tasks that
-  // are not in `lines` as they were; Error(kIo).
+  // where it holds something else than such results, results of another header (but for "version" and "tasks"), or of
+  // tasks that are not in `lines` as they were; Error(kIo).
   EvalResultFile(std::string path, const nlohmann::json& header, const std::vector<EvalTaskLine>& lines);
   ~EvalResultFile();
   EvalResultFile(const EvalResultFile&) = delete;

@@ -89,6 +89,7 @@ TEST_F(EvalResultFileTest, AnInterruptedEvaluationGoesOn) {
   }
   append(R"({"id": "c", "task": "t", "corr)");
   header_["version"] = "2";
+  header_["tasks"] = {"tasks", "more"};
   EvalResultFile file(path_, header_, tasks_);
   ASSERT_EQ(file.results().size(), 1U);
   const EvalResult& found = file.results().at("a");

@@ -120,6 +120,14 @@ class EvalTest(EvalTestCase):
         self.assertEqual({k: v["reply"] for k, v in self.results().items()}, {k: v["reply"] for k, v in whole.items()})
         self.assertRegex(self.eval(tasks).out, r"\nall +3 ")
 
+    def test_more_tasks_may_follow(self):
+        first, second = self.tasks(task("a")), self.tasks(task("b"), name="more.jsonl")
+        self.eval(first)
+        result = self.eval(first, "--tasks", second)
+        self.assertIn("1 results are there", result.err)
+        self.assertEqual(sorted(self.results()), ["a", "b"])
+        self.assertEqual(self.lines()[0]["tasks"], [str(first), str(second)])
+
     def test_ctrl_c_keeps_what_is_done(self):
         tasks = self.tasks(task("a"), *(task(f"b{i}", max_tokens=200) for i in range(30)))
         process = start("eval", "-m", self.model, "--tasks", tasks, "--out", self.out, "-c", "256", "--sequences", "1",
