@@ -7,7 +7,8 @@ import subprocess
 import program
 from program import golden, made_model, witan
 
-COMMANDS = ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "quantize", "completion"]
+COMMANDS = ["run", "chat", "render", "inspect", "tokenize", "logits", "make-model", "quantize", "eval", "perplexity", "bench",
+            "completion"]  # fmt: skip
 BYTES_MODEL = "e2e-bytes/model.gguf"
 
 
@@ -50,11 +51,18 @@ class HelpTest(program.WitanTestCase):
             "logits": "model tokens decoder-tokens expert-capacity out experts-out chunk exact kv-type threads memory context",
             "make-model": "arch preset type layers seed tokenizer",
             "quantize": "type experts override threads",
+            "eval": "model tasks out replies on-error template template-name extra exact kv-type threads memory context "
+            "step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
+            "frequency-penalty seed logit-bias ignore-eos",
+            "perplexity": "model file window out exact kv-type threads memory",
+            "bench": "model dry prompt depth batch num-tokens rounds json exact kv-type threads memory step-tokens",
         }
         inputs = {
             "run": ["prompt", "file", "tokens", "jsonl"],
             "tokenize": ["prompt", "file", "ids", "jsonl"],
             "render": ["model"],
+            "eval": ["model"],
+            "bench": ["model"],
         }
         for command, names in expected.items():
             entries = help_entries(self.succeeds(command, "--help").out)
