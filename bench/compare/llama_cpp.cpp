@@ -2,10 +2,10 @@
 //
 //   llama_cpp BACKENDS MODEL THREADS F16|F32|BF16|Q8_0 NUM_TOKENS CASE...
 //
-// A case is prompt:N, the speed of a prompt of N tokens, or generate:DEPTH:BATCH, that of NUM_TOKENS steps in which each of
-// BATCH sequences, with DEPTH tokens of its own, generates one. Prints a JSON object with the speed of each in tokens per
-// second. Tokens are random; sampling is not included. A native program because Node's main thread keeps a core awake
-// between two evaluations: on two cores that costs llama.cpp's second thread milliseconds per token.
+// A case is prompt:N, the speed of a prompt of N tokens, or generate:DEPTH:BATCH, that of NUM_TOKENS steps in which
+// each of BATCH sequences, with DEPTH tokens of its own, generates one. Prints a JSON object with the speed of each in
+// tokens per second. Tokens are random; sampling is not included. A native program because Node's main thread keeps a
+// core awake between two evaluations: on two cores that costs llama.cpp's second thread milliseconds per token.
 
 #include <ggml-backend.h>
 #include <ggml-cpu.h>

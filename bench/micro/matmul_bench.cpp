@@ -19,8 +19,8 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/matmul/matmul.h"
 #include "bench/machine_probe.h"
+#include "kernels/matmul/matmul.h"
 
 namespace witan {
 namespace {

@@ -490,7 +490,8 @@ std::vector<int64_t> Engine::expert_counts() const {
   const RouterTelemetry& telemetry = state_->model.telemetry();
   std::vector<int64_t> counts;
   for (int32_t layer = 0; layer < telemetry.num_moe_layers(); ++layer) {
-    for (int32_t expert = 0; expert < telemetry.num_experts(); ++expert) counts.push_back(telemetry.count(layer, expert));
+    for (int32_t expert = 0; expert < telemetry.num_experts(); ++expert)
+      counts.push_back(telemetry.count(layer, expert));
   }
   return counts;
 }

@@ -68,7 +68,7 @@ struct EngineStats {
   double decode_seconds = 0.0;   // of steps that only decoded
   int64_t decode_tokens = 0;     // tokens computed in the latter
   double schedule_seconds = 0.0;
-  int64_t distinct_experts = 0;  // (layer, expert) pairs used so far
+  int64_t distinct_experts = 0;   // (layer, expert) pairs used so far
   int64_t last_step_experts = 0;  // and in the last step
   int64_t weight_bytes_held = 0;
   int64_t peak_pool_bytes = 0;
@@ -83,8 +83,8 @@ struct EngineStats {
 //   while (engine.step()) {}
 //
 // Call order: (submit | cancel | step)* by hand, or start (submit | cancel)* stop with a thread of the engine's own.
-// Thread safety: submit, cancel, stats and expert_counts may be called from any thread; step from one at a time, and not while the
-// engine's thread runs.
+// Thread safety: submit, cancel, stats and expert_counts may be called from any thread; step from one at a time, and
+// not while the engine's thread runs.
 class Engine {
  public:
   // Throws as LoadedModel does.
