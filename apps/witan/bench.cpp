@@ -139,7 +139,8 @@ class Bench {
     Operations operations = cost_.token_operations();
     for (double& count : operations) count *= c.prompt;
     for (size_t i = 0; i < operations.size(); ++i) operations[i] += cost_.logit_operations()[i];
-    operations[static_cast<size_t>(Arithmetic::kF32)] += cost_.prompt_attention_operations(0, c.prompt);
+    operations[static_cast<size_t>(cost_.prompt_attention_arithmetic(select_isa()))] +=
+        cost_.prompt_attention_operations(0, c.prompt);
     Measurement result = measurement(c.prompt, seconds, limits.seconds(operations, engine_.options().num_threads));
     result.operations_per_token = total(operations) / c.prompt;
     result.distinct_experts = static_cast<double>(experts) / static_cast<double>(after.num_steps - before.num_steps);

@@ -59,9 +59,10 @@ std::string shipped_model_path() {
 }
 
 void add_exact_flag(CLI::App& app, ModelFlags& flags) {
-  app.add_flag("--exact", flags.exact,
-               "Compute with float32 activations whatever the weights' type. Without it, quantised weights meet 8-bit "
-               "activations and BF16 weights BF16 ones; F32 weights are always exact");
+  app.add_flag(
+      "--exact", flags.exact,
+      "Compute with float32 activations whatever the types of weights and KV cache. Without it, quantised weights "
+      "meet 8-bit activations, and BF16 weights and KV caches BF16 ones; F32 and F16 ones are always exact");
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {
@@ -70,7 +71,8 @@ void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& defau
   const auto set_codec = [&flags](const std::string& name) { flags.options.kv_codec = kCodecs.at(name); };
   app.add_option_function<std::string>(
          "--kv-type", set_codec,
-         "Type of the KV cache: f32, f16, bf16, or q8_0 (lossy: 8 bits with a scale per 32 values)")
+         "Type of the KV cache: f32, f16, bf16 (with AVX-512 BF16 mostly faster than f16, but for --exact), or q8_0 "
+         "(lossy: 8 bits with a scale per 32 values)")
       ->type_name("TYPE")
       ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0"}).description(""))
       ->default_str("f16");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/attention/attention.h"
 #include "kernels/matmul/matmul.h"
 
 namespace witan {
@@ -45,7 +46,7 @@ double visible_entries_of_prompt(const KvLayerSpec& layer, int64_t first, int64_
 }  // namespace
 
 ModelCost::ModelCost(const Checkpoint& checkpoint, const ModelInfo& info, Precision precision, KvCodec kv_codec)
-    : info_(info), kv_codec_(kv_codec) {
+    : info_(info), precision_(precision), kv_codec_(kv_codec) {
   const auto tensors = checkpoint.tensors();
   const bool has_output =
       std::ranges::any_of(tensors, [](const TensorEntry& tensor) { return is_output_tensor(tensor.name); });
@@ -90,6 +91,14 @@ double ModelCost::prompt_attention_operations(int64_t first, int64_t end) const 
                   (info_.prompt_key_dim + info_.prompt_value_dim);
   }
   return operations;
+}
+
+Arithmetic ModelCost::prompt_attention_arithmetic(Isa isa) const {
+  const KvLayerSpec& layer = info_.kv_layers.front();
+  if (layer.value_in_key) return Arithmetic::kF32;  // expanded to float32 keys and values
+  const KvBlockFormat format{kv_codec_, layer.key_dim, layer.value_dim, layer.value_in_key};
+  return attention_arithmetic(isa, format, precision_) == AttentionArithmetic::kBF16 ? Arithmetic::kBf16
+                                                                                     : Arithmetic::kF32;
 }
 
 double ModelCost::decode_attention_operations(int64_t num_entries) const {

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 
+#include "base/isa.h"
 #include "engine/loaded_model.h"
 
 namespace witan {
@@ -34,11 +35,14 @@ class ModelCost {
   // Of the attention of a prompt's tokens [first, end), over all layers; of one generated token that sees num_entries.
   double prompt_attention_operations(int64_t first, int64_t end) const;
   double decode_attention_operations(int64_t num_entries) const;
+  // What the attention of prompts runs in on `isa`; the layers of a model are all of one kind.
+  Arithmetic prompt_attention_arithmetic(Isa isa) const;
 
  private:
   void add_tensor(const TensorEntry& tensor, Precision precision, bool is_output);
 
   ModelInfo info_;
+  Precision precision_;
   KvCodec kv_codec_;
   int64_t dense_bytes_ = 0;
   double expert_bytes_ = 0;

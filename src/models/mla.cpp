@@ -185,7 +185,9 @@ void expand_split(const ExpandedTask& task, Isa isa, int64_t head, int32_t split
 }
 
 // All rows of a part, one head.
-void expanded_head(const ExpandedTask& task, Isa isa, int64_t head, const ExpandedBuffers& buffers) {
+void expanded_head(const ExpandedTask& task, const ComputeContext& compute, int64_t head,
+                   const ExpandedBuffers& buffers) {
+  const Isa isa = compute.isa;
   const MlaConfig& config = task.config;
   const int32_t num_rows = task.part.num_tokens;
   float* totals = buffers.totals;
@@ -209,7 +211,7 @@ void expanded_head(const ExpandedTask& task, Isa isa, int64_t head, const Expand
                                .num_rows = std::min(kRowTile, num_rows - r),
                                .scale = config.scale,
                                .window = 0};
-      attention_split(isa, view, rows, split, buffers.split_states, buffers.scratch);
+      attention_split(isa, compute.precision, view, rows, split, buffers.split_states, buffers.scratch);
       for (int32_t i = 0; i < rows.num_rows; ++i) {
         merge_attention_state(isa, totals + (r + i) * task.state_floats, buffers.split_states[i], config.value_dim);
       }
@@ -276,7 +278,7 @@ void expanded_attention(ForwardContext& ctx, const ForwardBatch& batch, std::spa
       buffers.push_back(allocate_buffers(compute.scratch, task));
     }
     compute.threads.parallel_for(config.num_heads, [&](int64_t head, int thread) {
-      expanded_head(task, compute.isa, head, buffers[static_cast<size_t>(thread)]);
+      expanded_head(task, compute, head, buffers[static_cast<size_t>(thread)]);
     });
   }
 }

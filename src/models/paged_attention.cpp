@@ -118,7 +118,8 @@ void walk_tiles(const AttentionTask& task) {
       next_of[r] = next + r * task.state_floats;
     }
     for (int32_t split = tile.first_split; split < tile.view.num_splits(); ++split) {
-      attention_split(compute.isa, tile.view, query, split, next_of, scratch + thread * task.scratch_bytes);
+      attention_split(compute.isa, compute.precision, tile.view, query, split, next_of,
+                      scratch + thread * task.scratch_bytes);
       for (int32_t r = 0; r < query.num_rows; ++r) {
         merge_attention_state(compute.isa, total + r * task.state_floats, next_of[r], task.spec.value_dim);
       }
@@ -154,7 +155,7 @@ void walk_splits(const AttentionTask& task, int64_t num_items) {
   auto* scratch = compute.scratch.allocate<std::byte>(task.scratch_bytes * compute.threads.num_threads());
   compute.threads.parallel_for(count, [&](int64_t i, int thread) {
     const Item& item = items[i];
-    attention_split(compute.isa, item.tile->view, task.rows(*item.tile), item.split, item.states,
+    attention_split(compute.isa, compute.precision, item.tile->view, task.rows(*item.tile), item.split, item.states,
                     scratch + thread * task.scratch_bytes);
   });
   auto* totals = compute.scratch.allocate<float>(task.state_floats * compute.threads.num_threads());

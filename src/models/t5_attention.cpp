@@ -36,8 +36,9 @@ struct TileBuffers {
   std::byte* scratch;
 };
 
-void attend_tile(const HeadsTask& task, Isa isa, int64_t head, int64_t first_row, int64_t state_floats,
-                 const TileBuffers& buffers) {
+void attend_tile(const HeadsTask& task, const ComputeContext& ctx, int64_t head, int64_t first_row,
+                 int64_t state_floats, const TileBuffers& buffers) {
+  const Isa isa = ctx.isa;
   const T5AttentionConfig& config = task.config;
   const auto num_rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, task.num_rows - first_row));
   const KvView view = task.view_of(head);
@@ -60,7 +61,7 @@ void attend_tile(const HeadsTask& task, Isa isa, int64_t head, int64_t first_row
                            .window = 0,
                            .biases = task.biases == nullptr ? nullptr : buffers.biases};
   for (int32_t split = 0; split < view.num_splits(); ++split) {
-    attention_split(isa, view, rows, split, buffers.states, buffers.scratch);
+    attention_split(isa, ctx.precision, view, rows, split, buffers.states, buffers.scratch);
     for (int32_t r = 0; r < num_rows; ++r) {
       merge_attention_state(isa, buffers.totals + r * state_floats, buffers.states[r], config.head_dim);
     }
@@ -88,7 +89,7 @@ void attend_heads(ComputeContext& ctx, const KvBlockFormat& format, const HeadsT
   }
   const int64_t num_tiles = (task.num_rows + kTileRows - 1) / kTileRows;
   ctx.threads.parallel_for(num_tiles * task.config.num_heads, [&](int64_t item, int thread) {
-    attend_tile(task, ctx.isa, item / num_tiles, item % num_tiles * kTileRows, state_floats,
+    attend_tile(task, ctx, item / num_tiles, item % num_tiles * kTileRows, state_floats,
                 buffers[static_cast<size_t>(thread)]);
   });
 }

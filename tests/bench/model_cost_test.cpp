@@ -51,6 +51,18 @@ TEST(ModelCost, AttentionGrowsWithWhatIsSeen) {
   EXPECT_EQ(cost.prompt_attention_operations(3, 5), (4 + 5) * per_entry);
 }
 
+TEST(ModelCost, AttentionOverBf16EntriesRunsInBf16) {
+  const auto arithmetic = [](const char* arch, Precision precision, KvCodec codec) {
+    return cost_of(test::made_model(arch, "tiny", DType::kF32), precision, codec)
+        .prompt_attention_arithmetic(Isa::kAvx512Bf16);
+  };
+  EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kBF16), Arithmetic::kBf16);
+  EXPECT_EQ(arithmetic("qwen3moe", Precision::kExact, KvCodec::kBF16), Arithmetic::kF32);
+  EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kF16), Arithmetic::kF32);
+  // Latent attention expands a prompt's keys and values to float32 ones.
+  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kBF16), Arithmetic::kF32);
+}
+
 TEST(ModelCost, WindowsBoundIt) {
   const std::string path = test::made_model("gpt-oss", "tiny", DType::kF32);
   const ModelInfo info = create_model(*Checkpoint::open(path))->info();

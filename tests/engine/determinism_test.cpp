@@ -30,8 +30,9 @@ constexpr ModelCase kModels[] = {
     {"qwen3moe", "tiny", DType::kQ4_K, Precision::kFast, KvCodec::kF16},
     {"qwen3moe", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kQ8},
     {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kF32},
+    {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kBF16},
     {"deepseek2", "tiny", DType::kF32, Precision::kExact, KvCodec::kF16},
-    {"gpt-oss", "tiny", DType::kMXFP4, Precision::kFast, KvCodec::kF16},
+    {"gpt-oss", "tiny", DType::kMXFP4, Precision::kFast, KvCodec::kBF16},
 };
 
 std::vector<Isa> supported_isas() {

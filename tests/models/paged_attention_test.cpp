@@ -173,5 +173,51 @@ TEST_F(PagedAttentionTest, HeadsMayHaveLostDifferentEntries) {
   }
 }
 
+// The last token's output over 40 tokens in a cache of the given codec.
+std::vector<float> attend_at(Precision precision, KvCodec codec) {
+  constexpr int32_t kTokens = 40;
+  MemoryPool pool(size_t{16} << 20);
+  KvCache kv(pool, {.layers = {{kKvHeads, kDim, kDim, false}},
+                    .codec = codec,
+                    .capacity_bytes = size_t{2} << 20,
+                    .prefix_cache = false});
+  const SequenceId sequence = kv.create();
+  EXPECT_TRUE(kv.reserve(sequence, kTokens));
+  ForwardBatch batch;
+  batch.slices.push_back({.kv_sequence = sequence, .first_row = 0, .num_tokens = kTokens, .first_token = 0});
+  for (int32_t i = 0; i < kTokens; ++i) {
+    batch.tokens.push_back(i);
+    batch.positions.push_back(i);
+    batch.roles.push_back(TokenRole::kPrompt);
+  }
+  ThreadPool threads(1);
+  Scratch scratch(pool);
+  RouterTelemetry telemetry(0, 0, 0);
+  // The reference has every arithmetic on every machine.
+  ForwardContext ctx{
+      .compute = {.threads = threads, .scratch = scratch, .isa = Isa::kReference, .precision = precision},
+      .kv = kv,
+      .telemetry = telemetry};
+  const AttentionSpec spec{
+      .num_heads = kHeads, .num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim, .scale = 0.25f};
+  const std::vector<float> q = test::random_floats(kTokens * kHeads * kDim, 1);
+  const std::vector<float> k = test::random_floats(kTokens * kKvHeads * kDim, 2);
+  const std::vector<float> v = test::random_floats(kTokens * kKvHeads * kDim, 3);
+  std::vector<float> out(q.size());
+  write_kv(ctx, batch, 0, spec, k.data(), v.data());
+  paged_attention(ctx, batch, 0, spec, q.data(), out.data());
+  return {out.end() - kHeads * kDim, out.end()};
+}
+
+TEST(PagedAttention, RoundsItsOperandsToBf16OnlyWhereEntriesAreBf16AndPrecisionIsFast) {
+  const std::vector<float> plain = attend_at(Precision::kExact, KvCodec::kF32);
+  EXPECT_EQ(attend_at(Precision::kFast, KvCodec::kF32), plain);
+  const std::vector<float> exact = attend_at(Precision::kExact, KvCodec::kBF16);
+  const std::vector<float> fast = attend_at(Precision::kFast, KvCodec::kBF16);
+  EXPECT_NE(exact, plain);
+  EXPECT_NE(fast, exact);
+  for (size_t i = 0; i < fast.size(); ++i) EXPECT_NEAR(fast[i], exact[i], 0x1p-7) << i;
+}
+
 }  // namespace
 }  // namespace witan

@@ -11,6 +11,7 @@ namespace {
 
 // The reference has its own signature.
 constexpr IsaTable<SplitFunction> kSplit{{nullptr, attention_split_avx2, attention_split_avx512}};
+constexpr IsaTable<SplitFunction> kSplitBf16{{nullptr, nullptr, nullptr, nullptr, attention_split_bf16_avx512_bf16}};
 constexpr IsaTable<MergeFunction> kMerge{
     {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
 constexpr IsaTable<FinishFunction> kFinish{
@@ -19,18 +20,23 @@ constexpr IsaTable<FinishFunction> kFinish{
 // How attention_split divides its scratch; offsets in bytes, each a multiple of 64.
 struct ScratchLayout {
   int64_t padded_value_dim;
+  int64_t padded_query_pairs;
   int64_t scores;
   int64_t sums;
   int64_t tile;
+  int64_t query_pairs;
   int64_t end;
 
   ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
       : padded_value_dim(padded_row_floats(format.value_dim)),
+        padded_query_pairs(padded_row_floats((format.key_dim + 1) / 2)),
         scores(num_rows * kBlocksPerSplit * static_cast<int64_t>(sizeof(uint32_t))),
         sums(scores + num_rows * kScoreStride * static_cast<int64_t>(sizeof(float))),
         tile(sums + num_rows * padded_value_dim * static_cast<int64_t>(sizeof(float))),
-        end(tile +
-            kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) * static_cast<int64_t>(sizeof(float))) {}
+        query_pairs(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
+                               static_cast<int64_t>(sizeof(float))),
+        end(query_pairs + (format.codec == KvCodec::kBF16 ? num_rows * padded_query_pairs : 0) *
+                              static_cast<int64_t>(sizeof(uint32_t))) {}
 };
 
 // The entries of one block and the span of their positions.
@@ -82,18 +88,25 @@ void find_visible(const KvView& view, const AttentionRows& rows, int32_t split, 
 
 }  // namespace
 
+AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision) {
+  const bool multiplies_bf16 = isa == Isa::kReference || isa >= Isa::kAvx512Bf16;
+  return precision == Precision::kFast && format.codec == KvCodec::kBF16 && multiplies_bf16 ? AttentionArithmetic::kBF16
+                                                                                            : AttentionArithmetic::kF32;
+}
+
 int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows) {
   return ScratchLayout(format, num_rows).end;
 }
 
-void attention_split(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
-                     std::byte* scratch) {
+void attention_split(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, int32_t split,
+                     float* const* states, std::byte* scratch) {
   const KvBlockFormat& format = view.format;
   WITAN_CHECK(0 <= split && split < view.num_splits(), "split {} of {}", split, view.num_splits());
   WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
   WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
               format.value_dim, format.key_dim);
-  if (isa == Isa::kReference) return attention_split_reference(view, rows, split, states);
+  const AttentionArithmetic arithmetic = attention_arithmetic(isa, format, precision);
+  if (isa == Isa::kReference) return attention_split_reference(arithmetic, view, rows, split, states);
 
   const ScratchLayout layout(format, rows.num_rows);
   const int32_t first_block = split * kBlocksPerSplit;
@@ -101,24 +114,27 @@ void attention_split(Isa isa, const KvView& view, const AttentionRows& rows, int
       std::min(kBlocksPerSplit, (view.num_entries - split * kAttentionSplit + kKvBlockSize - 1) / kKvBlockSize);
   auto* visible = reinterpret_cast<uint32_t*>(scratch);
   find_visible(view, rows, split, num_blocks, visible);
-  kSplit[isa]({.format = format,
-               .blocks = view.blocks + first_block,
-               .num_blocks = num_blocks,
-               .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
-               .key_scales = int64_t{kKvBlockSize} * format.key_dim,
-               .values = format.value_in_key ? 0 : format.key_bytes(),
-               .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
-               .queries = rows.queries,
-               .num_rows = rows.num_rows,
-               .scale = rows.scale,
-               .biases = rows.biases,
-               .first_entry = split * kAttentionSplit,
-               .visible = visible,
-               .scores = reinterpret_cast<float*>(scratch + layout.scores),
-               .sums = reinterpret_cast<float*>(scratch + layout.sums),
-               .tile = reinterpret_cast<float*>(scratch + layout.tile),
-               .padded_value_dim = layout.padded_value_dim,
-               .states = states});
+  const SplitFunction function = (arithmetic == AttentionArithmetic::kBF16 ? kSplitBf16 : kSplit)[isa];
+  function({.format = format,
+            .blocks = view.blocks + first_block,
+            .num_blocks = num_blocks,
+            .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
+            .key_scales = int64_t{kKvBlockSize} * format.key_dim,
+            .values = format.value_in_key ? 0 : format.key_bytes(),
+            .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
+            .queries = rows.queries,
+            .num_rows = rows.num_rows,
+            .scale = rows.scale,
+            .biases = rows.biases,
+            .first_entry = split * kAttentionSplit,
+            .visible = visible,
+            .scores = reinterpret_cast<float*>(scratch + layout.scores),
+            .sums = reinterpret_cast<float*>(scratch + layout.sums),
+            .tile = reinterpret_cast<float*>(scratch + layout.tile),
+            .padded_value_dim = layout.padded_value_dim,
+            .query_pairs = reinterpret_cast<uint32_t*>(scratch + layout.query_pairs),
+            .padded_query_pairs = layout.padded_query_pairs,
+            .states = states});
 }
 
 void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim) {

@@ -5,6 +5,7 @@
 
 #include "base/isa.h"
 #include "kernels/attention/kv_block.h"
+#include "kernels/precision.h"
 
 namespace witan {
 
@@ -15,6 +16,16 @@ namespace witan {
 // same bits whether one thread walks all splits (prefill) or many threads take a split each (decode), and whatever
 // other rows share the tile. A masked entry contributes exactly nothing.
 inline constexpr int kAttentionSplit = 512;  // entries; a multiple of kKvBlockSize
+
+enum class AttentionArithmetic : uint8_t {
+  kF32,   // float32 products and sums
+  kBF16,  // queries and the weights exp(score - max) rounded to bfloat16, products of those with the entries summed in
+          // float32; the denominator sums the unrounded weights
+};
+
+// kBF16 for Precision::kFast and bf16 entries on instruction sets that multiply them (and in the reference, whose sums
+// are doubles in both), kF32 otherwise.
+AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision);
 
 // The entries of one kv head of one layer of one sequence, borrowed.
 struct KvView {
@@ -42,10 +53,10 @@ struct AttentionRows {
 // exp(score - max) * value. Layout in memory: [max, denominator, weighted_sum[value_dim]], f32. Empty: max = -inf, 0s.
 inline int64_t attention_state_floats(int32_t value_dim) { return 2 + static_cast<int64_t>(value_dim); }
 
-// states[r] = the state of row r over split `split` alone.
+// states[r] = the state of row r over split `split` alone, in attention_arithmetic(isa, view.format, precision).
 // `scratch` has attention_scratch_bytes(view.format, rows.num_rows), 64-byte aligned.
-void attention_split(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
-                     std::byte* scratch);
+void attention_split(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, int32_t split,
+                     float* const* states, std::byte* scratch);
 int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows);
 
 // into = into followed by next (entries after those of `into`). Merging into an empty state copies `next`.

@@ -19,6 +19,10 @@ constexpr int vectors_per_row(int num_rows) { return num_rows == 1 ? 8 : num_row
 //
 #include "kernels/attention/codecs.inl"
 //
+#include "kernels/attention/tiles.inl"
+//
+#include "kernels/attention/weights.inl"
+//
 #include "kernels/attention/split.inl"
 //
 #include "kernels/attention/state.inl"

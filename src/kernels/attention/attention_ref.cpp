@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/attention/attention_variants.h"
+#include "tensor/half.h"
 
 namespace witan {
 namespace {
@@ -45,7 +46,11 @@ struct Entries {
   }
 };
 
-void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, const Entries& entries, float* state) {
+double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
+
+void attend_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows, int32_t row,
+                const Entries& entries, float* state) {
+  const auto operand = [&](double x) { return arithmetic == AttentionArithmetic::kBF16 ? round_to_bf16(x) : x; };
   const int32_t key_dim = view.format.key_dim;
   const int32_t value_dim = view.format.value_dim;
   std::vector<double> scores(static_cast<size_t>(entries.count), kNothing);
@@ -54,7 +59,7 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
     if (!sees(view, rows, row, entries.first + i)) continue;
     double dot = 0.0;
     for (int32_t d = 0; d < key_dim; ++d) {
-      dot += static_cast<double>(rows.queries[row][d]) *
+      dot += operand(rows.queries[row][d]) *
              static_cast<double>(
                  entries.keys[static_cast<size_t>(i) * static_cast<size_t>(key_dim) + static_cast<size_t>(d)]);
     }
@@ -69,10 +74,12 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
     const double score = scores[static_cast<size_t>(i)];
     const double p = score == kNothing ? 0.0 : std::exp(score - max);
     denominator += p;
+    const double weight = operand(p);
     for (int32_t c = 0; c < value_dim; ++c) {
       sum[static_cast<size_t>(c)] +=
-          p * static_cast<double>(
-                  entries.values[static_cast<size_t>(i) * static_cast<size_t>(value_dim) + static_cast<size_t>(c)]);
+          weight *
+          static_cast<double>(
+              entries.values[static_cast<size_t>(i) * static_cast<size_t>(value_dim) + static_cast<size_t>(c)]);
     }
   }
   state[0] = static_cast<float>(max);
@@ -82,9 +89,10 @@ void attend_row(const KvView& view, const AttentionRows& rows, int32_t row, cons
 
 }  // namespace
 
-void attention_split_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states) {
+void attention_split_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
+                               int32_t split, float* const* states) {
   const Entries entries(view, rows, split);
-  for (int32_t r = 0; r < rows.num_rows; ++r) attend_row(view, rows, r, entries, states[r]);
+  for (int32_t r = 0; r < rows.num_rows; ++r) attend_row(arithmetic, view, rows, r, entries, states[r]);
 }
 
 void merge_attention_state_reference(float* into, const float* next, int32_t value_dim) {

@@ -34,8 +34,11 @@ struct SplitTask {
   // Scratch, 64-byte aligned.
   float* scores = nullptr;  // [num_rows][kScoreStride]
   float* sums = nullptr;    // [num_rows][padded_value_dim]
-  float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block
+  float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block; for kBF16, its
+                            // values of keys as KvBlockFormat lays values out
   int64_t padded_value_dim = 0;
+  uint32_t* query_pairs = nullptr;  // kBF16: [num_rows][padded_query_pairs], the rounded queries
+  int64_t padded_query_pairs = 0;
 
   float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result
 };
@@ -43,9 +46,11 @@ struct SplitTask {
 using SplitFunction = void (*)(const SplitTask& task);
 void attention_split_avx2(const SplitTask& task);
 void attention_split_avx512(const SplitTask& task);
+void attention_split_bf16_avx512_bf16(const SplitTask& task);  // kBF16
 
 // The oracle reads entries through kv_load and decides by itself what a row sees.
-void attention_split_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states);
+void attention_split_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
+                               int32_t split, float* const* states);
 
 using MergeFunction = void (*)(float* into, const float* next, int32_t value_dim);
 void merge_attention_state_reference(float* into, const float* next, int32_t value_dim);

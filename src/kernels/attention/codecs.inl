@@ -30,15 +30,6 @@ struct F16Element {
   static float single(const uint8_t* from) { return _cvtsh_ss(*reinterpret_cast<const uint16_t*>(from)); }
 };
 
-struct Bf16Element {
-  static constexpr int kBytes = 2;
-  static Float vector(const uint8_t* from) { return load_bf16(from); }
-  static float single(const uint8_t* from) {
-    const int bits = *reinterpret_cast<const uint16_t*>(from) << 16;
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
-  }
-};
-
 constexpr int64_t kGroup = 32;  // components that share a scale in kQ8
 
 // Keys lie as [key_dim][32 entries], values as [32 entries][stride]. kStored is the size of an element in the cache,
@@ -67,6 +58,37 @@ struct PlainValues {
   // kLanes components from c on of an entry, and one.
   Float vector(int64_t entry, int64_t c) const { return Element::vector(data + (entry * stride + c) * kBytes); }
   float single(int64_t entry, int64_t c) const { return Element::single(data + (entry * stride + c) * kBytes); }
+};
+
+// Words of two components.
+struct Bf16Keys {
+  static constexpr int kStoredBytes = 2;
+  const uint8_t* data;
+
+  static Bf16Keys of(const SplitTask&, const uint8_t* block) { return {block}; }
+  Float vector(int64_t d, int64_t entry) const {
+    const uint8_t* words = data + (d / 2 * kKvBlockSize + entry) * 4;
+    return d % 2 == 0 ? load_low_bf16(words) : load_high_bf16(words);
+  }
+};
+
+// Words of two entries.
+struct Bf16Values {
+  static constexpr int kStoredBytes = 2;
+  static constexpr int64_t kRun = 16;  // components
+  const uint8_t* data;
+
+  static Bf16Values of(const SplitTask& task, const uint8_t* block) { return {block + task.values}; }
+  const uint8_t* words(int64_t entry, int64_t c) const {
+    return data + ((c / kRun * kKvBlockSize / 2 + entry / 2) * kRun + c % kRun) * 4;
+  }
+  Float vector(int64_t entry, int64_t c) const {
+    return entry % 2 == 0 ? load_low_bf16(words(entry, c)) : load_high_bf16(words(entry, c));
+  }
+  float single(int64_t entry, int64_t c) const {
+    const int bits = reinterpret_cast<const uint16_t*>(words(entry, c))[entry % 2] << 16;
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
+  }
 };
 
 struct Q8Keys {
@@ -111,8 +133,8 @@ struct F16Codec {
   using Values = PlainValues<F16Element>;
 };
 struct Bf16Codec {
-  using Keys = PlainKeys<Bf16Element>;
-  using Values = PlainValues<Bf16Element>;
+  using Keys = Bf16Keys;
+  using Values = Bf16Values;
 };
 struct Q8Codec {
   using Keys = Q8Keys;

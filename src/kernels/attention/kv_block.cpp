@@ -15,16 +15,21 @@ constexpr int32_t kQ8Group = 32;  // components that share a scale
 
 int64_t num_groups(int32_t dim) { return (dim + kQ8Group - 1) / kQ8Group; }
 
-int64_t round_up_to_64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
-// Of the keys or the values of one block, unpadded.
-int64_t part_bytes(KvCodec codec, int64_t dim) {
+// Components that lie together in a pair-interleaved part: of keys, and of values.
+constexpr int kKeyRun = 2;
+constexpr int kValueRun = 16;
+
+// Of the keys or the values of one block, without the padding to whole lines; `run` is that of kBF16.
+int64_t part_bytes(KvCodec codec, int64_t dim, int64_t run) {
   switch (codec) {
     case KvCodec::kF32:
       return kKvBlockSize * dim * 4;
     case KvCodec::kF16:
-    case KvCodec::kBF16:
       return kKvBlockSize * dim * 2;
+    case KvCodec::kBF16:
+      return kKvBlockSize * round_up(dim, run) * 2;
     case KvCodec::kQ8:
       return kKvBlockSize * (dim + num_groups(static_cast<int32_t>(dim)) * 4);
   }
@@ -36,13 +41,19 @@ struct EntryPart {
   std::byte* data;
   int32_t dim;
   int64_t first;         // element of component 0
-  int64_t stride;        // elements from one component to the next
+  int64_t stride;        // elements from one component to the next, within a run of 2^run_bits components
   int64_t first_scale;   // float after the part's elements
   int64_t scale_stride;  // floats from one group's scale to the next
+  int run_bits = 0;
+  int64_t run_stride = stride;  // elements from one run to the next
 
+  int64_t index(int64_t component) const {
+    const int64_t run = component >> run_bits;
+    return first + run * run_stride + (component - (run << run_bits)) * stride;
+  }
   template <typename Element>
   Element& element(int64_t component) const {
-    return reinterpret_cast<Element*>(data)[first + component * stride];
+    return reinterpret_cast<Element*>(data)[index(component)];
   }
   float& scale(int64_t group) const {
     return reinterpret_cast<float*>(data + int64_t{kKvBlockSize} * dim)[first_scale + group * scale_stride];
@@ -50,12 +61,35 @@ struct EntryPart {
 };
 
 EntryPart key_part(const KvBlockFormat& format, std::byte* block, int slot) {
-  return {block, format.key_dim, slot, kKvBlockSize, slot, kKvBlockSize};
+  EntryPart part{.data = block,
+                 .dim = format.key_dim,
+                 .first = slot,
+                 .stride = kKvBlockSize,
+                 .first_scale = slot,
+                 .scale_stride = kKvBlockSize};
+  if (format.codec == KvCodec::kBF16) {
+    part.first = int64_t{kKeyRun} * slot;
+    part.stride = 1;
+    part.run_bits = std::countr_zero(unsigned{kKeyRun});
+    part.run_stride = kKeyRun * kKvBlockSize;
+  }
+  return part;
 }
 
 EntryPart value_part(const KvBlockFormat& format, std::byte* block, int slot) {
-  const int64_t first = static_cast<int64_t>(slot) * format.value_dim;
-  return {block + format.key_bytes(), format.value_dim, first, 1, slot * num_groups(format.value_dim), 1};
+  EntryPart part{.data = block + format.key_bytes(),
+                 .dim = format.value_dim,
+                 .first = int64_t{slot} * format.value_dim,
+                 .stride = 1,
+                 .first_scale = slot * num_groups(format.value_dim),
+                 .scale_stride = 1};
+  if (format.codec == KvCodec::kBF16) {
+    part.first = slot / 2 * (2 * kValueRun) + slot % 2;
+    part.stride = 2;
+    part.run_bits = std::countr_zero(unsigned{kValueRun});
+    part.run_stride = kValueRun * kKvBlockSize;
+  }
+  return part;
 }
 
 // Rounds to the nearest integer, ties to even; |x| < 2^22.
@@ -123,6 +157,11 @@ void load_part(KvCodec codec, const EntryPart& part, float* x) {
   }
 }
 
+// Behind an odd number of components comes one that meets a 0 in queries too.
+void complete_pair(KvCodec codec, const EntryPart& keys) {
+  if (codec == KvCodec::kBF16 && keys.dim % kKeyRun != 0) keys.element<uint16_t>(keys.dim) = 0;
+}
+
 template <typename Element>
 void copy_elements(const EntryPart& from, const EntryPart& to) {
   for (int32_t i = 0; i < from.dim; ++i) to.element<Element>(i) = from.element<Element>(i);
@@ -160,15 +199,17 @@ std::string_view kv_codec_name(KvCodec codec) {
   return "unknown";
 }
 
-int64_t KvBlockFormat::key_bytes() const { return round_up_to_64(part_bytes(codec, key_dim)); }
+int64_t KvBlockFormat::key_bytes() const { return round_up(part_bytes(codec, key_dim, kKeyRun), 64); }
 
 int64_t KvBlockFormat::block_bytes() const {
-  return key_bytes() + (value_in_key ? 0 : round_up_to_64(part_bytes(codec, value_dim)));
+  return key_bytes() + (value_in_key ? 0 : round_up(part_bytes(codec, value_dim, kValueRun), 64));
 }
 
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
-  store_part(format.codec, key_part(format, block, slot), key);
+  const EntryPart keys = key_part(format, block, slot);
+  store_part(format.codec, keys, key);
+  complete_pair(format.codec, keys);
   if (!format.value_in_key) store_part(format.codec, value_part(format, block, slot), value);
 }
 
@@ -188,7 +229,9 @@ void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, 
   WITAN_CHECK(0 <= from_slot && from_slot < kKvBlockSize && 0 <= to_slot && to_slot < kKvBlockSize, "slots {} and {}",
               from_slot, to_slot);
   auto* bytes = const_cast<std::byte*>(from);  // as in kv_load
-  copy_part(format.codec, key_part(format, bytes, from_slot), key_part(format, to, to_slot));
+  const EntryPart keys = key_part(format, to, to_slot);
+  copy_part(format.codec, key_part(format, bytes, from_slot), keys);
+  complete_pair(format.codec, keys);
   if (!format.value_in_key) {
     copy_part(format.codec, value_part(format, bytes, from_slot), value_part(format, to, to_slot));
   }

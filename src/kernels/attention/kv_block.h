@@ -9,6 +9,10 @@ namespace witan {
 // A KV block: kKvBlockSize entries of one kv head of one layer, keys then values, in one codec.
 //   keys    [key_dim][32] elements   (lanes = entries: a query component meets 32 keys at once)
 //   values  [32][value_dim] elements (absent when value_in_key)
+// kBF16 interleaves the two elements that an instruction multiplies and adds at once, as 32-bit words:
+//   keys    [ceil(key_dim/2)][32] words of components 2i, 2i + 1; behind an odd key_dim comes a component of 0
+//   values  [ceil(value_dim/16)][16 pairs of entries][16] words of entries 2i, 2i + 1; components up to a multiple of
+//   16
 // kQ8 stores int8 elements and, after the elements of each part, float32 scales: keys [ceil(key_dim/32)][32], values
 // [32][ceil(value_dim/32)]; a scale covers 32 consecutive components of one entry: scale = max|x| / 127.
 // With value_in_key (MLA) the value of an entry is the first value_dim components of its key.

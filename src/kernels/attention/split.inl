@@ -1,21 +1,9 @@
-// attention_split, written once for all instruction sets and codecs. Included after codecs.inl, transpose_*.inl and
-// simd/exp.inl; kMaxRows, the rows of a register tile, comes from the including file.
+// attention_split in float32, written once for all instruction sets and codecs. Included after codecs.inl,
+// transpose_*.inl, simd/exp.inl and weights.inl.
 //
 // Every number of a row's state is one chain of operations on that row alone: a score walks the components in order, a
 // weighted sum walks the visible entries in order, the denominator adds vectors of entries in order. How many rows
 // share a register tile, and which path decodes the block, changes which data are loaded together and nothing else.
-
-// Arguments of the inner loops: rows first_row .. of the task meet one block.
-struct RowTile {
-  const SplitTask& task;
-  int32_t first_row;
-  int32_t block;
-  const uint8_t* ahead;  // nullptr, or what will be read next, to be prefetched at the pace of this block
-
-  float* scores() const { return task.scores + first_row * kScoreStride + block * kKvBlockSize; }
-  float* sums() const { return task.sums + first_row * task.padded_value_dim; }
-  uint32_t visible() const { return task.visible[first_row * kBlocksPerSplit + block]; }
-};
 
 // scores[r][e] = query r . key e, unscaled, for kRows rows and all 32 entries.
 template <int kRows, typename Keys>
@@ -105,62 +93,6 @@ void add_values_up_to(int num_rows, const RowTile& tile, const Values& values, i
   if constexpr (kRows > 1) add_values_up_to<kRows - 1>(num_rows, tile, values, num_components);
 }
 
-inline uint32_t visible_entries(const SplitTask& task, int32_t row, int32_t block) {
-  return task.visible[row * kBlocksPerSplit + block];
-}
-
-inline const uint8_t* block_bytes(const SplitTask& task, int32_t block) {
-  return reinterpret_cast<const uint8_t*>(task.blocks[block]);
-}
-
-// The blocks of which some row sees something; the others are not touched.
-struct SeenBlocks {
-  int32_t blocks[kBlocksPerSplit];
-  int32_t count = 0;
-
-  explicit SeenBlocks(const SplitTask& task) {
-    for (int32_t b = 0; b < task.num_blocks; ++b) {
-      uint32_t seen = 0;
-      for (int32_t r = 0; r < task.num_rows; ++r) seen |= visible_entries(task, r, b);
-      if (seen != 0) blocks[count++] = b;
-    }
-  }
-};
-
-// Scores of the rows that see anything of the block, in tiles of neighbouring rows.
-template <typename Keys>
-void score_block(const SplitTask& task, int32_t block, const Keys& keys, const uint8_t* ahead) {
-  for (int32_t row = 0; row < task.num_rows;) {
-    if (visible_entries(task, row, block) == 0) {
-      ++row;
-      continue;
-    }
-    int32_t end = row + 1;
-    while (end < task.num_rows && end - row < kMaxRows && visible_entries(task, end, block) != 0) ++end;
-    score_up_to<kMaxRows>(end - row, {task, row, block, ahead}, keys);
-    ahead = nullptr;
-    row = end;
-  }
-}
-
-// Adds the block to the weighted sums, in tiles of neighbouring rows that see the same entries.
-template <typename Values>
-void add_block(const SplitTask& task, int32_t block, const Values& values, int64_t num_components,
-               const uint8_t* ahead) {
-  for (int32_t row = 0; row < task.num_rows;) {
-    const uint32_t visible = visible_entries(task, row, block);
-    if (visible == 0) {
-      ++row;
-      continue;
-    }
-    int32_t end = row + 1;
-    while (end < task.num_rows && end - row < kMaxRows && visible_entries(task, end, block) == visible) ++end;
-    add_values_up_to<kMaxRows>(end - row, {task, row, block, ahead}, values, num_components);
-    ahead = nullptr;
-    row = end;
-  }
-}
-
 template <typename Keys>
 PlainKeys<F32Element, Keys::kStoredBytes> decode_keys(const SplitTask& task, const Keys& keys) {
   for (int64_t d = 0; d < task.format.key_dim; ++d) {
@@ -202,21 +134,20 @@ PlainValues<F32Element, Keys::kStoredBytes> decode_values_in_keys(const SplitTas
   return {reinterpret_cast<const uint8_t*>(task.tile), task.padded_value_dim};
 }
 
-// The largest scaled score that a row sees; NaNs are passed over, -inf where there is nothing else.
-inline float max_score(const SplitTask& task, int32_t row) {
-  const float* scores = task.scores + row * kScoreStride;
-  const Float scale = broadcast(task.scale);
-  const Float lowest = broadcast(-__builtin_inff());
-  Float max = lowest;
-  for (int32_t b = 0; b < task.num_blocks; ++b) {
-    const uint32_t visible = visible_entries(task, row, b);
-    if (visible == 0) continue;
-    for (int i = 0; i < kKvBlockSize; i += kLanes) {
-      const Float score = multiply(load(scores + b * kKvBlockSize + i), scale);
-      max = larger(select(lanes_of_bits(visible >> i), score, lowest), max);
-    }
-  }
-  return max_of_lanes(max);
+// Scores of the rows that see anything of the block.
+template <typename Keys>
+void score_block(const SplitTask& task, int32_t block, const Keys& keys, const uint8_t* ahead) {
+  for_rows_that_see(task, block, ahead,
+                    [&](const RowTile& tile, int32_t num_rows) { score_up_to<kMaxRows>(num_rows, tile, keys); });
+}
+
+// Adds the block to the weighted sums.
+template <typename Values>
+void add_block(const SplitTask& task, int32_t block, const Values& values, int64_t num_components,
+               const uint8_t* ahead) {
+  for_rows_that_see_the_same(task, block, ahead, [&](const RowTile& tile, int32_t num_rows) {
+    add_values_up_to<kMaxRows>(num_rows, tile, values, num_components);
+  });
 }
 
 // Turns a row's scores into p = exp(score * scale - max), 0 for entries it does not see, and writes its state but for
@@ -277,32 +208,6 @@ void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
   }
 }
 
-// Scales a row's scores and adds its bias.
-inline void bias_row(const SplitTask& task, int32_t row) {
-  float* scores = task.scores + row * kScoreStride;
-  const float* bias = task.biases[row] + task.first_entry;
-  const Float scale = broadcast(task.scale);
-  for (int32_t b = 0; b < task.num_blocks; ++b) {
-    if (visible_entries(task, row, b) == 0) continue;
-    for (int i = b * kKvBlockSize; i < (b + 1) * kKvBlockSize; i += kLanes) {
-      store(scores + i, multiply_add(load(scores + i), scale, load(bias + i)));
-    }
-  }
-}
-
-inline void weigh_rows(const SplitTask& task) {
-  if (task.biases == nullptr) {
-    for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, r);
-    return;
-  }
-  SplitTask biased = task;
-  biased.scale = 1.0f;
-  for (int32_t r = 0; r < task.num_rows; ++r) {
-    bias_row(task, r);
-    weigh_row(biased, r);
-  }
-}
-
 template <typename Codec>
 void attend(const SplitTask& task) {
   const SeenBlocks seen(task);
@@ -310,7 +215,7 @@ void attend(const SplitTask& task) {
   // Four tiles: measured against 1, 2 and never; a copy paid only from there on, most for kQ8.
   const bool decode = Codec::Keys::kStoredBytes < 4 && task.num_rows > 4 * kMaxRows;
   score_blocks<Codec>(task, seen, decode);
-  weigh_rows(task);
+  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
   const int64_t num_sums = task.num_rows * task.padded_value_dim;
   for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
   add_blocks<Codec>(task, seen, decode);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "base/isa.h"
+#include "kernels/precision.h"
 #include "tensor/quant_type.h"
 
 namespace witan {
@@ -41,11 +42,6 @@ enum class ActivationFormat : uint8_t {
   kBF16,        // rounded to bfloat16, for BF16 and F8_E4M3 weights
   kInt8Per32,   // signed 8 bit with one float scale per 32 elements, for Q8_0 and the types of block_formats.h
   kInt8Per256,  // one scale per 256 elements plus block sums, for Q4_K and Q6_K
-};
-
-enum class Precision : uint8_t {
-  kExact,  // float32 activations and accumulation whatever the weights' type
-  kFast,   // int8 activations for quantised weights, bfloat16 for BF16 and F8_E4M3; F32 and F16 weights stay exact
 };
 
 ActivationFormat activation_format(DType weight_type, Precision precision);

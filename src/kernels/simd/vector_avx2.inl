@@ -45,9 +45,14 @@ inline Float scale_by_power(Float v, Float shifted_n) {
 }
 
 inline Float load_f16(const void* from) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(from))); }
-inline Float load_bf16(const void* from) {
-  const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+// The bf16 numbers in the low and in the high halves of 32-bit words.
+inline Float load_low_bf16(const void* words) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(words)), 16));
+}
+inline Float load_high_bf16(const void* words) {
+  const __m256i high_halves = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  const __m256i pairs = _mm256_loadu_si256(static_cast<const __m256i*>(words));
+  return _mm256_castsi256_ps(_mm256_and_si256(pairs, high_halves));
 }
 inline Float load_int8(const void* from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(from))));

@@ -40,9 +40,13 @@ inline Float scale_by_power(Float v, Float shifted_n) {
 inline Float load_f16(const void* from) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
 }
-inline Float load_bf16(const void* from) {
-  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+// The bf16 numbers in the low and in the high halves of 32-bit words.
+inline Float load_low_bf16(const void* words) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(words), 16));
+}
+inline Float load_high_bf16(const void* words) {
+  const __m512i high_halves = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(words), high_halves));
 }
 inline Float load_int8(const void* from) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));

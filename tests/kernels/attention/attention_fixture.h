@@ -8,8 +8,12 @@
 #include <string>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "base/isa.h"
 #include "kernels/attention/attention.h"
+#include "kernels/supported_isas.h"
+#include "tensor/half.h"
 #include "tensor/random_bits.h"
 
 namespace witan::test {
@@ -95,6 +99,31 @@ struct Queries {
   }
 };
 
+// A kernel to test: an instruction set, and the precision that chooses its arithmetic.
+struct Variant {
+  Isa isa;
+  Precision precision;
+
+  AttentionArithmetic arithmetic(const KvBlockFormat& format) const {
+    return attention_arithmetic(isa, format, precision);
+  }
+};
+
+inline std::string describe(const Variant& variant) {
+  return fmt::format("{} {}", isa_name(variant.isa), variant.precision == Precision::kFast ? "fast" : "exact");
+}
+
+// Those that this machine can run and whose results for `format` are their own.
+inline std::vector<Variant> variants(const KvBlockFormat& format) {
+  std::vector<Variant> all;
+  for (Isa isa : supported_isas()) {
+    all.push_back({isa, Precision::kExact});
+    const Variant fast{isa, Precision::kFast};
+    if (fast.arithmetic(format) != AttentionArithmetic::kF32) all.push_back(fast);
+  }
+  return all;
+}
+
 using State = std::vector<float>;  // [max, denominator, weighted sum]
 
 inline State empty_state(int32_t value_dim) {
@@ -104,14 +133,15 @@ inline State empty_state(int32_t value_dim) {
 }
 
 // The states of all rows of a tile over one split.
-inline std::vector<State> split_states(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split) {
+inline std::vector<State> split_states(const Variant& variant, const KvView& view, const AttentionRows& rows,
+                                       int32_t split) {
   const auto num_floats = static_cast<size_t>(attention_state_floats(view.format.value_dim));
   // One float more, to see that nothing is written past the end.
   std::vector<State> states(static_cast<size_t>(rows.num_rows), State(num_floats + 1, 12345.0f));
   std::vector<float*> pointers;
   for (State& state : states) pointers.push_back(state.data());
   const AlignedBytes scratch = poisoned_bytes(attention_scratch_bytes(view.format, rows.num_rows));
-  attention_split(isa, view, rows, split, pointers.data(), scratch.get());
+  attention_split(variant.isa, variant.precision, view, rows, split, pointers.data(), scratch.get());
   for (State& state : states) {
     EXPECT_EQ(state.back(), 12345.0f);
     state.pop_back();
@@ -120,12 +150,12 @@ inline std::vector<State> split_states(Isa isa, const KvView& view, const Attent
 }
 
 // The states of all rows over all splits, merged in order.
-inline std::vector<State> attend(Isa isa, const KvView& view, const AttentionRows& rows) {
+inline std::vector<State> attend(const Variant& variant, const KvView& view, const AttentionRows& rows) {
   std::vector<State> total(static_cast<size_t>(rows.num_rows), empty_state(view.format.value_dim));
   for (int32_t split = 0; split < view.num_splits(); ++split) {
-    const std::vector<State> next = split_states(isa, view, rows, split);
+    const std::vector<State> next = split_states(variant, view, rows, split);
     for (size_t r = 0; r < total.size(); ++r) {
-      merge_attention_state(isa, total[r].data(), next[r].data(), view.format.value_dim);
+      merge_attention_state(variant.isa, total[r].data(), next[r].data(), view.format.value_dim);
     }
   }
   return total;
@@ -141,16 +171,21 @@ inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) 
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Attention of one row in double over the entries as they were stored, all at once, and how far a float kernel may be
-// from it.
+// Attention of one row in double over the entries as they were stored, all at once, and how far a kernel of the given
+// arithmetic may be from it.
 struct Oracle {
   std::vector<double> out;
   std::vector<double> tolerance;
 
-  Oracle(const KvView& view, const AttentionRows& rows, int32_t row, const float* sink = nullptr) {
+  Oracle(const KvView& view, const AttentionRows& rows, int32_t row,
+         AttentionArithmetic arithmetic = AttentionArithmetic::kF32, const float* sink = nullptr) {
     const auto key_dim = static_cast<size_t>(view.format.key_dim);
     const auto value_dim = static_cast<size_t>(view.format.value_dim);
-    const float* query = rows.queries[row];
+    const bool bf16 = arithmetic == AttentionArithmetic::kBF16;
+    std::vector<float> query(rows.queries[row], rows.queries[row] + key_dim);
+    if (bf16) {
+      for (float& q : query) q = bf16_to_f32(f32_to_bf16(q));
+    }
     std::vector<double> scores;
     std::vector<float> values;
     double max = sink == nullptr ? -std::numeric_limits<double>::infinity() : *sink;
@@ -188,14 +223,16 @@ struct Oracle {
     }
     // A score is a chain of key_dim fmas, then scaled, shifted and merged: an absolute error of (key_dim + 4) half
     // epsilons of its terms, which is a relative one of p. It counts twice, once in the denominator. A weighted sum is
-    // a chain over the entries of a split, then one of merges.
+    // a chain over the entries of a split, then one of merges. Weights rounded to bf16 are off by half an epsilon of
+    // that, on top of what the oracle's unrounded ones may be off in float; the denominator has them unrounded.
     constexpr double kHalfEps = std::numeric_limits<float>::epsilon() / 2;
     const double p_error = kHalfEps * ((static_cast<double>(key_dim) + 4.0) * score_terms + 4.0);
     const double sum_error = kHalfEps * (kAttentionSplit + 3.0 * view.num_splits() + 8.0);
+    const double rounding = bf16 ? 0x1p-8 * 0.5 * (1.0 + p_error) : 0.0;
     for (size_t c = 0; c < value_dim; ++c) {
       if (denominator > 0.0) out[c] /= denominator;
       const double terms = denominator > 0.0 ? value_terms[c] / denominator : 0.0;
-      tolerance.push_back(terms * (2.0 * p_error + 2.0 * sum_error) + 1e-30);
+      tolerance.push_back(terms * (2.0 * p_error + 2.0 * sum_error + rounding) + 1e-30);
     }
   }
 };

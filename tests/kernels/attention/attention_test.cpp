@@ -19,6 +19,7 @@ using test::KvEntries;
 using test::Oracle;
 using test::Queries;
 using test::State;
+using test::Variant;
 
 constexpr KvCodec kAllCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -38,9 +39,9 @@ KvBlockFormat format_of(const Dims& dims, KvCodec codec) {
   return {.codec = codec, .key_dim = dims.key_dim, .value_dim = dims.value_dim, .value_in_key = dims.value_in_key};
 }
 
-std::string describe(Isa isa, const KvBlockFormat& format, int32_t num_entries) {
-  return fmt::format("{} {} keys {} values {}{} entries {}", isa_name(isa), kv_codec_name(format.codec), format.key_dim,
-                     format.value_dim, format.value_in_key ? " in key" : "", num_entries);
+std::string describe(const Variant& variant, const KvBlockFormat& format, int32_t num_entries) {
+  return fmt::format("{} {} keys {} values {}{} entries {}", test::describe(variant), kv_codec_name(format.codec),
+                     format.key_dim, format.value_dim, format.value_in_key ? " in key" : "", num_entries);
 }
 
 // `count` rows, `heads` per token, of which the last token sees all entries.
@@ -51,12 +52,13 @@ std::vector<int32_t> last_positions(int32_t count, int32_t heads, int32_t num_en
   return positions;
 }
 
-void expect_all_rows_match(Isa isa, const KvView& view, const Queries& queries) {
+void expect_all_rows_match(const Variant& variant, const KvView& view, const Queries& queries) {
   const AttentionRows rows = queries.tile(0, queries.rows.size());
-  const std::vector<State> states = test::attend(isa, view, rows);
+  const std::vector<State> states = test::attend(variant, view, rows);
   for (int32_t r = 0; r < rows.num_rows; ++r) {
-    test::expect_matches(test::finish(isa, states[static_cast<size_t>(r)]), Oracle(view, rows, r),
-                         describe(isa, view.format, view.num_entries) + fmt::format(" row {}", r));
+    test::expect_matches(test::finish(variant.isa, states[static_cast<size_t>(r)]),
+                         Oracle(view, rows, r, variant.arithmetic(view.format)),
+                         describe(variant, view.format, view.num_entries) + fmt::format(" row {}", r));
   }
 }
 
@@ -66,7 +68,8 @@ TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
       for (int32_t num_entries : {1, 33, 513}) {
         const KvEntries entries(format_of(dims, codec), num_entries);
         const Queries queries(dims.key_dim, last_positions(3, 2, num_entries));
-        for (Isa isa : test::supported_isas()) expect_all_rows_match(isa, entries.view(), queries);
+        for (const Variant& variant : test::variants(entries.format))
+          expect_all_rows_match(variant, entries.view(), queries);
       }
     }
   }
@@ -78,9 +81,9 @@ TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
       const KvEntries entries(format_of({64, 64, false}, codec), num_entries);
       for (int32_t num_rows : {1, 2, 5, 8, 13}) {
         const Queries queries(64, last_positions(num_rows, 4, num_entries));
-        for (Isa isa : test::supported_isas()) {
-          if (isa == Isa::kReference && num_rows > 2) continue;  // slow, and rows are apart in it
-          expect_all_rows_match(isa, entries.view(), queries);
+        for (const Variant& variant : test::variants(entries.format)) {
+          if (variant.isa == Isa::kReference && num_rows > 2) continue;  // slow, and rows are apart in it
+          expect_all_rows_match(variant, entries.view(), queries);
         }
       }
     }
@@ -103,11 +106,12 @@ TEST(Attention, BiasesAreAddedToTheScaledScores) {
       }
       for (const auto& row : biases) pointers.push_back(row.data());
       rows.biases = pointers.data();
-      for (Isa isa : test::supported_isas()) {
-        const std::vector<State> states = test::attend(isa, entries.view(), rows);
+      for (const Variant& variant : test::variants(entries.format)) {
+        const std::vector<State> states = test::attend(variant, entries.view(), rows);
         for (int32_t r = 0; r < rows.num_rows; ++r) {
-          test::expect_matches(test::finish(isa, states[static_cast<size_t>(r)]), Oracle(entries.view(), rows, r),
-                               describe(isa, entries.format, num_entries));
+          test::expect_matches(test::finish(variant.isa, states[static_cast<size_t>(r)]),
+                               Oracle(entries.view(), rows, r, variant.arithmetic(entries.format)),
+                               describe(variant, entries.format, num_entries));
         }
       }
     }
@@ -122,17 +126,17 @@ TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
       std::vector<int32_t> positions;
       for (int32_t r = 0; r < 40; ++r) positions.push_back(r % 7 == 3 ? r : 105 + r / 3 * 3);
       const Queries queries(dims.key_dim, positions);
-      for (Isa isa : test::supported_isas()) {
+      for (const Variant& variant : test::variants(entries.format)) {
         std::vector<State> alone;
         for (size_t r = 0; r < 40; ++r)
-          alone.push_back(test::split_states(isa, entries.view(), queries.tile(r, r + 1), 0)[0]);
+          alone.push_back(test::split_states(variant, entries.view(), queries.tile(r, r + 1), 0)[0]);
         for (size_t num_rows = 1; num_rows <= 40; ++num_rows) {
           const size_t begin = (num_rows * 5) % (41 - num_rows);
           const std::vector<State> together =
-              test::split_states(isa, entries.view(), queries.tile(begin, begin + num_rows), 0);
+              test::split_states(variant, entries.view(), queries.tile(begin, begin + num_rows), 0);
           for (size_t r = 0; r < num_rows; ++r) {
             ASSERT_TRUE(test::same_bits(together[r], alone[begin + r]))
-                << describe(isa, entries.format, 150) << " row " << begin + r << " in a tile of " << num_rows;
+                << describe(variant, entries.format, 150) << " row " << begin + r << " in a tile of " << num_rows;
           }
         }
       }
@@ -152,14 +156,15 @@ TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
         const std::vector<float> key(static_cast<size_t>(dims.key_dim), unseen_key);
         const std::vector<float> value(static_cast<size_t>(dims.value_dim), kInfinity);
         for (int32_t i = kSeen; i < more.num_entries; ++i) more.store(i, key, value);
-        for (Isa isa : test::supported_isas()) {
-          const State expected = test::attend(isa, seen.view(), queries.tile(0, 1))[0];
+        for (const Variant& variant : test::variants(seen.format)) {
+          const State expected = test::attend(variant, seen.view(), queries.tile(0, 1))[0];
           for (int32_t num_entries : {78, 79, 95, 96, 97, 511, 512, 513, 1200}) {
-            const State alone = test::attend(isa, more.view(num_entries), queries.tile(0, 1))[0];
-            ASSERT_TRUE(test::same_bits(alone, expected)) << describe(isa, seen.format, num_entries);
-            if (isa == Isa::kReference) continue;  // slow, and rows are apart in it
-            const State in_tile = test::attend(isa, more.view(num_entries), queries.tile(0, 5))[0];
-            ASSERT_TRUE(test::same_bits(in_tile, expected)) << describe(isa, seen.format, num_entries) << " in a tile";
+            const State alone = test::attend(variant, more.view(num_entries), queries.tile(0, 1))[0];
+            ASSERT_TRUE(test::same_bits(alone, expected)) << describe(variant, seen.format, num_entries);
+            if (variant.isa == Isa::kReference) continue;  // slow, and rows are apart in it
+            const State in_tile = test::attend(variant, more.view(num_entries), queries.tile(0, 5))[0];
+            ASSERT_TRUE(test::same_bits(in_tile, expected))
+                << describe(variant, seen.format, num_entries) << " in a tile";
           }
         }
       }
@@ -168,36 +173,40 @@ TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
 }
 
 TEST(Attention, ASplitThatARowDoesNotSeeGivesTheEmptyState) {
-  const KvEntries entries(format_of({32, 24, false}, KvCodec::kF16), 1100);
-  for (Isa isa : test::supported_isas()) {
-    const Queries queries(32, {-1, 511, 1099});
-    const std::vector<State> states = test::split_states(isa, entries.view(), queries.tile(0, 3), 1);
-    EXPECT_EQ(states[0], test::empty_state(24)) << isa_name(isa);
-    EXPECT_EQ(states[1], test::empty_state(24)) << isa_name(isa);
-    EXPECT_GT(states[2][1], 1.0f) << isa_name(isa);
-    // Nothing was seen at all: zeros, not NaN.
-    EXPECT_EQ(test::finish(isa, test::attend(isa, entries.view(), queries.tile(0, 1))[0]),
-              std::vector<float>(24, 0.0f));
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+    const KvEntries entries(format_of({32, 24, false}, codec), 1100);
+    for (const Variant& variant : test::variants(entries.format)) {
+      const Queries queries(32, {-1, 511, 1099});
+      const std::vector<State> states = test::split_states(variant, entries.view(), queries.tile(0, 3), 1);
+      EXPECT_EQ(states[0], test::empty_state(24)) << test::describe(variant);
+      EXPECT_EQ(states[1], test::empty_state(24)) << test::describe(variant);
+      EXPECT_GT(states[2][1], 1.0f) << test::describe(variant);
+      // Nothing was seen at all: zeros, not NaN.
+      EXPECT_EQ(test::finish(variant.isa, test::attend(variant, entries.view(), queries.tile(0, 1))[0]),
+                std::vector<float>(24, 0.0f));
+    }
   }
 }
 
 TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
-  const KvEntries entries(format_of({64, 64, false}, KvCodec::kQ8), 1500);
-  const Queries queries(64, last_positions(24, 8, 1500));
-  for (Isa isa : test::supported_isas()) {
-    const std::vector<State> walked = test::attend(isa, entries.view(), queries.tile(0, 24));
-    std::vector<std::vector<State>> splits(3);
-    for (int32_t split : {2, 0, 1}) {
-      for (size_t begin = 0; begin < 24; begin += 8) {
-        for (State& state : test::split_states(isa, entries.view(), queries.tile(begin, begin + 8), split)) {
-          splits[static_cast<size_t>(split)].push_back(state);
+  for (KvCodec codec : {KvCodec::kQ8, KvCodec::kBF16}) {
+    const KvEntries entries(format_of({64, 64, false}, codec), 1500);
+    const Queries queries(64, last_positions(24, 8, 1500));
+    for (const Variant& variant : test::variants(entries.format)) {
+      const std::vector<State> walked = test::attend(variant, entries.view(), queries.tile(0, 24));
+      std::vector<std::vector<State>> splits(3);
+      for (int32_t split : {2, 0, 1}) {
+        for (size_t begin = 0; begin < 24; begin += 8) {
+          for (State& state : test::split_states(variant, entries.view(), queries.tile(begin, begin + 8), split)) {
+            splits[static_cast<size_t>(split)].push_back(state);
+          }
         }
       }
-    }
-    for (size_t r = 0; r < 24; ++r) {
-      State merged = test::empty_state(64);
-      for (const auto& split : splits) merge_attention_state(isa, merged.data(), split[r].data(), 64);
-      EXPECT_TRUE(test::same_bits(merged, walked[r])) << isa_name(isa) << " row " << r;
+      for (size_t r = 0; r < 24; ++r) {
+        State merged = test::empty_state(64);
+        for (const auto& split : splits) merge_attention_state(variant.isa, merged.data(), split[r].data(), 64);
+        EXPECT_TRUE(test::same_bits(merged, walked[r])) << test::describe(variant) << " row " << r;
+      }
     }
   }
 }
@@ -212,57 +221,68 @@ TEST(Attention, PositionsDecideWhatIsSeenNotTheOrderOfEntries) {
     for (int32_t window : {0, 1, 100, 2000000000}) {
       Queries queries(40, {0, 5, 50, 60, 60, 3 * num_entries / 2, 3 * num_entries, 3 * num_entries + 70, INT32_MAX});
       queries.window = window;
-      for (Isa isa : test::supported_isas()) expect_all_rows_match(isa, entries.view(), queries);
+      for (const Variant& variant : test::variants(entries.format))
+        expect_all_rows_match(variant, entries.view(), queries);
     }
   }
 }
 
 TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
-  KvEntries entries(format_of({64, 64, false}, KvCodec::kF16), 700);
-  Queries queries(64, {699, 650, 3, 512, 511});
-  queries.window = 300;
-  for (Isa isa : test::supported_isas()) {
-    entries.positions.clear();
-    const std::vector<State> implicit = test::attend(isa, entries.view(), queries.tile(0, 5));
-    entries.positions.resize(700);
-    std::iota(entries.positions.begin(), entries.positions.end(), 0);
-    EXPECT_EQ(test::attend(isa, entries.view(), queries.tile(0, 5)), implicit) << isa_name(isa);
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+    KvEntries entries(format_of({64, 64, false}, codec), 700);
+    Queries queries(64, {699, 650, 3, 512, 511});
+    queries.window = 300;
+    for (const Variant& variant : test::variants(entries.format)) {
+      entries.positions.clear();
+      const std::vector<State> implicit = test::attend(variant, entries.view(), queries.tile(0, 5));
+      entries.positions.resize(700);
+      std::iota(entries.positions.begin(), entries.positions.end(), 0);
+      EXPECT_EQ(test::attend(variant, entries.view(), queries.tile(0, 5)), implicit) << test::describe(variant);
+    }
   }
 }
 
 TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
-  const KvEntries entries(format_of({64, 64, false}, KvCodec::kF32), 1100);
-  for (int32_t window : {1, 31, 32, 33, 64, 512, 513, 1099, 1100, 5000}) {
-    Queries queries(64, {0, 30, 31, 32, 511, 512, 1000, 1099, 1099, 1099, 1098});
-    queries.window = window;
-    for (Isa isa : test::supported_isas()) expect_all_rows_match(isa, entries.view(), queries);
+  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
+    const KvEntries entries(format_of({64, 64, false}, codec), 1100);
+    for (int32_t window : {1, 31, 32, 33, 64, 512, 513, 1099, 1100, 5000}) {
+      Queries queries(64, {0, 30, 31, 32, 511, 512, 1000, 1099, 1099, 1099, 1098});
+      queries.window = window;
+      for (const Variant& variant : test::variants(entries.format))
+        expect_all_rows_match(variant, entries.view(), queries);
+    }
   }
 }
 
 TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
-  // A sliding-window layer gives back the blocks that no row can see any more.
-  KvEntries entries(format_of({64, 64, false}, KvCodec::kF16), 1100);
-  Queries queries(64, {1098, 1098, 1099, 1099});
-  queries.window = 40;
-  for (Isa isa : test::supported_isas()) {
-    const std::vector<State> expected = test::attend(isa, entries.view(), queries.tile(0, 4));
-    KvView view = entries.view();
-    std::vector<const std::byte*> blocks = entries.blocks;
-    std::fill_n(blocks.begin(), (1098 - 40) / kKvBlockSize, nullptr);
-    view.blocks = blocks.data();
-    EXPECT_EQ(test::attend(isa, view, queries.tile(0, 4)), expected) << isa_name(isa);
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+    // A sliding-window layer gives back the blocks that no row can see any more.
+    KvEntries entries(format_of({64, 64, false}, codec), 1100);
+    Queries queries(64, {1098, 1098, 1099, 1099});
+    queries.window = 40;
+    for (const Variant& variant : test::variants(entries.format)) {
+      const std::vector<State> expected = test::attend(variant, entries.view(), queries.tile(0, 4));
+      KvView view = entries.view();
+      std::vector<const std::byte*> blocks = entries.blocks;
+      std::fill_n(blocks.begin(), (1098 - 40) / kKvBlockSize, nullptr);
+      view.blocks = blocks.data();
+      EXPECT_EQ(test::attend(variant, view, queries.tile(0, 4)), expected) << test::describe(variant);
+    }
   }
 }
 
 TEST(Attention, ASinkTakesItsShareOfTheDenominator) {
-  const KvEntries entries(format_of({32, 19, false}, KvCodec::kF16), 520);
-  const Queries queries(32, {519});
-  const AttentionRows rows = queries.tile(0, 1);
-  for (float sink : {-3.0f, 0.0f, 2.5f, 30.0f, -200.0f}) {
-    for (Isa isa : test::supported_isas()) {
-      const State state = test::attend(isa, entries.view(), rows)[0];
-      test::expect_matches(test::finish(isa, state, &sink), Oracle(entries.view(), rows, 0, &sink),
-                           fmt::format("{} sink {}", isa_name(isa), sink));
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+    const KvEntries entries(format_of({32, 19, false}, codec), 520);
+    const Queries queries(32, {519});
+    const AttentionRows rows = queries.tile(0, 1);
+    for (float sink : {-3.0f, 0.0f, 2.5f, 30.0f, -200.0f}) {
+      for (const Variant& variant : test::variants(entries.format)) {
+        const State state = test::attend(variant, entries.view(), rows)[0];
+        test::expect_matches(test::finish(variant.isa, state, &sink),
+                             Oracle(entries.view(), rows, 0, variant.arithmetic(entries.format), &sink),
+                             fmt::format("{} sink {}", test::describe(variant), sink));
+      }
     }
   }
 }
@@ -275,6 +295,67 @@ TEST(Attention, SinksOfEmptyStatesAndOfMinusInfinityAreSane) {
     EXPECT_EQ(test::finish(isa, test::empty_state(20), &none), std::vector<float>(20, 0.0f)) << isa_name(isa);
     const State state = {0.5f, 2.0f, 1.0f, -3.0f};
     EXPECT_EQ(test::finish(isa, state, &none), test::finish(isa, state)) << isa_name(isa);
+  }
+}
+
+TEST(Attention, FastPrecisionRoundsWithBf16EntriesOnly) {
+  for (Isa isa : test::supported_isas()) {
+    for (KvCodec codec : kAllCodecs) {
+      const KvBlockFormat format = format_of({64, 64, false}, codec);
+      const bool bf16 = codec == KvCodec::kBF16 && (isa == Isa::kReference || isa == Isa::kAvx512Bf16);
+      const Variant exact{isa, Precision::kExact};
+      const Variant fast{isa, Precision::kFast};
+      EXPECT_EQ(exact.arithmetic(format), AttentionArithmetic::kF32);
+      EXPECT_EQ(fast.arithmetic(format), bf16 ? AttentionArithmetic::kBF16 : AttentionArithmetic::kF32);
+      const KvEntries entries(format, 600);
+      const Queries queries(64, {599});
+      const State in_exact = test::attend(exact, entries.view(), queries.tile(0, 1))[0];
+      const State in_fast = test::attend(fast, entries.view(), queries.tile(0, 1))[0];
+      EXPECT_EQ(test::same_bits(in_exact, in_fast), !bf16) << describe(fast, format, 600);
+    }
+  }
+}
+
+// What attention_split_bf16_* says of its order: pairs, the odd one first.
+TEST(Attention, Bf16SumsAddPairsTheOddOneFirst) {
+  const Variant variant{Isa::kAvx512Bf16, Precision::kFast};
+  if (!cpu_supports(variant.isa)) GTEST_SKIP() << "no BF16 instructions";
+  for (int32_t num_entries : {1, 2, 31, 333, 512}) {
+    const KvEntries entries(format_of({37, 21, false}, KvCodec::kBF16), num_entries);
+    std::vector<std::vector<float>> keys(static_cast<size_t>(num_entries) + 1, std::vector<float>(38));
+    std::vector<std::vector<float>> values(static_cast<size_t>(num_entries) + 1, std::vector<float>(21));
+    for (int32_t i = 0; i < num_entries; ++i) {
+      kv_load(entries.format, entries.blocks[static_cast<size_t>(i / kKvBlockSize)], i % kKvBlockSize,
+              keys[static_cast<size_t>(i)].data(), values[static_cast<size_t>(i)].data());
+    }
+    Queries queries(37, {num_entries - 1, num_entries - 1});
+    queries.scale = 0.25f;
+    queries.rows[1].assign(37, 0.0f);  // weighs all entries 1
+    const std::vector<State> states = test::attend(variant, entries.view(), queries.tile(0, 2));
+
+    std::vector<float> query = queries.rows[0];
+    for (float& q : query) q = bf16_to_f32(f32_to_bf16(q));
+    query.push_back(0.0f);
+    std::vector<float> scores;
+    for (size_t i = 0; i < static_cast<size_t>(num_entries); ++i) {
+      float score = 0.0f;
+      for (size_t d = 0; d < 38; d += 2) {
+        score = std::fma(keys[i][d], query[d], std::fma(keys[i][d + 1], query[d + 1], score));
+      }
+      scores.push_back(score * queries.scale);
+    }
+    const float max = *std::max_element(scores.begin(), scores.end());
+    EXPECT_EQ(states[0][0], max) << num_entries;
+    double denominator = 0.0;
+    for (float score : scores) denominator += std::exp(static_cast<double>(score - max));
+    EXPECT_NEAR(states[0][1], denominator, 1e-6 * denominator) << num_entries;
+
+    EXPECT_EQ(states[1][1], static_cast<float>(num_entries));
+    for (size_t c = 0; c < 21; ++c) {
+      float sum = 0.0f;
+      for (size_t i = 0; i < static_cast<size_t>(num_entries); i += 2) sum = values[i][c] + (values[i + 1][c] + sum);
+      EXPECT_EQ(states[1][2 + c], sum) << num_entries << " entries, component " << c;
+    }
   }
 }
 
@@ -324,31 +405,37 @@ TEST(AttentionState, MergingMatchesTheReferenceAndStaysInBounds) {
 }
 
 TEST(Attention, ANaNStaysInItsRowAndIsNotHidden) {
-  const KvEntries entries(format_of({32, 32, false}, KvCodec::kF16), 600);
-  Queries queries(32, {599, 599, 599});
-  const Queries clean = queries;
-  queries.rows[1][4] = kNaN;
-  for (Isa isa : test::supported_isas()) {
-    const std::vector<State> states = test::attend(isa, entries.view(), queries.tile(0, 3));
-    const std::vector<State> expected = test::attend(isa, entries.view(), clean.tile(0, 3));
-    EXPECT_TRUE(test::same_bits(states[0], test::attend(isa, entries.view(), queries.tile(0, 1))[0])) << isa_name(isa);
-    for (float x : test::finish(isa, states[1])) EXPECT_TRUE(std::isnan(x)) << isa_name(isa);
-    EXPECT_TRUE(test::same_bits(states[2], expected[2])) << isa_name(isa);
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+    const KvEntries entries(format_of({32, 32, false}, codec), 600);
+    Queries queries(32, {599, 599, 599});
+    const Queries clean = queries;
+    queries.rows[1][4] = kNaN;
+    for (const Variant& variant : test::variants(entries.format)) {
+      const std::vector<State> states = test::attend(variant, entries.view(), queries.tile(0, 3));
+      const std::vector<State> expected = test::attend(variant, entries.view(), clean.tile(0, 3));
+      EXPECT_TRUE(test::same_bits(states[0], test::attend(variant, entries.view(), queries.tile(0, 1))[0]))
+          << test::describe(variant);
+      for (float x : test::finish(variant.isa, states[1])) EXPECT_TRUE(std::isnan(x)) << test::describe(variant);
+      EXPECT_TRUE(test::same_bits(states[2], expected[2])) << test::describe(variant);
+    }
   }
 }
 
 TEST(Attention, LargeScoresPickTheirEntry) {
-  // Scores of about +-1e6: all weight goes to the best entry, whatever split it is in.
-  KvEntries entries(format_of({16, 16, false}, KvCodec::kF32), 1030, 9, 0.25f);
-  for (int32_t best : {0, 511, 512, 1029}) {
-    KvEntries with_best(entries.format, 1030, 9, 0.25f);
-    std::vector<float> value(16);
-    std::iota(value.begin(), value.end(), 1.0f);
-    Queries queries(16, {1029});
-    queries.scale = 1e5f;
-    with_best.store(best, queries.rows[0], value);
-    for (Isa isa : test::supported_isas()) {
-      EXPECT_EQ(test::finish(isa, test::attend(isa, with_best.view(), queries.tile(0, 1))[0]), value) << isa_name(isa);
+  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
+    // Scores of about +-1e6: all weight goes to the best entry, whatever split it is in.
+    KvEntries entries(format_of({16, 16, false}, codec), 1030, 9, 0.25f);
+    for (int32_t best : {0, 511, 512, 1029}) {
+      KvEntries with_best(entries.format, 1030, 9, 0.25f);
+      std::vector<float> value(16);
+      std::iota(value.begin(), value.end(), 1.0f);
+      Queries queries(16, {1029});
+      queries.scale = 1e5f;
+      with_best.store(best, queries.rows[0], value);
+      for (const Variant& variant : test::variants(entries.format)) {
+        EXPECT_EQ(test::finish(variant.isa, test::attend(variant, with_best.view(), queries.tile(0, 1))[0]), value)
+            << test::describe(variant);
+      }
     }
   }
 }

@@ -69,6 +69,8 @@ TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
       {{KvCodec::kF32, 128, 128, false}, 16384, 32768},
       {{KvCodec::kF16, 128, 64, false}, 8192, 8192 + 4096},
       {{KvCodec::kBF16, 576, 512, true}, 36864, 36864},
+      {{KvCodec::kBF16, 128, 128, false}, 8192, 16384},
+      {{KvCodec::kBF16, 33, 17, false}, 32 * 34 * 2, 32 * 34 * 2 + 32 * 32 * 2},  // pairs, and runs of 16
       {{KvCodec::kQ8, 128, 128, false}, 32 * (128 + 16), 2 * 32 * (128 + 16)},
       {{KvCodec::kQ8, 33, 1, false}, 1344, 1344 + 192},  // 32 (33 + 8) = 1312 and 32 (1 + 4) = 160, rounded up
       {{KvCodec::kQ8, 576, 512, true}, 32 * (576 + 72), 32 * (576 + 72)},
@@ -80,23 +82,42 @@ TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
 }
 
 TEST(KvBlock, KeysLieByComponentAndValuesByEntry) {
-  for (KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF32, KvCodec::kF16}) {
     const KvBlockFormat format{.codec = codec, .key_dim = 20, .value_dim = 24};
     std::vector<std::byte> block = empty_block(format);
     const Entry entry = random_entry(format, 1);
     kv_store(format, block.data(), 7, entry.key.data(), entry.value.data());
     const auto element = [&](size_t offset, size_t index) {
       if (codec == KvCodec::kF32) return read_at<float>(block, offset + 4 * index);
-      const auto half = read_at<uint16_t>(block, offset + 2 * index);
-      return codec == KvCodec::kF16 ? f16_to_f32(half) : bf16_to_f32(half);
+      return f16_to_f32(read_at<uint16_t>(block, offset + 2 * index));
     };
-    const auto rounded = [&](float x) {
-      if (codec == KvCodec::kF32) return x;
-      return codec == KvCodec::kF16 ? f16_to_f32(f32_to_f16(x)) : bf16_to_f32(f32_to_bf16(x));
-    };
+    const auto rounded = [&](float x) { return codec == KvCodec::kF32 ? x : f16_to_f32(f32_to_f16(x)); };
     const auto values = static_cast<size_t>(format.key_bytes());
     for (size_t d = 0; d < 20; ++d) EXPECT_EQ(element(0, d * 32 + 7), rounded(entry.key[d]));
     for (size_t c = 0; c < 24; ++c) EXPECT_EQ(element(values, 7 * 24 + c), rounded(entry.value[c]));
+  }
+}
+
+TEST(KvBlock, Bf16InterleavesComponentsOfKeysAndEntriesOfValuesInPairs) {
+  const KvBlockFormat format{.codec = KvCodec::kBF16, .key_dim = 21, .value_dim = 24};
+  for (size_t slot : {6u, 7u}) {
+    // Every bit is set where nothing was stored.
+    std::vector<std::byte> block(static_cast<size_t>(format.block_bytes()), std::byte{0xff});
+    const Entry entry = random_entry(format, 1);
+    kv_store(format, block.data(), static_cast<int>(slot), entry.key.data(), entry.value.data());
+    for (size_t d = 0; d < 22; ++d) {
+      const uint16_t expected = d == 21 ? uint16_t{0} : f32_to_bf16(entry.key[d]);
+      EXPECT_EQ(read_at<uint16_t>(block, (d / 2 * 32 + slot) * 4 + d % 2 * 2), expected) << slot << " " << d;
+    }
+    const auto values = static_cast<size_t>(format.key_bytes());
+    for (size_t c = 0; c < 24; ++c) {
+      const size_t word = c / 16 * 256 + slot / 2 * 16 + c % 16;
+      EXPECT_EQ(read_at<uint16_t>(block, values + word * 4 + slot % 2 * 2), f32_to_bf16(entry.value[c]));
+      EXPECT_EQ(read_at<uint16_t>(block, values + word * 4 + (1 - slot % 2) * 2), 0xffff) << "of the other entry";
+    }
+    std::vector<std::byte> copy(block.size(), std::byte{0xff});
+    kv_copy(format, block.data(), static_cast<int>(slot), copy.data(), static_cast<int>(slot));
+    EXPECT_EQ(copy, block);
   }
 }
 

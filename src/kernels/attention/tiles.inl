@@ -1,0 +1,69 @@
+// Which rows meet which blocks together. Included after a vector_*.inl; kMaxRows, the rows of a register tile, comes
+// from the including file.
+
+// Arguments of the inner loops: rows first_row .. of the task meet one block.
+struct RowTile {
+  const SplitTask& task;
+  int32_t first_row;
+  int32_t block;
+  const uint8_t* ahead;  // nullptr, or what will be read next, to be prefetched at the pace of this block
+
+  float* scores() const { return task.scores + first_row * kScoreStride + block * kKvBlockSize; }
+  float* sums() const { return task.sums + first_row * task.padded_value_dim; }
+  uint32_t visible() const { return task.visible[first_row * kBlocksPerSplit + block]; }
+};
+
+inline uint32_t visible_entries(const SplitTask& task, int32_t row, int32_t block) {
+  return task.visible[row * kBlocksPerSplit + block];
+}
+
+inline const uint8_t* block_bytes(const SplitTask& task, int32_t block) {
+  return reinterpret_cast<const uint8_t*>(task.blocks[block]);
+}
+
+// The blocks of which some row sees something; the others are not touched.
+struct SeenBlocks {
+  int32_t blocks[kBlocksPerSplit];
+  int32_t count = 0;
+
+  explicit SeenBlocks(const SplitTask& task) {
+    for (int32_t b = 0; b < task.num_blocks; ++b) {
+      uint32_t seen = 0;
+      for (int32_t r = 0; r < task.num_rows; ++r) seen |= visible_entries(task, r, b);
+      if (seen != 0) blocks[count++] = b;
+    }
+  }
+};
+
+// Calls body(tile, num_rows) for neighbouring rows that see anything of the block; the first tile gets `ahead`.
+template <typename Body>
+void for_rows_that_see(const SplitTask& task, int32_t block, const uint8_t* ahead, const Body& body) {
+  for (int32_t row = 0; row < task.num_rows;) {
+    if (visible_entries(task, row, block) == 0) {
+      ++row;
+      continue;
+    }
+    int32_t end = row + 1;
+    while (end < task.num_rows && end - row < kMaxRows && visible_entries(task, end, block) != 0) ++end;
+    body(RowTile{task, row, block, ahead}, end - row);
+    ahead = nullptr;
+    row = end;
+  }
+}
+
+// The same for neighbouring rows that see the same entries of the block.
+template <typename Body>
+void for_rows_that_see_the_same(const SplitTask& task, int32_t block, const uint8_t* ahead, const Body& body) {
+  for (int32_t row = 0; row < task.num_rows;) {
+    const uint32_t visible = visible_entries(task, row, block);
+    if (visible == 0) {
+      ++row;
+      continue;
+    }
+    int32_t end = row + 1;
+    while (end < task.num_rows && end - row < kMaxRows && visible_entries(task, end, block) == visible) ++end;
+    body(RowTile{task, row, block, ahead}, end - row);
+    ahead = nullptr;
+    row = end;
+  }
+}
