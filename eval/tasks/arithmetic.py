@@ -1,8 +1,10 @@
 """Arithmetic worked step by step, alone and with the operands spread over the context. Results are 0 to 999."""
 
+import itertools
+
 from . import lexicon, records
 from .records import Record
-from .sample import MARKUP_TOKENS, NoRoom, Sample, Turn, ask_about
+from .sample import MARKUP_TOKENS, Sample, Turn, ask_about, fill_turns
 
 
 def step(rng, left, limit=99):
@@ -20,15 +22,7 @@ def step(rng, left, limit=99):
 
 
 def _fill_turns(rng, room, variant, make_turn):
-    turns = []
-    while len(turns) < room.turns:
-        turn = make_turn(rng)
-        if not room.take_turn(turn):
-            break
-        turns.append(turn)
-    if not turns:
-        raise NoRoom(f"{room.tokens} tokens")
-    return Sample("arithmetic", variant, "", tuple(turns))
+    return Sample("arithmetic", variant, "", fill_turns(room, (make_turn(rng) for _ in itertools.count())))
 
 
 def _running_turn(rng):

@@ -1,7 +1,7 @@
 """Lists copied and summarised by a rule, and made-up rules to be seen from examples."""
 
 from . import lexicon
-from .sample import MARKUP_TOKENS, NoRoom, Sample, Turn
+from .sample import MARKUP_TOKENS, NoRoom, Sample, Turn, fill_turns
 
 _ITEMS = tuple(word for group in lexicon.GROUPS.values() for word in group)
 
@@ -25,18 +25,6 @@ def _length(rng, room, share):
     return rng.randint(3, min(most, 40)) if room.turns > 1 else min(most, 60)
 
 
-def _turns(room, make_turn):
-    turns = []
-    while len(turns) < room.turns:
-        turn = make_turn()
-        if not room.take_turn(turn):
-            break
-        turns.append(turn)
-    if not turns:
-        raise NoRoom(f"{room.tokens} tokens")
-    return tuple(turns)
-
-
 def rewrite(rng, room):
     """Copying, reversing, cutting."""
 
@@ -46,7 +34,7 @@ def rewrite(rng, room):
         result = _RULES[rule](items)
         return Turn(f"{rule} List: {', '.join(items)}.", f"List: {', '.join(result)}.", tuple(result), "items")
 
-    return Sample("lists", "rewrite", "", _turns(room, turn))
+    return Sample("lists", "rewrite", "", fill_turns(room, iter(turn, None)))
 
 
 def choose(rng, room):
@@ -62,7 +50,7 @@ def choose(rng, room):
         question = f"Count the {group} in this list: {', '.join(items)}."
         return Turn(question, f"List: {counted}. Total: {len(wanted)}.", (str(len(wanted)),), "last")
 
-    return Sample("lists", "choose", "", _turns(room, turn))
+    return Sample("lists", "choose", "", fill_turns(room, iter(turn, None)))
 
 
 def _swap(rng):

@@ -5,6 +5,7 @@ equal samples, and fills `room` (how long the sample may be, and how many questi
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 
@@ -94,17 +95,17 @@ def rng_of(purpose, *names):
     return random.Random("/".join(map(str, (purpose, *names))))
 
 
+def fill_turns(room, turns):
+    """As many of `turns`, which are made one by one, as are wanted and fit, at least one."""
+    taken = tuple(itertools.takewhile(room.take_turn, itertools.islice(turns, room.turns)))
+    if not taken:
+        raise NoRoom(f"{room.tokens} tokens")
+    return taken
+
+
 def ask_about(rng, room, make_turn, subjects):
     """Turns made by make_turn(subject), for as many randomly chosen subjects as are wanted and fit, at least one."""
-    turns = []
-    for subject in rng.sample(subjects, min(len(subjects), room.turns)):
-        turn = make_turn(subject)
-        if not room.take_turn(turn):
-            break
-        turns.append(turn)
-    if not turns:
-        raise NoRoom(f"{room.tokens} tokens")
-    return tuple(turns)
+    return fill_turns(room, map(make_turn, rng.sample(subjects, min(len(subjects), room.turns))))
 
 
 def insert_anywhere(rng, lines, extra):
