@@ -16,10 +16,10 @@
 #include <cstring>
 #include <memory>
 #include <random>
-#include <string_view>
 #include <vector>
 
 #include "bench/machine_probe.h"
+#include "bench_main.h"
 #include "kernels/matmul/matmul.h"
 
 namespace witan {
@@ -209,16 +209,4 @@ void register_all(int decode_threads) {
 }  // namespace
 }  // namespace witan
 
-int main(int argc, char** argv) {
-  constexpr std::string_view kThreadsFlag = "--decode_threads=";
-  int decode_threads = 2;
-  if (argc > 1 && std::string_view(argv[1]).starts_with(kThreadsFlag)) {
-    decode_threads = std::max(1, std::atoi(argv[1] + kThreadsFlag.size()));
-    std::rotate(argv + 1, argv + 2, argv + argc);
-    --argc;
-  }
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  witan::register_all(decode_threads);
-  benchmark::RunSpecifiedBenchmarks();
-}
+int main(int argc, char** argv) { return witan::run_benchmarks(argc, argv, witan::register_all); }
