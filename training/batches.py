@@ -10,7 +10,7 @@ import tokenizer
 from tasks import sample
 
 # How often rows of a task are drawn.
-MIX = {"retrieval": 0.32, "following": 0.16, "arithmetic": 0.16, "long_answer": 0.18, "lists": 0.10, "language": 0.08}
+MIX = {"retrieval": 0.26, "following": 0.16, "arithmetic": 0.16, "long_answer": 0.24, "lists": 0.12, "language": 0.06}
 TASK_NAMES = tuple(MIX)
 _ENDLESS = frozenset({"running", "columns", "rewrite", "choose"})  # variants without a document, as long as asked for
 SYSTEM_PROMPTS = ("Answer the question.", "Read the text, then answer.", "You answer questions with few words.")
@@ -67,7 +67,7 @@ def make_row(seed, step, row, length):
         task = rng.choices(TASK_NAMES, MIX.values())[0]
         variant = rng.choice(sorted(tasks.TASKS[task]))
         most = max(1, length // 40)
-        turns = 10000 if variant in _ENDLESS else rng.randint(max(1, most // 2), most)
+        turns = 10000 if variant in _ENDLESS else rng.randint(1, most)
         system = rng.choice(SYSTEM_PROMPTS) if rng.random() < 0.1 else None
         room = tasks.Room(length - (16 if system else 0) - 2, coder.count, turns)
         try:

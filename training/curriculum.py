@@ -7,7 +7,8 @@ workers can prepare a whole block ahead, and a resumed run draws the same.
 from tasks import sample
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
-_ALL_LEARNED = len(LENGTHS)  # the stage after the last length's: all are drawn alike
+_ALL_LEARNED = len(LENGTHS)  # the stage after the last length's
+_IN_THE_END = (1, 2, 3, 3, 3, 2, 1)  # how often each length is drawn then: fewer of the costly and of the narrow
 BLOCK_STEPS = 32
 _GATE = "retrieval"  # the task that decides
 _GATE_ACCURACY = 0.8  # share of exact replies at the longest length so far
@@ -30,7 +31,7 @@ class Curriculum:
         rng = sample.rng_of("curriculum", self.seed, step)
         at = self.stages[step // BLOCK_STEPS]
         if at == _ALL_LEARNED:
-            return rng.choice(LENGTHS)
+            return rng.choices(LENGTHS, _IN_THE_END)[0]
         while at > 0 and rng.random() < 0.5:
             at -= 1
         return LENGTHS[at]

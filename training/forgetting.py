@@ -34,8 +34,9 @@ def attention_with(num_recent):
         length = q.shape[2]
         query, key = torch.arange(length)[:, None], torch.arange(length)
         visible = (key <= query) & ((key < _SINKS) | (query - key < num_recent))
-        scores = (q / math.sqrt(q.shape[3])) @ k.transpose(2, 3)
-        return scores.masked_fill(~visible.to(q.device), -math.inf).softmax(-1) @ v
+        scores = (q / math.sqrt(q.shape[3])) @ model_module.repeat_heads(k, q).transpose(2, 3)
+        chosen = scores.masked_fill(~visible.to(q.device), -math.inf).softmax(-1)
+        return chosen @ model_module.repeat_heads(v, q)
 
     return attention
 

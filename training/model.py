@@ -61,22 +61,64 @@ def rotate(x, cos, sin):
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-_QUERY_BLOCK = 256
+class _CausalAttention(torch.autograd.Function):
+    """Causal grouped-query attention for CPUs: blocks of queries skip the keys after them, the heads of a group are rows
+    of one product, and the gradients of keys and values are summed in place."""
+
+    QUERY_BLOCK = 256
+
+    @classmethod
+    def _rows(cls, x, kv_heads, begin, end):
+        """Heads of x [batch, heads, length, head_dim] as [batch * kv_heads, group * (end - begin), head_dim]."""
+        batch, heads, length, dim = x.shape
+        grouped = x.view(batch, kv_heads, heads // kv_heads, length, dim)
+        return grouped[:, :, :, begin:end].reshape(batch * kv_heads, -1, dim)
+
+    @classmethod
+    def forward(cls, ctx, q, k, v):
+        (batch, heads, length, dim), kv_heads = q.shape, k.shape[1]
+        keys, values = k.reshape(-1, length, dim), v.reshape(-1, length, dim)
+        out = torch.empty_like(q).view(batch, kv_heads, heads // kv_heads, length, dim)
+        weights = []
+        for begin in range(0, length, cls.QUERY_BLOCK):
+            end = min(begin + cls.QUERY_BLOCK, length)
+            rows = cls._rows(q, kv_heads, begin, end) * dim**-0.5
+            scores = rows @ keys[:, :end].transpose(1, 2)
+            future = torch.ones(end - begin, end - begin, dtype=torch.bool).triu(1)
+            scores.view(batch * kv_heads, -1, end - begin, end)[..., begin:].masked_fill_(future, -math.inf)
+            weights.append(scores.softmax(-1))
+            out[:, :, :, begin:end] = (weights[-1] @ values[:, :end]).view(batch, kv_heads, -1, end - begin, dim)
+        ctx.save_for_backward(q, keys, values, *weights)
+        return out.view_as(q)
+
+    @classmethod
+    def backward(cls, ctx, gradient):
+        q, keys, values, *weights = ctx.saved_tensors
+        batch, heads, length, dim = q.shape
+        kv_heads, gradient = len(keys) // batch, gradient.contiguous()
+        of_q = torch.empty_like(q).view(batch, kv_heads, heads // kv_heads, length, dim)
+        of_keys, of_values = torch.zeros_like(keys), torch.zeros_like(values)
+        for begin, chosen in zip(range(0, length, cls.QUERY_BLOCK), weights):
+            end = min(begin + cls.QUERY_BLOCK, length)
+            of_out = cls._rows(gradient, kv_heads, begin, end)
+            of_values[:, :end].baddbmm_(chosen.transpose(1, 2), of_out)
+            of_scores = torch._softmax_backward_data(of_out @ values[:, :end].transpose(1, 2), chosen, -1, q.dtype)
+            of_scores *= dim**-0.5
+            of_q[:, :, :, begin:end] = (of_scores @ keys[:, :end]).view(batch, kv_heads, -1, end - begin, dim)
+            of_keys[:, :end].baddbmm_(of_scores.transpose(1, 2), cls._rows(q, kv_heads, begin, end))
+        return of_q.view_as(q), of_keys.view(batch, kv_heads, length, dim), of_values.view(batch, kv_heads, length, dim)
 
 
 def causal_attention(q, k, v):
-    """q, k, v [batch, heads, length, head_dim]. On torch 1.13, blocks of queries skip the keys after them."""
-    if hasattr(F, "scaled_dot_product_attention"):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    length, scale = q.shape[2], 1 / math.sqrt(q.shape[3])
-    outputs = []
-    for begin in range(0, length, _QUERY_BLOCK):
-        end = min(begin + _QUERY_BLOCK, length)
-        scores = (q[:, :, begin:end] * scale) @ k[:, :, :end].transpose(2, 3)
-        future = torch.ones(end - begin, end - begin, dtype=torch.bool, device=q.device).triu(1)
-        mask = F.pad(future, (begin, 0))
-        outputs.append(scores.masked_fill(mask, -math.inf).softmax(-1) @ v[:, :, :end])
-    return torch.cat(outputs, dim=2)
+    """q [batch, heads, length, head_dim], k, v [batch, kv_heads, length, head_dim] -> as q."""
+    if not q.is_cuda:
+        return _CausalAttention.apply(q.contiguous(), k, v)
+    return F.scaled_dot_product_attention(q, repeat_heads(k, q), repeat_heads(v, q), is_causal=True)
+
+
+def repeat_heads(k, q):
+    """The key or value head of each query head. [batch, kv_heads, length, head_dim] -> [batch, heads, ...]"""
+    return k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
 
 
 class Attention(nn.Module):
@@ -102,8 +144,6 @@ class Attention(nn.Module):
         k = self.k_norm(heads(self.k_proj(x), config.num_kv_heads)).transpose(1, 2)
         v = heads(self.v_proj(x), config.num_kv_heads).transpose(1, 2)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        group = config.num_heads // config.num_kv_heads
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         out = causal_attention(q, k, v.to(q.dtype))
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 

@@ -74,7 +74,7 @@ def spread(rng, room):
     attribute = rng.choice(records.NUMBER_VALUES)
     operands = 2 if room.tokens < 128 else rng.randint(2, 4)
     made = []
-    reserve = room.turns * (MARKUP_TOKENS + 12 + operands * 26)
+    reserve = room.reserve(MARKUP_TOKENS + 12 + operands * 26)
     for _, key in records.pairs(rng, [attribute], lexicon.KEYS):
         record = Record(attribute, key, str(rng.randint(1, 99 // operands)))
         line = record.statement() + "\n"

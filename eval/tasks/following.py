@@ -18,7 +18,7 @@ def variables(rng, room):
     rng.shuffle(names)
     longest = 2 if room.tokens < 128 else 4
     hop = room.count("Set Dora = Carl. Dora = Carl.")
-    reserve = room.turns * (MARKUP_TOKENS + 12 + longest * hop)
+    reserve = room.reserve(MARKUP_TOKENS + 12 + longest * hop)
     lines, chains = [], []
     while len(names) > longest:
         chain = [names.pop() for _ in range(rng.randint(1, longest))]
@@ -80,7 +80,7 @@ def hops(rng, room):
         return facts[relation, key]
 
     line_cost = room.count("The friend of Ann is Bob.\n") + 2
-    reserve = room.turns * (MARKUP_TOKENS + 10 + 4 * len(path) + line_cost * len(path))
+    reserve = room.reserve(MARKUP_TOKENS + 10 + 4 * len(path) + line_cost * len(path))
     for start in rng.sample(_RELATIONS[path[0]][0], len(_RELATIONS[path[0]][0])):
         if starts and room.left - reserve < line_cost * len(path):
             break

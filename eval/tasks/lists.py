@@ -1,7 +1,7 @@
 """Lists copied and summarised by a rule, and made-up rules to be seen from examples."""
 
 from . import lexicon
-from .sample import MARKUP_TOKENS, NoRoom, Sample, Turn, fill_turns
+from .sample import MARKUP_TOKENS, NoRoom, Room, Sample, Turn, fill_turns
 
 _ITEMS = tuple(word for group in lexicon.GROUPS.values() for word in group)
 
@@ -90,12 +90,11 @@ def few_shot(rng, room):
         return f"Input: {' '.join(words)}", rule(words)
 
     asked = [case(color) for color in rng.choices(colors, k=room.turns)]
-    turns = tuple(
-        Turn(text, f"Output: {' '.join(out)}", (" ".join(out),), "text", labelled=False) for text, out in asked
+    few = Room(room.tokens // 2, room.count, room.turns)
+    turns = fill_turns(
+        few, (Turn(text, f"Output: {' '.join(out)}", (" ".join(out),), "text", labelled=False) for text, out in asked)
     )
-    for turn in turns:
-        if not room.take_turn(turn):
-            raise NoRoom(f"{room.tokens} tokens")
+    room.left -= few.tokens - few.left
     shots = []
     while len(shots) < 60:
         # Every color is shown before any is shown twice: a renamed one cannot be guessed.

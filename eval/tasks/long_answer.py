@@ -9,7 +9,7 @@ from .records import Record
 from .sample import MARKUP_TOKENS, NoRoom, Sample, Turn
 
 INSTRUCTION = "Answer all questions in order, as Answer_1, Answer_2 and so on.\n"
-_TOKENS_PER_QUESTION = 64  # question, reply and the facts that they use, with some room
+_TOKENS_PER_QUESTION = 72  # question, reply and the facts that they use, with some room
 
 
 def _lookup(rng, facts, _):
@@ -30,7 +30,7 @@ def _sum(rng, facts, _):
 def _word_problem(rng, facts, _):
     name, thing = rng.choice(lexicon.NAMES), rng.choice(lexicon.THINGS)
     left = rng.randint(2, 30)
-    question, steps = f"The number of {thing} items that {name} has is {left}.", []
+    question, steps = f"The number of {thing} items that {name} has is {left}.", [f"The number of {thing} items is {left}."]
     for _ in range(rng.randint(1, 2)):
         sign, right, result = step(rng, left)
         question += f" It is multiplied by {right}." if sign == "*" else (
@@ -61,7 +61,7 @@ def make(rng, room, num_questions, variant):
         raise NoRoom(f"{room.tokens} tokens")
     room.need(INSTRUCTION, markup=MARKUP_TOKENS)
     facts = []
-    reserve = num_questions * (_TOKENS_PER_QUESTION - 12) + 24
+    reserve = num_questions * (_TOKENS_PER_QUESTION - 18) + 24
     enough = max(2, num_questions)
     attributes = rng.sample(records.NUMBER_VALUES, rng.randint(1, 3))
     for attribute, key in records.pairs(rng, attributes, lexicon.KEYS):

@@ -25,10 +25,11 @@ def _turn_cost(room, record, replies=1):
 
 def _fill(rng, room, make, turn_replies=1):
     """Records from the iterator `make` until only the turns fit; none twice."""
-    made = []
+    made, reserve = [], None
     for record in make:
         cost = room.count(_line(record))
-        reserve = room.turns * _turn_cost(room, record, turn_replies)
+        if reserve is None:
+            reserve = room.reserve(_turn_cost(room, record, turn_replies))
         if made and room.left - cost < reserve:
             break
         room.need(_line(record))
@@ -119,7 +120,7 @@ def needle(rng, room):
     needles = [next(source) for _ in range(max(2, min(24, room.tokens // 64, 2 * room.turns)))]
     for record in needles:
         room.need(_line(record))
-    reserve = room.turns * max(_turn_cost(room, record) for record in needles)
+    reserve = room.reserve(max(_turn_cost(room, record) for record in needles))
     filler = language.filler(rng, room, reserve)
     sentences, where = insert_anywhere(rng, filler, [record.statement() for record in needles])
     place = {record: i / len(sentences) for record, i in zip(needles, where)}

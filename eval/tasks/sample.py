@@ -82,6 +82,10 @@ class Room:
         self.left -= cost
         return True
 
+    def reserve(self, per_turn):
+        """Tokens to leave for the turns when filling the document: at most half of the room, or it would be no document."""
+        return min(self.turns * per_turn, self.left // 2)
+
     def take_turn(self, turn):
         return self.take(turn.question, turn.answer, markup=MARKUP_TOKENS)
 
@@ -97,10 +101,15 @@ def rng_of(purpose, *names):
 
 def fill_turns(room, turns):
     """As many of `turns`, which are made one by one, as are wanted and fit, at least one."""
-    taken = tuple(itertools.takewhile(room.take_turn, itertools.islice(turns, room.turns)))
+    taken = []
+    try:
+        for turn in itertools.takewhile(room.take_turn, itertools.islice(turns, room.turns)):
+            taken.append(turn)
+    except NoRoom:  # too little is left to make another one
+        pass
     if not taken:
         raise NoRoom(f"{room.tokens} tokens")
-    return taken
+    return tuple(taken)
 
 
 def ask_about(rng, room, make_turn, subjects):

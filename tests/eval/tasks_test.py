@@ -112,6 +112,22 @@ class GeneratorTest(unittest.TestCase):
                 with self.subTest(task=task, variant=variant, length=length):
                     self.assertGreater(sum(sizes) / len(sizes), 0.8 * length)
 
+    def test_many_turns_leave_half_of_the_room_to_the_document(self):
+        for task, variant in each_variant():
+            for turns in (3, 20, 1000):
+                with self.subTest(task=task, variant=variant, turns=turns):
+                    made = make(task, variant, 1024, 1, turns=turns)
+                    if len(made.turns) > 1 and made.document:
+                        self.assertGreater(_count(made.document), 0.4 * 1024)
+
+    def test_as_many_turns_are_made_as_fit(self):
+        for task, variant in each_variant():
+            if task in ("long_answer", "ruler", "language"):
+                continue
+            with self.subTest(task=task, variant=variant):
+                turns = [len(make(task, variant, 1024, index, turns=1000).turns) for index in range(8)]
+                self.assertGreater(sum(turns) / len(turns), 4)
+
     def test_the_expected_reply_scores_full_marks_and_none_gets_none(self):
         tasks_file, replies = self.folder / "tasks.jsonl", self.folder / "replies.jsonl"
         with open(tasks_file, "w", encoding="utf-8") as lines, open(replies, "w", encoding="utf-8") as given:

@@ -105,15 +105,15 @@ class CurriculumTest(unittest.TestCase):
         self.assertEqual(set(drawn), {64, 128, 256})
         self.assertGreater(drawn.count(256), len(drawn) * 0.4)
 
-    def test_all_lengths_are_drawn_alike_when_all_are_learned(self):
+    def test_long_and_short_lengths_are_drawn_less_when_all_are_learned(self):
         plan = curriculum.Curriculum(seed=1, patience=10**9, stages=[6, 6])
         for _ in range(10):
             plan.end_block({4096: (99, 100)}, tokens=0)
         self.assertEqual(plan.stages[-1], 7)
         plan.stages += [7] * 40
         drawn = [plan.length(step) for step in range(12 * curriculum.BLOCK_STEPS, 52 * curriculum.BLOCK_STEPS)]
-        for length in curriculum.LENGTHS:
-            self.assertAlmostEqual(drawn.count(length) / len(drawn), 1 / 7, delta=0.04)
+        for length, share in zip(curriculum.LENGTHS, (1, 2, 3, 3, 3, 2, 1)):
+            self.assertAlmostEqual(drawn.count(length) / len(drawn), share / 15, delta=0.04)
 
     def test_state_comes_back_through_a_checkpoint(self):
         plan = curriculum.Curriculum(seed=1, patience=1000)
@@ -137,15 +137,22 @@ class ModelTest(unittest.TestCase):
                 self.assertLess(2 * config.num_parameters(), export.MAX_BYTES - 100_000)
                 self.assertEqual((config.hidden_size % 32, config.expert_size % 32), (0, 0))
 
-    def test_attention_by_blocks_of_queries_is_attention(self):
-        for length in (1, 255, 256, 600):
-            q, k, v = torch.randn(3, 2, 2, length, 64).unbind(0)
-            scores = (q @ k.transpose(2, 3) / 8).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-            expected = scores.softmax(-1) @ v
-            self.assertLess((model_module.causal_attention(q, k, v) - expected).abs().max().item(), 1e-5)
+    def test_attention_by_blocks_of_queries_is_attention_in_values_and_gradients(self):
+        for length, heads, kv_heads in ((1, 2, 2), (255, 4, 2), (256, 2, 1), (600, 4, 2)):
+            q = torch.randn(3, heads, length, 16, dtype=torch.float64, requires_grad=True)
+            k, v = (torch.randn(3, kv_heads, length, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
+            keys, values = (model_module.repeat_heads(x, q) for x in (k, v))
+            scores = (q @ keys.transpose(2, 3) / 4).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+            expected, actual = scores.softmax(-1) @ values, model_module.causal_attention(q, k, v)
+            self.assertLess((actual - expected).abs().max().item(), 1e-12)
+            gradient = torch.randn_like(q)
+            expected, actual = (torch.autograd.grad(out, (q, k, v), gradient) for out in (expected, actual))
+            for a, e in zip(actual, expected):
+                self.assertLess((a - e).abs().max().item(), 1e-12)
 
     def test_forgetting_leaves_the_first_and_the_most_recent(self):
-        q, k, v = torch.randn(3, 1, 2, 40, 64).unbind(0)
+        q = torch.randn(1, 4, 40, 64)
+        k, v = torch.randn(2, 1, 2, 40, 64).unbind(0)
         whole = model_module.causal_attention(q, k, v)
         self.assertLess((forgetting.attention_with(40)(q, k, v) - whole).abs().max().item(), 1e-5)
         some = forgetting.attention_with(10)(q, k, v)
