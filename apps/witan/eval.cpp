@@ -219,6 +219,7 @@ json settings_of(const EvalFlags& flags) {
   if (sampling.repetition_penalty != 1.0f) settings["repetition_penalty"] = sampling.repetition_penalty;
   if (sampling.presence_penalty != 0.0f) settings["presence_penalty"] = sampling.presence_penalty;
   if (sampling.frequency_penalty != 0.0f) settings["frequency_penalty"] = sampling.frequency_penalty;
+  if (flags.generation.request.kv_policy) settings["kv"] = flags.generation.request.kv_policy->text;
   if (!flags.generation.logit_bias.empty()) settings["logit_bias"] = flags.generation.logit_bias;
   if (!flags.chat_template.path.empty()) settings["template"] = flags.chat_template.path;
   if (!flags.chat_template.name.empty()) settings["template_name"] = flags.chat_template.name;

@@ -4,6 +4,7 @@
 #include "commands.h"
 #include "files.h"
 #include "kernels/attention/kv_block.h"
+#include "kv/policy/kv_policy.h"
 #include "models/registry.h"
 #include "tensor/quant_type.h"
 
@@ -23,7 +24,12 @@ void print_list() {
   for (const KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
     print_stdout(" {}", kv_codec_name(codec));
   }
-  print_stdout("\n\nKernel variants\n");
+  print_stdout("\n\nKV policies (--kv)\n");
+  for (const KvPolicyPart& part : kv_policy_parts()) print_stdout("  {:<20}  {}\n", part.name, part.summary);
+  print_stdout("  {:<20}  {}\n", "keep=X, tokens=N", "the budget: a ratio of the prompt, or a number of its tokens");
+  print_stdout("  {:<20}  {}\n", "floor=N", "but at least so many tokens");
+  print_stdout("  {:<20}  {}\n", "sinks=N, recent=N", "first and last tokens that stay in any case");
+  print_stdout("\nKernel variants\n");
   for (const Isa isa : kAllIsas) {
     print_stdout("  {:<20}  {}{}\n", isa_name(isa), cpu_supports(isa) ? "this CPU has it" : "not on this CPU",
                  isa == selected ? ", selected" : "");

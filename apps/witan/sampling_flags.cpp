@@ -99,6 +99,20 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
       ->type_name("ID=X")
       ->group(group_name)
       ->default_str("none");
+  const auto set_policy = [&request](const std::string& text) {
+    try {
+      request.kv_policy = parse_kv_policy(text);
+    } catch (const Error& error) {
+      throw CLI::ValidationError("--kv", error.what());
+    }
+  };
+  app.add_option_function<std::string>(
+         "--kv", set_policy,
+         "Once a prompt is computed, keep only the KV entries that a policy chooses (lossy), such as "
+         "snapkv,keep=0.2; witan --list has the parts of policies, docs/kv-cache.md what they do")
+      ->type_name("POLICY")
+      ->group(group_name)
+      ->default_str("none");
   app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(group_name);
   if (kind == AnswerKind::kTasks) return;
   add_texts(app, "--stop", request.stop_strings, "End the answer before this text; may be repeated")

@@ -30,6 +30,11 @@ struct Generation {
   std::optional<TextStream> text;
   Clock::time_point submitted;
   GenerationUsage usage;
+
+  // With a KV policy that has something to drop, from when the sequence begins to run until its prompt is computed:
+  std::optional<KvPolicy> kv_policy;
+  std::unique_ptr<QueryWindow> query_window;  // what the policy wants of the prompt's last tokens
+  std::string kv_error;                       // why that could not be had
 };
 
 // An output and who wants it; delivered when no lock is held.
@@ -74,6 +79,9 @@ void validate(const GenerationRequest& request, const LoadedModel& model, bool h
   for (const std::string& stop : request.stop_strings) {
     if (stop.empty()) fail(ErrorCode::kInvalidArgument, "an empty stop string would stop at once");
   }
+  if (info.has_encoder && request.kv_policy) {
+    fail(ErrorCode::kUnsupported, "the model reads its prompt with an encoder, whose entries a KV policy cannot drop");
+  }
   if (info.has_encoder && request.prompt.empty()) fail(ErrorCode::kInvalidArgument, "the prompt has no tokens");
   if (!request.stop_strings.empty() && !has_tokenizer) {
     fail(ErrorCode::kUnsupported, "stop strings need a tokenizer, which this model does not have");
@@ -112,6 +120,9 @@ struct Engine::State {
   StepPlan schedule(std::vector<Delivery>& deliveries);
   void compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries);
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
+  void make_query_windows(const StepPlan& plan);
+  void compress_prompts(const StepPlan& plan, std::vector<Delivery>& deliveries);
+  void compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
   void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
   void deliver(const std::vector<Delivery>& deliveries);
@@ -175,6 +186,13 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
     }
     sequence_request.input = std::exchange(sequence_request.prompt, {s.model.info().decoder_start_token});
   }
+  const auto num_prompt = static_cast<int32_t>(request.prompt.size());
+  if (request.kv_policy && num_prompt > 0 && request.kv_policy->num_kept(num_prompt) < num_prompt) {
+    sequence_request.compression = {
+        .num_kept = request.kv_policy->num_kept(num_prompt),
+        .is_average = !request.kv_policy->heads_keep_alike(),
+        .num_query_tokens = std::clamp(request.kv_policy->scorer->num_query_tokens(), 1, num_prompt)};
+  }
 
   const std::lock_guard lock(s.mutex);
   const RequestId id = s.next_request++;
@@ -188,7 +206,11 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
                           .on_output = callback,
                           .text = std::nullopt,
                           .submitted = now,
-                          .usage = {.prompt_tokens = static_cast<int32_t>(request.prompt.size())}};
+                          .usage = {.prompt_tokens = num_prompt},
+                          .kv_policy = std::nullopt,
+                          .query_window = nullptr,
+                          .kv_error = {}};
+    if (sequence_request.compression) generation.kv_policy = request.kv_policy;
     generation.sampling.seed += static_cast<uint64_t>(choice);
     if (s.model.tokenizer() != nullptr) generation.text.emplace(*s.model.tokenizer(), request.stop_strings);
     s.generations.emplace(sequence, std::move(generation));
@@ -210,7 +232,8 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
     batch.slices.push_back({.kv_sequence = slice.kv_sequence,
                             .first_row = static_cast<int32_t>(batch.tokens.size()),
                             .num_tokens = slice.num_tokens,
-                            .first_token = slice.first_token});
+                            .first_token = slice.first_token,
+                            .query_window = generations.at(slice.sequence).query_window.get()});
     for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
       batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
       batch.positions.push_back(i);
@@ -223,6 +246,64 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
     if (slice.samples) batch.logit_rows.push_back(static_cast<int32_t>(batch.tokens.size()) - 1);
   }
   return batch;
+}
+
+// A sequence that begins to run, or begins again, with a KV policy collects the queries that its policy wants.
+void Engine::State::make_query_windows(const StepPlan& plan) {
+  for (const SequenceId sequence : plan.preempted) generations.at(sequence).query_window.reset();
+  for (const SequenceId sequence : plan.admitted) {
+    Generation& generation = generations.at(sequence);
+    if (!generation.kv_policy) continue;
+    const int32_t num_prompt = scheduler.num_prompt_tokens(sequence);
+    const int32_t num_wanted = std::min(generation.kv_policy->scorer->num_query_tokens(), num_prompt);
+    if (num_wanted == 0) continue;
+    try {
+      generation.query_window = model.make_query_window(num_prompt - num_wanted, num_wanted);
+    } catch (const Error& error) {
+      generation.kv_error = error.what();
+    }
+  }
+}
+
+// Behind the commit of a step that ended prompts of sequences with a KV policy. The mutex is not held while entries are
+// judged: that reads nothing but what belongs to the step.
+void Engine::State::compress_prompts(const StepPlan& plan, std::vector<Delivery>& deliveries) {
+  for (const ScheduledSlice& slice : plan.slices) {
+    if (slice.ends_prompt) compress_prompt(slice, deliveries);
+  }
+}
+
+void Engine::State::compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
+  const Clock::time_point start = Clock::now();
+  Generation* generation = nullptr;
+  {
+    const std::lock_guard lock(mutex);
+    generation = &generations.at(slice.sequence);  // stays where it is: only steps remove any
+  }
+  try {
+    if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
+    const auto kept = model.choose_kept(slice.kv_sequence, *generation->kv_policy, generation->query_window.get());
+    auto report = std::make_shared<KvCompression>();
+    report->prompt_tokens = slice.first_token + slice.num_tokens;
+    const std::lock_guard lock(mutex);
+    report->bytes_before = model.kv().held_bytes(slice.kv_sequence);
+    generation->query_window.reset();
+    if (!scheduler.compress(slice.sequence, kept)) return;  // preempted: all of it comes again
+    report->bytes_after = model.kv().held_bytes(slice.kv_sequence);
+    size_t table = 0;
+    for (const KvLayerSpec& layer : model.info().kv_layers) {
+      std::vector<int32_t> of_layer;
+      for (int32_t head = 0; head < layer.num_kv_heads; ++head, ++table) {
+        if (layer.window == 0) of_layer.push_back(static_cast<int32_t>(kept[table].size()));
+      }
+      if (layer.window == 0) report->kept.push_back(std::move(of_layer));
+    }
+    report->seconds = seconds_since(start);
+    generation->usage.kv = std::move(report);
+  } catch (const Error& error) {
+    const std::lock_guard lock(mutex);
+    fail_sequence(slice.sequence, error.what(), deliveries);
+  }
 }
 
 Delivery Engine::State::end(SequenceId sequence, GenerationOutput output) {
@@ -299,13 +380,14 @@ std::vector<SampleJob> Engine::State::sample_all(const StepPlan& plan, std::span
 }
 
 void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries) {
-  std::vector<TokenId> sampled;
-  for (const SampleJob& job : jobs) sampled.push_back(job.result.token);
-  scheduler.commit(plan, sampled);
-
   size_t i = 0;
   for (const ScheduledSlice& slice : plan.slices) {
-    Generation& generation = generations.at(slice.sequence);
+    const auto found = generations.find(slice.sequence);
+    if (found == generations.end()) {  // its compression failed
+      i += slice.samples;
+      continue;
+    }
+    Generation& generation = found->second;
     generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
     if (!slice.samples) continue;
     SampleJob& job = jobs[i++];
@@ -406,8 +488,16 @@ void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std
     for (const ScheduledSlice& slice : plan.slices) fail_sequence(slice.sequence, error.what(), deliveries);
     return;
   }
+  int64_t num_prompt = 0;
+  {
+    const std::lock_guard lock(mutex);
+    num_prompt = num_prompt_tokens(plan);
+    std::vector<TokenId> sampled;
+    for (const SampleJob& job : jobs) sampled.push_back(job.result.token);
+    scheduler.commit(plan, sampled);
+  }
+  compress_prompts(plan, deliveries);
   const std::lock_guard lock(mutex);
-  const int64_t num_prompt = num_prompt_tokens(plan);
   finish_step(plan, jobs, deliveries);
   count_step(plan, num_prompt, seconds_since(start));
 }
@@ -437,6 +527,7 @@ bool Engine::State::step() {
     const Clock::time_point start = Clock::now();
     deliveries = end_cancelled();
     plan = schedule(deliveries);
+    make_query_windows(plan);
     batch = make_batch(plan);
     stats.schedule_seconds += seconds_since(start);
 #ifndef NDEBUG

@@ -9,6 +9,7 @@
 
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
+#include "kv/policy/kv_policy.h"
 #include "sched/scheduler.h"
 #include "text/tokenizer.h"
 
@@ -25,6 +26,7 @@ struct GenerationRequest {
   std::vector<TokenId> stop_tokens = {};       // besides the model's own end tokens
   bool ignore_end_tokens = false;              // go on after the model's end tokens
   int32_t priority = 0;                        // higher runs first
+  std::optional<KvPolicy> kv_policy = {};      // lossy; none: every entry stays
 };
 
 enum class FinishReason : uint8_t {
@@ -35,12 +37,22 @@ enum class FinishReason : uint8_t {
 };
 std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled", "error"
 
+// What a KV policy made of a prompt.
+struct KvCompression {
+  int32_t prompt_tokens = 0;
+  std::vector<std::vector<int32_t>> kept;  // entries of each KV head of the layers without a window: [layer][head]
+  int64_t bytes_before = 0;                // of the sequence's blocks, shared ones included
+  int64_t bytes_after = 0;
+  double seconds = 0.0;
+};
+
 struct GenerationUsage {
   int32_t prompt_tokens = 0;
-  int32_t cached_prompt_tokens = 0;  // found in the prefix cache
-  int32_t generated_tokens = 0;      // an end token included
-  double first_token_seconds = 0.0;  // since submit
-  double total_seconds = 0.0;        // since submit
+  int32_t cached_prompt_tokens = 0;              // found in the prefix cache
+  int32_t generated_tokens = 0;                  // an end token included
+  double first_token_seconds = 0.0;              // since submit
+  double total_seconds = 0.0;                    // since submit
+  std::shared_ptr<const KvCompression> kv = {};  // once the prompt is computed, with a policy that dropped something
 };
 
 // What became known about one choice in one step.

@@ -129,6 +129,18 @@ std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
   return {logits, size};
 }
 
+std::vector<std::vector<int32_t>> LoadedModel::choose_kept(SequenceId sequence, const KvPolicy& policy,
+                                                           const QueryWindow* queries) {
+  ComputeContext ctx{.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = options_.precision};
+  return witan::choose_kept(ctx, *kv_, sequence, policy, queries);
+}
+
+std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token, int32_t num_tokens) {
+  const std::vector<KvLayerSpec>& layers = info().kv_layers;
+  return std::make_unique<QueryWindow>(pool_, static_cast<int32_t>(layers.size()), info().num_heads,
+                                       layers.front().key_dim, first_token, num_tokens);
+}
+
 void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] < 0 || tokens[i] >= vocab_size) {

@@ -12,6 +12,7 @@
 #include "engine/memory_plan.h"
 #include "io/checkpoint.h"
 #include "kv/kv_cache.h"
+#include "kv/policy/kv_compression.h"
 #include "memory/arena.h"
 #include "memory/memory_pool.h"
 #include "models/model.h"
@@ -55,6 +56,12 @@ class LoadedModel {
   const MemoryPool& pool() const { return pool_; }
   const RouterTelemetry& telemetry() const { return telemetry_; }
   ThreadPool& threads() { return threads_; }  // for work between forward passes
+
+  // What to keep of a sequence (kv/policy/kv_compression.h). Not during a forward.
+  std::vector<std::vector<int32_t>> choose_kept(SequenceId sequence, const KvPolicy& policy,
+                                                const QueryWindow* queries);
+  // For the queries of a prompt's last tokens. Throws Error(kOutOfMemory).
+  std::unique_ptr<QueryWindow> make_query_window(int32_t first_token, int32_t num_tokens);
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.
   std::span<float> forward(const ForwardBatch& batch);

@@ -45,22 +45,21 @@ void head_linear(ComputeContext& ctx, const HeadLinear& task, std::span<const in
   });
 }
 
-// Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].
-void absorbed_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
-                        const MlaConfig& config, const MlaWeights& weights, const float* q, float* out) {
-  if (parts.empty()) return;
-  ComputeContext& compute = ctx.compute;
-  const ScratchScope scope(compute.scratch);
-  const int64_t n = batch.num_tokens();
+// How the cached entries are attended to: one head, whose keys begin with their values.
+AttentionSpec latent_spec(const MlaConfig& config) {
+  return {.num_heads = config.num_heads,
+          .num_kv_heads = 1,
+          .key_dim = static_cast<int32_t>(config.entry_dim()),
+          .value_dim = config.latent_dim,
+          .scale = config.scale};
+}
+
+// latent_q [tokens, heads, entry_dim] = q [tokens, heads, key_dim] as it meets cached entries, for some rows.
+void absorb_queries(ComputeContext& ctx, const MlaConfig& config, const MlaWeights& weights,
+                    std::span<const int32_t> rows, const float* q, float* latent_q) {
   const int64_t heads = config.num_heads;
   const int64_t entry_dim = config.entry_dim();
-  std::vector<int32_t> rows;
-  for (const SliceRows& part : parts) {
-    for (int32_t i = 0; i < part.num_tokens; ++i) rows.push_back(part.first_row + i);
-  }
-  auto* latent_q = compute.scratch.allocate<float>(n * heads * entry_dim);
-  auto* latent_out = compute.scratch.allocate<float>(n * heads * config.latent_dim);
-  head_linear(compute,
+  head_linear(ctx,
               {.matrices = weights.k_absorb,
                .x = q,
                .x_row_stride = heads * config.key_dim(),
@@ -69,19 +68,47 @@ void absorbed_attention(ForwardContext& ctx, const ForwardBatch& batch, std::spa
                .y_row_stride = heads * entry_dim,
                .y_head_stride = entry_dim},
               rows);
-  for_rows(compute, std::ssize(rows), [&](int64_t i) {
+  for_rows(ctx, std::ssize(rows), [&](int64_t i) {
     for (int64_t head = 0; head < heads; ++head) {
       const int64_t vector = rows[static_cast<size_t>(i)] * heads + head;
       std::memcpy(latent_q + vector * entry_dim + config.latent_dim, q + vector * config.key_dim() + config.nope_dim,
                   static_cast<size_t>(config.rope_dim) * sizeof(float));
     }
   });
-  const AttentionSpec spec{.num_heads = config.num_heads,
-                           .num_kv_heads = 1,
-                           .key_dim = static_cast<int32_t>(entry_dim),
-                           .value_dim = config.latent_dim,
-                           .scale = config.scale};
-  paged_attention(ctx, batch, parts, layer, spec, latent_q, latent_out);
+}
+
+// Gives the slices' query windows what they want, absorbed: so queries meet what the cache has.
+void save_absorbed_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
+                           const MlaWeights& weights, const float* q) {
+  std::vector<int32_t> rows;
+  for (const SequenceSlice& slice : batch.slices) {
+    for (int32_t i = 0; slice.query_window != nullptr && i < slice.num_tokens; ++i) {
+      if (slice.query_window->has(slice.first_token + i)) rows.push_back(slice.first_row + i);
+    }
+  }
+  if (rows.empty()) return;
+  const ScratchScope scope(ctx.compute.scratch);
+  auto* latent_q = ctx.compute.scratch.allocate<float>(batch.num_tokens() * config.num_heads * config.entry_dim());
+  absorb_queries(ctx.compute, config, weights, rows, q, latent_q);
+  save_queries(ctx, batch, layer, latent_spec(config), latent_q);
+}
+
+// Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].
+void absorbed_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
+                        const MlaConfig& config, const MlaWeights& weights, const float* q, float* out) {
+  if (parts.empty()) return;
+  ComputeContext& compute = ctx.compute;
+  const ScratchScope scope(compute.scratch);
+  const int64_t n = batch.num_tokens();
+  const int64_t heads = config.num_heads;
+  std::vector<int32_t> rows;
+  for (const SliceRows& part : parts) {
+    for (int32_t i = 0; i < part.num_tokens; ++i) rows.push_back(part.first_row + i);
+  }
+  auto* latent_q = compute.scratch.allocate<float>(n * heads * config.entry_dim());
+  auto* latent_out = compute.scratch.allocate<float>(n * heads * config.latent_dim);
+  absorb_queries(compute, config, weights, rows, q, latent_q);
+  paged_attention(ctx, batch, parts, layer, latent_spec(config), latent_q, latent_out);
   head_linear(compute,
               {.matrices = weights.v,
                .x = latent_out,
@@ -344,11 +371,8 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
     rms_norm(compute.isa, latent, weights.kv_a_norm, config.norm_epsilon, config.latent_dim, latent);
   });
   rope_heads(compute, angles, n, 1, config.entry_dim(), config.latent_dim, entries);
-  const AttentionSpec cached{.num_heads = config.num_heads,
-                             .num_kv_heads = 1,
-                             .key_dim = static_cast<int32_t>(config.entry_dim()),
-                             .value_dim = config.latent_dim};
-  write_kv(ctx, batch, layer, cached, entries, nullptr);
+  write_kv(ctx, batch, layer, latent_spec(config), entries, nullptr);
+  save_absorbed_queries(ctx, batch, layer, config, weights, q);
 
   const RolesOfRows parts = split_by_role(batch);
   expanded_attention(ctx, batch, parts.prompt, layer, config, weights, q, attended);

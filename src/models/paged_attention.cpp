@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <span>
 
@@ -187,6 +188,25 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
         kv_store(format, slot.block, slot.slot, keys + vector * spec.key_dim,
                  values == nullptr ? nullptr : values + vector * spec.value_dim);
       }
+    });
+  }
+}
+
+void save_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+                  const float* queries) {
+  const int64_t num_floats = int64_t{spec.num_heads} * spec.key_dim;
+  for (const SequenceSlice& slice : batch.slices) {
+    QueryWindow* window = slice.query_window;
+    if (window == nullptr) continue;
+    WITAN_CHECK(window->num_heads() == spec.num_heads && window->key_dim() == spec.key_dim,
+                "queries of {} x {} for a window of {} x {}", spec.num_heads, spec.key_dim, window->num_heads(),
+                window->key_dim());
+    window->scoring(layer) = {.scale = spec.scale, .sinks = spec.sinks};
+    for_rows(ctx.compute, slice.num_tokens, [&](int64_t i) {
+      const int32_t token = slice.first_token + static_cast<int32_t>(i);
+      if (!window->has(token)) return;
+      std::memcpy(window->queries(layer, token), queries + (slice.first_row + i) * num_floats,
+                  static_cast<size_t>(num_floats) * sizeof(float));
     });
   }
 }

@@ -33,14 +33,13 @@ void InFlightPrefixes::add(Sequence& running) {
 }
 
 std::optional<InFlightPrefixes::Match> InFlightPrefixes::find(const Sequence& waiting, int32_t num_cached) const {
-  // One token must be left to compute, so a block that ends with the sequence would not be shared.
-  if (num_cached + kKvBlockSize >= waiting.num_tokens()) return std::nullopt;
+  if (num_cached + kKvBlockSize > waiting.num_attachable()) return std::nullopt;
   const auto [begin, end] = by_block_.equal_range(block_hash(waiting, num_cached));
   for (auto entry = begin; entry != end; ++entry) {
     Sequence* leader = entry->second;
     if (!MoreValuable()(leader, &waiting) || whole_block_tokens(leader->num_computed) != num_cached) continue;
-    const int32_t num_common =
-        whole_block_tokens(std::min(num_common_tokens(*leader, waiting), waiting.num_tokens() - 1));
+    const int32_t num_common = whole_block_tokens(
+        std::min({num_common_tokens(*leader, waiting), leader->num_publishable(), waiting.num_attachable()}));
     if (num_common > num_cached) return Match{leader, num_common};
   }
   return std::nullopt;

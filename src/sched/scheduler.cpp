@@ -30,11 +30,13 @@ struct Step {
   void add(Sequence& sequence, int32_t num_tokens) {
     sequence.num_planned = num_tokens;
     budget_tokens -= num_tokens;
-    plan.slices.push_back({.sequence = sequence.id,
-                           .kv_sequence = *sequence.kv_sequence,
-                           .first_token = sequence.num_computed,
-                           .num_tokens = num_tokens,
-                           .samples = num_tokens == sequence.num_uncomputed()});
+    plan.slices.push_back(
+        {.sequence = sequence.id,
+         .kv_sequence = *sequence.kv_sequence,
+         .first_token = sequence.num_computed,
+         .num_tokens = num_tokens,
+         .samples = num_tokens == sequence.num_uncomputed(),
+         .ends_prompt = sequence.compression && !sequence.compressed && num_tokens == sequence.num_computable()});
   }
 
   void remove(Sequence& sequence) {
@@ -60,12 +62,14 @@ struct Scheduler::State {
   int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
   int32_t reserve_chunk(Step& step, Sequence& sequence);
   void preempt_least_valuable(Step& step);
+  void preempt(Sequence& victim);
   void stop_running(Sequence& sequence);
   [[noreturn]] void fail_alone(const Sequence& sequence) const;
 
   enum class Admission { kAdmitted, kFollows, kNoRoom };
   Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
   bool has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const;
+  int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
   bool is_still_refused(const Sequence& sequence) const;
   void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
 
@@ -123,7 +127,7 @@ void Scheduler::State::plan_prefills(Step& step) {
 // The next chunk of a running sequence in prefill, reserved; 0 when it has to wait for less.
 int32_t Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
   for (;;) {
-    const int32_t num_wanted = std::min(step.budget_tokens, sequence.num_uncomputed());
+    const int32_t num_wanted = std::min(step.budget_tokens, sequence.num_computable());
     if (const int32_t num_tokens = reserve_up_to(sequence, num_wanted); num_tokens > 0) return num_tokens;
     if (running.back() == &sequence && running.size() > 1) return 0;
     preempt_least_valuable(step);
@@ -147,9 +151,13 @@ void Scheduler::State::preempt_least_valuable(Step& step) {
   Sequence& victim = *running.back();
   if (running.size() == 1) fail_alone(victim);
   step.remove(victim);
+  preempt(victim);
+  step.plan.preempted.push_back(victim.id);
+}
+
+void Scheduler::State::preempt(Sequence& victim) {
   stop_running(victim);
   waiting.add(victim);
-  step.plan.preempted.push_back(victim.id);
   ++num_preemptions;
 }
 
@@ -160,6 +168,7 @@ void Scheduler::State::stop_running(Sequence& sequence) {
   kv.release(*sequence.kv_sequence);
   sequence.kv_sequence.reset();
   sequence.num_computed = 0;
+  sequence.compressed = false;
   waiting.release_followers(sequence);
   refusal.reset();
 }
@@ -200,7 +209,10 @@ void Scheduler::State::plan_inputs(Step& step) const {
 Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight) {
   const int64_t available_before = kv.available_bytes();
   const SequenceId kv_sequence = kv.create();
-  const int32_t num_attached = kv.attach_prefix(kv_sequence, sequence.tokens, sequence.kv_roles);
+  // One token more than what may be attached: it is left to compute.
+  const auto attachable = static_cast<size_t>(sequence.num_attachable()) + 1;
+  const int32_t num_attached = kv.attach_prefix(kv_sequence, std::span(sequence.tokens).first(attachable),
+                                                std::span(sequence.kv_roles).first(attachable));
   if (kv.config().prefix_cache) {
     if (const auto match = in_flight.find(sequence, num_attached)) {
       kv.release(kv_sequence);
@@ -219,7 +231,7 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   const bool shares_input = !sequence.input.empty() && kv.bytes_for_input(sequence.input) == 0;
   const bool has_input = sequence.input.empty() || kv.attach_input(kv_sequence, sequence.input);
   const int32_t num_tokens =
-      has_input ? reserve_up_to(sequence, std::min(step.budget_tokens, sequence.num_uncomputed())) : 0;
+      has_input ? reserve_up_to(sequence, std::min(step.budget_tokens, sequence.num_computable())) : 0;
   if (num_tokens == 0) {
     if (running.size() == 1) fail_alone(sequence);
     stop_running(sequence);
@@ -253,9 +265,9 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
   const int64_t horizon = num_prefill_tokens / std::max<int64_t>(prefill_tokens_per_step, 1) + 1 + kKvBlockSize;
 
   const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
-    const int64_t num_entries = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
+    const int64_t num_tokens = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
     const int64_t chunk = std::clamp<int64_t>(num_uncomputed, 1, config.max_step_tokens);
-    return std::max<int64_t>(0, kv.bytes_for_tokens(num_entries, chunk) - held_bytes);
+    return std::max<int64_t>(0, peak_bytes(s, num_tokens, chunk) - held_bytes);
   };
   int64_t bytes = kv.bytes_for_input(sequence.input);
   bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, kv.bytes_for_tokens(num_attached, 0));
@@ -263,6 +275,18 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
     bytes += bytes_to_come(*other, other->num_uncomputed() - other->num_planned, kv.held_bytes(*other->kv_sequence));
   }
   return bytes <= available_bytes;
+}
+
+// The most that a sequence holds until num_tokens of it are computed, from now on.
+int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int64_t chunk) const {
+  if (!s.compression) return kv.bytes_for_tokens(num_tokens, chunk);
+  // Where heads keep different numbers, the last block of each may be filled less.
+  const int64_t num_kept = s.compression->num_kept + (s.compression->is_average ? kKvBlockSize : 0);
+  const int64_t after = kv.bytes_for_tokens(num_kept + std::max<int64_t>(0, num_tokens - s.num_prompt_tokens), chunk);
+  if (s.compressed) return after;
+  // What is kept of shared blocks is copied while they are still held.
+  const int64_t copies = kv.config().prefix_cache ? kv.bytes_for_tokens(num_kept, 1) : 0;
+  return std::max(after, kv.bytes_for_tokens(s.num_prompt_tokens, chunk) + copies);
 }
 
 bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
@@ -292,8 +316,15 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
   sequence->max_tokens =
       static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
+  if (request.compression) {
+    const auto [num_kept, is_average, num_query_tokens] = *request.compression;
+    WITAN_CHECK(
+        0 < num_kept && num_kept < num_prompt_tokens && 0 < num_query_tokens && num_query_tokens <= num_prompt_tokens,
+        "{} entries kept and {} queries of a prompt of {}", num_kept, num_query_tokens, num_prompt_tokens);
+    sequence->compression = request.compression;
+  }
   const int64_t needed_bytes =
-      state_->kv.bytes_for_tokens(sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
+      state_->peak_bytes(*sequence, sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
          "a prompt of {} tokens and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
@@ -310,6 +341,9 @@ SequenceId Scheduler::add(SequenceRequest request) {
 
 StepPlan Scheduler::schedule() {
   WITAN_CHECK(!state_->plan_is_open, "the last plan was neither committed nor abandoned");
+  for (const Sequence* sequence : state_->running) {
+    WITAN_CHECK(!sequence->awaits_compression(), "sequence {} was not compressed", sequence->id);
+  }
   Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
   step.plan.slices.reserve(state_->running.size());
   state_->plan_decodes(step);
@@ -346,6 +380,22 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   }
   WITAN_CHECK(num_sampled == sampled.size(), "{} tokens sampled, {} slices sample", sampled.size(), num_sampled);
   state_->plan_is_open = false;
+}
+
+bool Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept) {
+  WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
+  Sequence& sequence = state_->at(id);
+  WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} prompt tokens computed", id,
+              sequence.num_computed, sequence.num_prompt_tokens);
+  while (!state_->kv.keep(*sequence.kv_sequence, kept)) {
+    Sequence& victim = *state_->running.back();
+    if (state_->running.size() == 1) state_->fail_alone(victim);
+    state_->preempt(victim);
+    if (&victim == &sequence) return false;
+  }
+  sequence.compressed = true;
+  state_->refusal.reset();
+  return true;
 }
 
 void Scheduler::abandon(const StepPlan& plan) {

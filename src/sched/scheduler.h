@@ -2,12 +2,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/error.h"
 #include "base/types.h"
 #include "kv/kv_cache.h"
+#include "sched/prompt_compression.h"
 
 namespace witan {
 
@@ -26,6 +28,7 @@ struct SequenceRequest {
   std::vector<TokenId> input = {};  // what the encoder reads, of models that have one
   int32_t max_new_tokens = 0;       // > 0
   int32_t priority = 0;             // higher runs first and is preempted last
+  std::optional<PromptCompression> compression = {};
 };
 
 // One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are
@@ -37,6 +40,7 @@ struct ScheduledSlice {
   int32_t num_tokens = 0;
   bool encodes_input = false;  // the sequence's input is encoded first
   bool samples = false;        // the slice reaches the sequence's last token: its logits pick the next one
+  bool ends_prompt = false;    // of a sequence with a compression: compress() follows its commit
 
   bool operator==(const ScheduledSlice&) const = default;
 };
@@ -117,6 +121,13 @@ class Scheduler {
   // appended to their sequences. Every plan is committed or abandoned before the next schedule() or finish(); a
   // sequence that has max_tokens then is finished before the next schedule().
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
+
+  // Drops the entries of the prompt that are not in `kept` (KvCache::keep) from the KV cache of a sequence whose slice
+  // ended its prompt in the plan committed last. Between that and the next schedule() it is called for each of them
+  // that goes on. Copies of shared blocks may need the room of less valuable sequences, or of this one if it is the
+  // least valuable: those are preempted, and this one is then false. The entries that it had are recomputed when it
+  // runs again, and compressed again. Throws SequenceError(kOutOfMemory) as schedule() does, when it runs alone.
+  bool compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
   // same tokens in a later plan, or are finished.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "base/types.h"
 #include "kernels/attention/kv_block.h"
 #include "kv/kv_cache.h"
+#include "sched/prompt_compression.h"
 
 namespace witan {
 
@@ -19,14 +21,16 @@ struct Sequence {
   SequenceId id = 0;  // ascends with arrival
   int32_t priority = 0;
   int32_t num_prompt_tokens = 0;
-  int32_t max_tokens = 0;           // prompt and generated together
-  std::vector<TokenId> input;       // of the encoder; not counted in num_tokens
-  std::vector<TokenId> tokens;      // prompt, then generated
+  int32_t max_tokens = 0;       // prompt and generated together
+  std::vector<TokenId> input;   // of the encoder; not counted in num_tokens
+  std::vector<TokenId> tokens;  // prompt, then generated
+  std::optional<PromptCompression> compression;
   std::vector<TokenRole> kv_roles;  // [tokens.size()], as the KV cache is told
 
   std::optional<SequenceId> kv_sequence;
   int32_t num_computed = 0;
   int32_t num_planned = 0;
+  bool compressed = false;                       // its KV sequence is
   int32_t num_ever_computed = 0;                 // the most that num_computed was, preemptions or not
   std::optional<int32_t> num_prefix_hit_tokens;  // set by the first admission
 
@@ -37,6 +41,16 @@ struct Sequence {
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_uncomputed() const { return num_tokens() - num_computed; }
+  bool awaits_compression() const { return compression && !compressed && num_computed == num_prompt_tokens; }
+  // What may be computed in one slice: none goes beyond the prompt before that is compressed.
+  int32_t num_computable() const {
+    return compression && !compressed ? num_prompt_tokens - num_computed : num_uncomputed();
+  }
+  // Tokens from the beginning that it may find in the prefix cache; and that it leaves there.
+  int32_t num_attachable() const {
+    return compression ? std::max(0, num_prompt_tokens - compression->num_query_tokens) : num_tokens() - 1;
+  }
+  int32_t num_publishable() const { return compression ? num_prompt_tokens : num_tokens(); }
   // The last token that a sequence may have is sampled, never computed.
   int32_t max_entries() const { return max_tokens - 1; }
 };

@@ -1,6 +1,7 @@
 #include "kernels/attention/attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 #include "kernels/attention/attention_variants.h"
@@ -12,6 +13,7 @@ namespace {
 // The reference has its own signature.
 constexpr IsaTable<SplitFunction> kSplit{{nullptr, attention_split_avx2, attention_split_avx512}};
 constexpr IsaTable<SplitFunction> kSplitBf16{{nullptr, nullptr, nullptr, nullptr, attention_split_bf16_avx512_bf16}};
+constexpr IsaTable<SplitFunction> kWeights{{nullptr, attention_weights_avx2, attention_weights_avx512}};
 constexpr IsaTable<MergeFunction> kMerge{
     {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
 constexpr IsaTable<FinishFunction> kFinish{
@@ -86,6 +88,45 @@ void find_visible(const KvView& view, const AttentionRows& rows, int32_t split, 
   }
 }
 
+void check_task(const KvView& view, int32_t split) {
+  const KvBlockFormat& format = view.format;
+  WITAN_CHECK(0 <= split && split < view.num_splits(), "split {} of {}", split, view.num_splits());
+  WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
+  WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
+              format.value_dim, format.key_dim);
+}
+
+SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+                    std::byte* scratch) {
+  const KvBlockFormat& format = view.format;
+  const ScratchLayout layout(format, rows.num_rows);
+  const int32_t first_block = split * kBlocksPerSplit;
+  const int32_t num_blocks =
+      std::min(kBlocksPerSplit, (view.num_entries - split * kAttentionSplit + kKvBlockSize - 1) / kKvBlockSize);
+  auto* visible = reinterpret_cast<uint32_t*>(scratch);
+  find_visible(view, rows, split, num_blocks, visible);
+  return {.format = format,
+          .blocks = view.blocks + first_block,
+          .num_blocks = num_blocks,
+          .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
+          .key_scales = int64_t{kKvBlockSize} * format.key_dim,
+          .values = format.value_in_key ? 0 : format.key_bytes(),
+          .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
+          .queries = rows.queries,
+          .num_rows = rows.num_rows,
+          .scale = rows.scale,
+          .biases = rows.biases,
+          .first_entry = split * kAttentionSplit,
+          .visible = visible,
+          .scores = reinterpret_cast<float*>(scratch + layout.scores),
+          .sums = reinterpret_cast<float*>(scratch + layout.sums),
+          .tile = reinterpret_cast<float*>(scratch + layout.tile),
+          .padded_value_dim = layout.padded_value_dim,
+          .query_pairs = reinterpret_cast<uint32_t*>(scratch + layout.query_pairs),
+          .padded_query_pairs = layout.padded_query_pairs,
+          .states = states};
+}
+
 }  // namespace
 
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision) {
@@ -100,41 +141,30 @@ int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows) {
 
 void attention_split(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, int32_t split,
                      float* const* states, std::byte* scratch) {
-  const KvBlockFormat& format = view.format;
-  WITAN_CHECK(0 <= split && split < view.num_splits(), "split {} of {}", split, view.num_splits());
-  WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
-  WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
-              format.value_dim, format.key_dim);
-  const AttentionArithmetic arithmetic = attention_arithmetic(isa, format, precision);
+  check_task(view, split);
+  const AttentionArithmetic arithmetic = attention_arithmetic(isa, view.format, precision);
   if (isa == Isa::kReference) return attention_split_reference(arithmetic, view, rows, split, states);
-
-  const ScratchLayout layout(format, rows.num_rows);
-  const int32_t first_block = split * kBlocksPerSplit;
-  const int32_t num_blocks =
-      std::min(kBlocksPerSplit, (view.num_entries - split * kAttentionSplit + kKvBlockSize - 1) / kKvBlockSize);
-  auto* visible = reinterpret_cast<uint32_t*>(scratch);
-  find_visible(view, rows, split, num_blocks, visible);
   const SplitFunction function = (arithmetic == AttentionArithmetic::kBF16 ? kSplitBf16 : kSplit)[isa];
-  function({.format = format,
-            .blocks = view.blocks + first_block,
-            .num_blocks = num_blocks,
-            .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
-            .key_scales = int64_t{kKvBlockSize} * format.key_dim,
-            .values = format.value_in_key ? 0 : format.key_bytes(),
-            .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
-            .queries = rows.queries,
-            .num_rows = rows.num_rows,
-            .scale = rows.scale,
-            .biases = rows.biases,
-            .first_entry = split * kAttentionSplit,
-            .visible = visible,
-            .scores = reinterpret_cast<float*>(scratch + layout.scores),
-            .sums = reinterpret_cast<float*>(scratch + layout.sums),
-            .tile = reinterpret_cast<float*>(scratch + layout.tile),
-            .padded_value_dim = layout.padded_value_dim,
-            .query_pairs = reinterpret_cast<uint32_t*>(scratch + layout.query_pairs),
-            .padded_query_pairs = layout.padded_query_pairs,
-            .states = states});
+  function(make_task(view, rows, split, states, scratch));
+}
+
+void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+                       float* const* weights, std::byte* scratch) {
+  check_task(view, split);
+  if (isa == Isa::kReference) return attention_weights_reference(view, rows, split, states, weights);
+  const SplitTask task = make_task(view, rows, split, states, scratch);
+  kWeights[isa](task);
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    for (int32_t b = 0; b < kBlocksPerSplit; ++b) {
+      const bool seen = b < task.num_blocks && task.visible[r * kBlocksPerSplit + b] != 0;
+      float* of_block = weights[r] + b * kKvBlockSize;
+      if (seen) {
+        std::memcpy(of_block, task.scores + r * kScoreStride + b * kKvBlockSize, kKvBlockSize * sizeof(float));
+      } else {
+        std::fill_n(of_block, kKvBlockSize, 0.0f);
+      }
+    }
+  }
 }
 
 void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim) {

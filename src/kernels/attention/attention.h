@@ -59,6 +59,12 @@ void attention_split(Isa isa, Precision precision, const KvView& view, const Att
                      float* const* states, std::byte* scratch);
 int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows);
 
+// The weights of attention themselves, for those who judge entries by them: weights[r] [kAttentionSplit] = exp(score -
+// max) of the entries of split `split`, 0 for those that row r does not see and behind the last; states[r] = {max, sum
+// of the weights}. In float32 whatever the codec; values are not read. `scratch` as for attention_split.
+void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+                       float* const* weights, std::byte* scratch);
+
 // into = into followed by next (entries after those of `into`). Merging into an empty state copies `next`.
 void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim);
 

@@ -29,7 +29,12 @@ constexpr int vectors_per_row(int num_rows) { return num_rows == 1 ? 8 : num_row
 
 }  // namespace
 
-void attention_split_avx2(const SplitTask& task) { attend_any_codec(task); }
+void attention_split_avx2(const SplitTask& task) {
+  with_codec(task, [&](auto codec) { attend(task, codec); });
+}
+void attention_weights_avx2(const SplitTask& task) {
+  with_codec(task, [&](auto codec) { weigh(task, codec); });
+}
 void merge_attention_state_avx2(float* into, const float* next, int32_t value_dim) {
   merge_states(into, next, value_dim);
 }

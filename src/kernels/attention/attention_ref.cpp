@@ -48,18 +48,21 @@ struct Entries {
 
 double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
 
-void attend_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows, int32_t row,
-                const Entries& entries, float* state) {
-  const auto operand = [&](double x) { return arithmetic == AttentionArithmetic::kBF16 ? round_to_bf16(x) : x; };
+double round_to(AttentionArithmetic arithmetic, double x) {
+  return arithmetic == AttentionArithmetic::kBF16 ? round_to_bf16(x) : x;
+}
+
+// Writes max and denominator to `state`; returns exp(score - max) of the split's entries, 0 for those not seen.
+std::vector<double> weigh_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
+                              int32_t row, const Entries& entries, float* state) {
   const int32_t key_dim = view.format.key_dim;
-  const int32_t value_dim = view.format.value_dim;
   std::vector<double> scores(static_cast<size_t>(entries.count), kNothing);
   double max = kNothing;
   for (int32_t i = 0; i < entries.count; ++i) {
     if (!sees(view, rows, row, entries.first + i)) continue;
     double dot = 0.0;
     for (int32_t d = 0; d < key_dim; ++d) {
-      dot += operand(rows.queries[row][d]) *
+      dot += round_to(arithmetic, rows.queries[row][d]) *
              static_cast<double>(
                  entries.keys[static_cast<size_t>(i) * static_cast<size_t>(key_dim) + static_cast<size_t>(d)]);
     }
@@ -68,13 +71,23 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
     max = std::fmax(max, scores[static_cast<size_t>(i)]);
   }
   double denominator = 0.0;
+  for (double& score : scores) {
+    score = score == kNothing ? 0.0 : std::exp(score - max);
+    denominator += score;
+  }
+  state[0] = static_cast<float>(max);
+  state[1] = static_cast<float>(denominator);
+  return scores;
+}
+
+void attend_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows, int32_t row,
+                const Entries& entries, float* state) {
+  const int32_t value_dim = view.format.value_dim;
+  const std::vector<double> weights = weigh_row(arithmetic, view, rows, row, entries, state);
   std::vector<double> sum(static_cast<size_t>(value_dim), 0.0);
   for (int32_t i = 0; i < entries.count; ++i) {
     if (!sees(view, rows, row, entries.first + i)) continue;
-    const double score = scores[static_cast<size_t>(i)];
-    const double p = score == kNothing ? 0.0 : std::exp(score - max);
-    denominator += p;
-    const double weight = operand(p);
+    const double weight = round_to(arithmetic, weights[static_cast<size_t>(i)]);
     for (int32_t c = 0; c < value_dim; ++c) {
       sum[static_cast<size_t>(c)] +=
           weight *
@@ -82,8 +95,6 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
               entries.values[static_cast<size_t>(i) * static_cast<size_t>(value_dim) + static_cast<size_t>(c)]);
     }
   }
-  state[0] = static_cast<float>(max);
-  state[1] = static_cast<float>(denominator);
   for (int32_t c = 0; c < value_dim; ++c) state[2 + c] = static_cast<float>(sum[static_cast<size_t>(c)]);
 }
 
@@ -93,6 +104,16 @@ void attention_split_reference(AttentionArithmetic arithmetic, const KvView& vie
                                int32_t split, float* const* states) {
   const Entries entries(view, rows, split);
   for (int32_t r = 0; r < rows.num_rows; ++r) attend_row(arithmetic, view, rows, r, entries, states[r]);
+}
+
+void attention_weights_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+                                 float* const* weights) {
+  const Entries entries(view, rows, split);
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    const std::vector<double> row = weigh_row(AttentionArithmetic::kF32, view, rows, r, entries, states[r]);
+    std::fill_n(weights[r], kAttentionSplit, 0.0f);
+    std::ranges::copy(row, weights[r]);
+  }
 }
 
 void merge_attention_state_reference(float* into, const float* next, int32_t value_dim) {

@@ -48,9 +48,16 @@ void attention_split_avx2(const SplitTask& task);
 void attention_split_avx512(const SplitTask& task);
 void attention_split_bf16_avx512_bf16(const SplitTask& task);  // kBF16
 
+// As far as the weights in task.scores and the states' first two numbers; scores of blocks that a row does not see are
+// left as they are.
+void attention_weights_avx2(const SplitTask& task);
+void attention_weights_avx512(const SplitTask& task);
+
 // The oracle reads entries through kv_load and decides by itself what a row sees.
 void attention_split_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                                int32_t split, float* const* states);
+void attention_weights_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+                                 float* const* weights);
 
 using MergeFunction = void (*)(float* into, const float* next, int32_t value_dim);
 void merge_attention_state_reference(float* into, const float* next, int32_t value_dim);

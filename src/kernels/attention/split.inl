@@ -208,32 +208,43 @@ void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
   }
 }
 
+// A few register tiles of rows decode as they read; more rows share a decoded copy. Floats need no decoding.
+// Four tiles: measured against 1, 2 and never; a copy paid only from there on, most for kQ8.
 template <typename Codec>
-void attend(const SplitTask& task) {
+bool decodes_first(const SplitTask& task, Codec) {
+  return Codec::Keys::kStoredBytes < 4 && task.num_rows > 4 * kMaxRows;
+}
+
+template <typename Codec>
+void weigh(const SplitTask& task, Codec codec) {
   const SeenBlocks seen(task);
-  // A few register tiles of rows decode as they read; more rows share a decoded copy. Floats need no decoding.
-  // Four tiles: measured against 1, 2 and never; a copy paid only from there on, most for kQ8.
-  const bool decode = Codec::Keys::kStoredBytes < 4 && task.num_rows > 4 * kMaxRows;
-  score_blocks<Codec>(task, seen, decode);
+  score_blocks<Codec>(task, seen, decodes_first(task, codec));
   weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
+}
+
+template <typename Codec>
+void attend(const SplitTask& task, Codec codec) {
+  weigh(task, codec);
   const int64_t num_sums = task.num_rows * task.padded_value_dim;
   for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
-  add_blocks<Codec>(task, seen, decode);
+  add_blocks<Codec>(task, SeenBlocks(task), decodes_first(task, codec));
   for (int32_t r = 0; r < task.num_rows; ++r) {
     __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
                      static_cast<size_t>(task.format.value_dim) * sizeof(float));
   }
 }
 
-inline void attend_any_codec(const SplitTask& task) {
+// Calls body(codec) with the task's codec.
+template <typename Body>
+void with_codec(const SplitTask& task, const Body& body) {
   switch (task.format.codec) {
     case KvCodec::kF32:
-      return attend<F32Codec>(task);
+      return body(F32Codec{});
     case KvCodec::kF16:
-      return attend<F16Codec>(task);
+      return body(F16Codec{});
     case KvCodec::kBF16:
-      return attend<Bf16Codec>(task);
+      return body(Bf16Codec{});
     case KvCodec::kQ8:
-      return attend<Q8Codec>(task);
+      return body(Q8Codec{});
   }
 }

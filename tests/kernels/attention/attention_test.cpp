@@ -421,6 +421,76 @@ TEST(Attention, ANaNStaysInItsRowAndIsNotHidden) {
   }
 }
 
+// [rows][kAttentionSplit] and the rows' states, every row computed with all others.
+struct Weights {
+  std::vector<std::vector<float>> rows;
+  std::vector<State> states;
+
+  Weights(Isa isa, const KvView& view, const AttentionRows& tile, int32_t split) {
+    const auto num_rows = static_cast<size_t>(tile.num_rows);
+    rows.assign(num_rows, std::vector<float>(kAttentionSplit, kNaN));
+    states.assign(num_rows, State(2, kNaN));
+    std::vector<float*> row_pointers;
+    std::vector<float*> state_pointers;
+    for (auto& row : rows) row_pointers.push_back(row.data());
+    for (auto& state : states) state_pointers.push_back(state.data());
+    const test::AlignedBytes scratch = test::poisoned_bytes(attention_scratch_bytes(view.format, tile.num_rows));
+    attention_weights(isa, view, tile, split, state_pointers.data(), row_pointers.data(), scratch.get());
+  }
+};
+
+TEST(AttentionWeights, AreThoseOfTheAttentionOfEverySplit) {
+  for (const Dims& dims : {Dims{64, 64, false}, Dims{33, 7, false}, Dims{576, 512, true}}) {
+    for (KvCodec codec : kAllCodecs) {
+      const KvEntries entries(format_of(dims, codec), 700);
+      const Queries queries(dims.key_dim, last_positions(37, 2, 690));
+      const AttentionRows rows = queries.tile(0, queries.rows.size());
+      const KvView view = entries.view();
+      for (const Isa isa : test::supported_isas()) {
+        const std::string where = describe({isa, Precision::kExact}, entries.format, 700);
+        for (int32_t split = 0; split < 2; ++split) {
+          const Weights weights(isa, view, rows, split);
+          const std::vector<State> states = test::split_states({isa, Precision::kExact}, view, rows, split);
+          for (size_t r = 0; r < weights.rows.size(); ++r) {
+            EXPECT_EQ(weights.states[r][0], states[r][0]) << where;
+            EXPECT_EQ(weights.states[r][1], states[r][1]) << where;
+            std::vector<double> sum(static_cast<size_t>(dims.value_dim), 0.0);
+            std::vector<float> key(static_cast<size_t>(dims.key_dim));
+            std::vector<float> value(static_cast<size_t>(dims.value_dim));
+            for (int32_t i = 0; i < kAttentionSplit; ++i) {
+              const float weight = weights.rows[r][static_cast<size_t>(i)];
+              const int32_t entry = split * kAttentionSplit + i;
+              if (entry > queries.positions[r]) {
+                EXPECT_EQ(weight, 0.0f) << where << " row " << r << " entry " << entry;
+                continue;
+              }
+              EXPECT_GT(weight, 0.0f) << where;
+              kv_load(entries.format, entries.blocks[static_cast<size_t>(entry / kKvBlockSize)], entry % kKvBlockSize,
+                      key.data(), value.data());
+              for (size_t c = 0; c < sum.size(); ++c)
+                sum[c] += static_cast<double>(weight) * static_cast<double>(value[c]);
+            }
+            for (size_t c = 0; c < sum.size(); ++c) EXPECT_NEAR(states[r][2 + c], sum[c], 1e-3) << where;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionWeights, OfARowHaveTheSameBitsWhateverElseIsInTheTile) {
+  const KvEntries entries(format_of({64, 64, false}, KvCodec::kF16), 600);
+  const Queries queries(64, last_positions(70, 2, 560));
+  for (const Isa isa : test::supported_isas()) {
+    const Weights together(isa, entries.view(), queries.tile(0, 70), 1);
+    for (size_t r : {size_t{0}, size_t{5}, size_t{69}}) {
+      const Weights alone(isa, entries.view(), queries.tile(r, r + 1), 1);
+      EXPECT_TRUE(test::same_bits(alone.rows[0], together.rows[r])) << isa_name(isa) << " row " << r;
+      EXPECT_TRUE(test::same_bits(alone.states[0], together.states[r])) << isa_name(isa) << " row " << r;
+    }
+  }
+}
+
 TEST(Attention, LargeScoresPickTheirEntry) {
   for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
     // Scores of about +-1e6: all weight goes to the best entry, whatever split it is in.

@@ -1,0 +1,49 @@
+// Methods that judge entries by what the last tokens attend to, and differ in what they make of it.
+#include "kv/policy/window_attention.h"
+
+namespace witan {
+
+// SnapKV (Li et al., arXiv 2404.14469).
+void snap_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.choose_score(arguments, window_attention(builder, arguments));
+}
+
+// TOVA (Oren et al., arXiv 2401.06104): the last token alone, and all heads of a layer keep the same.
+void tova(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.choose_score(arguments, window_attention(1, 1, Pooling::kMean));
+  builder.choose_grouping(arguments);
+  builder.policy.heads_agree = true;
+  builder.protect(0, 1);
+}
+
+// PyramidKV (Cai et al., arXiv 2406.02069): SnapKV with less for each higher layer.
+void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments));
+  builder.choose_layers(arguments, KvLayerBudget::kPyramid);
+  builder.policy.pyramid_slope = arguments.number("slope", 20.0, 1.0, 1e6);
+}
+
+// AdaKV (Feng et al., arXiv 2407.11550, algorithm 1): the heads of a layer compete for the layer's budget, of which
+// each keeps a share in any case.
+void ada_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments));
+  builder.choose_scope(arguments, KvScope::kLayer, arguments.number("floor", 0.2, 0.0, 1.0));
+}
+
+// As AdaKV with all layers for one (the budget of KVzip, arXiv 2505.23416, section 3.3).
+void shared_budget(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.choose_scope(arguments, KvScope::kModel, arguments.number("floor", 0.0, 0.0, 1.0));
+}
+
+// ChunkKV (Liu et al., arXiv 2502.00299, algorithm 1 and section 3.3): whole chunks stay by the sum of their scores,
+// the same in all heads, and `reuse` neighbouring layers keep what the first of them would.
+void chunk_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments, 1));
+  builder.choose_grouping(arguments);
+  builder.policy.chunk = arguments.integer("chunk", 10, 1, 4096);
+  builder.policy.reused_layers = arguments.integer("reuse", 1, 1, 1024);
+  builder.policy.chunk_by_sum = arguments.choice("score", {"sum", "mean"}) == "sum";
+  builder.policy.heads_agree = arguments.choice("heads", {"together", "apart"}) == "together";
+}
+
+}  // namespace witan

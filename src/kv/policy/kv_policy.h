@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kv/policy/kv_scorer.h"
+
+namespace witan {
+
+// Whose entries compete for the same budget.
+enum class KvScope : uint8_t {
+  kHead,   // those of a kv head of a layer: all heads keep equally many
+  kLayer,  // those of all heads of a layer
+  kModel,  // those of all heads of all layers
+};
+
+// How the budget is divided over the layers, unless they compete for it.
+enum class KvLayerBudget : uint8_t {
+  kUniform,
+  kPyramid,  // less from layer to layer (PyramidKV, arXiv 2406.02069, section 3.2)
+};
+
+// How a sequence's KV cache is made smaller: a score, and what is done with it. Lossy, but for a budget of everything.
+//
+// Once the prompt is computed, every kv head of every layer without a sliding window keeps its best entries and drops
+// the others; what is generated then is kept. Entries keep their positions.
+struct KvPolicy {
+  std::string text;  // as it was given
+  std::shared_ptr<const KvScorer> scorer;
+
+  // Of the prompt's tokens, what a head keeps: keep_tokens, or where that is 0 keep_ratio, but at least floor_tokens.
+  double keep_ratio = 1.0;
+  int32_t keep_tokens = 0;
+  int32_t floor_tokens = 0;
+
+  // Entries that stay whatever their score, where the budget has room for them: sinks first, then the most recent.
+  int32_t num_sinks = 0;
+  int32_t num_recent = 0;
+
+  int32_t chunk = 1;          // > 1: so many neighbouring entries stay or go together
+  bool chunk_by_sum = true;   // a chunk's score is the sum of its entries', or their mean
+  bool heads_agree = false;   // all heads of a layer keep the entries with the best sum of their scores
+  int32_t reused_layers = 1;  // > 1: of so many neighbouring layers the first is scored for all
+  KvScope scope = KvScope::kHead;
+  double head_floor = 0.0;  // share of its equal part that no head goes below, in the wider scopes
+  KvLayerBudget layers = KvLayerBudget::kUniform;
+  double pyramid_slope = 20.0;  // of the last layer's budget, beyond the recent entries: 1 / pyramid_slope
+
+  // Whether all heads keep equally many entries.
+  bool heads_keep_alike() const { return scope == KvScope::kHead && layers == KvLayerBudget::kUniform; }
+
+  // Entries that each head keeps of a prompt of num_tokens, or the mean over the heads: at most num_tokens.
+  int32_t num_kept(int32_t num_tokens) const;
+};
+
+// A policy from parts with commas between them:
+//
+//   snapkv(window=32),adakv(floor=0.2),keep=0.2
+//
+// Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks and
+// recent. Throws Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
+KvPolicy parse_kv_policy(std::string_view text);
+
+// What parts there are, for help texts and tests.
+struct KvPolicyPart {
+  std::string_view name;
+  bool is_method;  // decides by itself what stays; the others refine one
+  std::string_view summary;
+};
+std::span<const KvPolicyPart> kv_policy_parts();
+
+}  // namespace witan

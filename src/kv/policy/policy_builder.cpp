@@ -1,0 +1,110 @@
+#include "kv/policy/policy_builder.h"
+
+#include <algorithm>
+#include <charconv>
+#include <utility>
+
+#include "base/error.h"
+
+namespace witan {
+namespace {
+
+template <typename Number>
+Number parse_number(const std::string& part, std::string_view name, const std::string& text, Number min, Number max) {
+  Number value{};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || end != text.data() + text.size() || !(value >= min && value <= max)) {
+    fail(ErrorCode::kInvalidArgument, "{}: {} must be a number from {} to {}, not '{}'", part, name, min, max, text);
+  }
+  return value;
+}
+
+}  // namespace
+
+const std::string* PartArguments::find(std::string_view name) {
+  known_.emplace_back(name);
+  const auto found = values_.find(std::string(name));
+  return found == values_.end() ? nullptr : &found->second;
+}
+
+int32_t PartArguments::integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max) {
+  const std::string* text = find(name);
+  return text == nullptr ? otherwise : parse_number(part_, name, *text, min, max);
+}
+
+double PartArguments::number(std::string_view name, double otherwise, double min, double max) {
+  const std::string* text = find(name);
+  return text == nullptr ? otherwise : parse_number(part_, name, *text, min, max);
+}
+
+std::string_view PartArguments::choice(std::string_view name, std::initializer_list<std::string_view> choices) {
+  const std::string* text = find(name);
+  if (text == nullptr) return *choices.begin();
+  const auto* chosen = std::ranges::find(choices, *text);
+  if (chosen == choices.end()) {
+    fail(ErrorCode::kInvalidArgument, "{}: {} is one of {}, not '{}'", part_, name, fmt::join(choices, ", "), *text);
+  }
+  return *chosen;
+}
+
+void PartArguments::check_all_known() const {
+  for (const auto& [name, value] : values_) {
+    if (std::ranges::find(known_, name) != known_.end()) continue;
+    if (known_.empty()) fail(ErrorCode::kInvalidArgument, "{} has no arguments; given: {}", part_, name);
+    fail(ErrorCode::kInvalidArgument, "{} has no argument {}; it has {}", part_, name, fmt::join(known_, ", "));
+  }
+}
+
+void PolicyBuilder::claim(const char* what, const PartArguments& by) {
+  const auto [found, is_new] = chosen_by_.emplace(what, by.part());
+  if (!is_new) {
+    fail(ErrorCode::kInvalidArgument, "{} and {} cannot be combined: each decides {}", found->second, by.part(), what);
+  }
+}
+
+void PolicyBuilder::choose_score(const PartArguments& by, std::shared_ptr<const KvScorer> scorer) {
+  claim("which entries are worth most", by);
+  policy.scorer = std::move(scorer);
+}
+
+void PolicyBuilder::suggest_score(std::shared_ptr<const KvScorer> scorer) {
+  if (suggested_ == nullptr) suggested_ = std::move(scorer);
+}
+
+void PolicyBuilder::choose_scope(const PartArguments& by, KvScope scope, double head_floor) {
+  claim("how heads share their budget", by);
+  policy.scope = scope;
+  policy.head_floor = head_floor;
+}
+
+void PolicyBuilder::choose_layers(const PartArguments& by, KvLayerBudget layers) {
+  claim("how layers share their budget", by);
+  policy.layers = layers;
+}
+
+void PolicyBuilder::choose_grouping(const PartArguments& by) { claim("which entries stay together", by); }
+
+void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
+  policy.num_sinks = std::max(policy.num_sinks, num_sinks);
+  policy.num_recent = std::max(policy.num_recent, num_recent);
+}
+
+KvPolicy PolicyBuilder::finish() {
+  if (policy.scorer == nullptr) policy.scorer = suggested_;
+  if (policy.scorer == nullptr) {
+    fail(ErrorCode::kInvalidArgument, "no part says which entries stay; add a method, such as snapkv");
+  }
+  if (policy.scope == KvScope::kModel && policy.layers != KvLayerBudget::kUniform) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} and {} cannot be combined: layers that compete for a budget have none of their own",
+         chosen_by_["how heads share their budget"], chosen_by_["how layers share their budget"]);
+  }
+  if (policy.heads_agree && policy.scope != KvScope::kHead) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} and {} cannot be combined: heads that keep the same entries cannot compete for them",
+         chosen_by_["which entries stay together"], chosen_by_["how heads share their budget"]);
+  }
+  return std::move(policy);
+}
+
+}  // namespace witan

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kv/policy/kv_policy.h"
+
+namespace witan {
+
+// The arguments of one part: `name(a=1,b=max)`. Every getter throws Error(kInvalidArgument), naming part and argument,
+// for a value that is not in range.
+class PartArguments {
+ public:
+  PartArguments(std::string part, std::map<std::string, std::string> values)
+      : part_(std::move(part)), values_(std::move(values)) {}
+
+  const std::string& part() const { return part_; }
+  int32_t integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max);
+  double number(std::string_view name, double otherwise, double min, double max);
+  // One of `choices`, the first where none is given.
+  std::string_view choice(std::string_view name, std::initializer_list<std::string_view> choices);
+
+  // Throws for arguments that nobody asked for.
+  void check_all_known() const;
+
+ private:
+  const std::string* find(std::string_view name);
+
+  std::string part_;
+  std::map<std::string, std::string> values_;
+  std::vector<std::string> known_;
+};
+
+// A policy in the making. Each choice is made by one part: the second to make it is refused, with both names.
+class PolicyBuilder {
+ public:
+  KvPolicy policy;
+
+  void choose_score(const PartArguments& by, std::shared_ptr<const KvScorer> scorer);
+  // The score of refinements that stand alone, if no other part chooses one.
+  void suggest_score(std::shared_ptr<const KvScorer> scorer);
+  void choose_scope(const PartArguments& by, KvScope scope, double head_floor);
+  void choose_layers(const PartArguments& by, KvLayerBudget layers);
+  void choose_grouping(const PartArguments& by);
+  void protect(int32_t num_sinks, int32_t num_recent);  // at least so many
+
+  // Throws where parts are missing or cannot be combined.
+  KvPolicy finish();
+
+ private:
+  void claim(const char* what, const PartArguments& by);
+
+  std::map<std::string, std::string> chosen_by_;  // what -> part
+  std::shared_ptr<const KvScorer> suggested_;
+};
+
+// The methods, each in a file of its own: see parts.cpp.
+void streaming_llm(PolicyBuilder& builder, PartArguments& arguments);
+void key_norm(PolicyBuilder& builder, PartArguments& arguments);
+void key_diff(PolicyBuilder& builder, PartArguments& arguments);
+void lag_kv(PolicyBuilder& builder, PartArguments& arguments);
+void snap_kv(PolicyBuilder& builder, PartArguments& arguments);
+void tova(PolicyBuilder& builder, PartArguments& arguments);
+void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments);
+void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
+void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
+void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
+
+}  // namespace witan

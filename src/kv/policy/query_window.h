@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "memory/memory_pool.h"
+
+namespace witan {
+
+// The queries of some consecutive tokens of one sequence, RoPE applied, of all layers: what a KV policy judges entries
+// by. Layers write theirs as they compute the tokens.
+//
+// Thread safety: distinct (layer, token) places may be written by many threads.
+class QueryWindow {
+ public:
+  // Throws Error(kOutOfMemory) when the pool has no room.
+  QueryWindow(MemoryPool& pool, int32_t num_layers, int32_t num_heads, int32_t key_dim, int32_t first_token,
+              int32_t num_tokens);
+
+  int32_t first_token() const { return first_token_; }
+  int32_t num_tokens() const { return num_tokens_; }
+  int32_t num_heads() const { return num_heads_; }
+  int32_t key_dim() const { return key_dim_; }
+  bool has(int32_t token) const { return token >= first_token_ && token < first_token_ + num_tokens_; }
+
+  // [num_heads, key_dim] of a token that it has.
+  float* queries(int32_t layer, int32_t token) {
+    return floats() + (int64_t{layer} * num_tokens_ + (token - first_token_)) * num_heads_ * key_dim_;
+  }
+  const float* queries(int32_t layer, int32_t token) const {
+    return const_cast<QueryWindow*>(this)->queries(layer, token);
+  }
+
+  // How a layer makes scores of its queries: see AttentionRows and finish_attention.
+  struct Scoring {
+    float scale = 1.0f;
+    const float* sinks = nullptr;  // [num_heads]
+  };
+  Scoring& scoring(int32_t layer) { return scorings_[static_cast<size_t>(layer)]; }
+  const Scoring& scoring(int32_t layer) const { return scorings_[static_cast<size_t>(layer)]; }
+
+ private:
+  float* floats() { return reinterpret_cast<float*>(region_.data()); }
+
+  MemoryRegion region_;
+  int32_t num_heads_;
+  int32_t key_dim_;
+  int32_t first_token_;
+  int32_t num_tokens_;
+  std::vector<Scoring> scorings_;
+};
+
+}  // namespace witan

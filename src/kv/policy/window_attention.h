@@ -1,0 +1,20 @@
+#pragma once
+
+#include <memory>
+
+#include "kv/policy/policy_builder.h"
+
+namespace witan {
+
+enum class Pooling : uint8_t { kMean, kMax };
+
+// What the last `window` tokens attend to (SnapKV, arXiv 2404.14469, section 4): softmax weights over all entries,
+// their mean over the tokens, pooled over `kernel` neighbours per query head (zeros beyond the ends count in a mean),
+// and the mean over the query heads that share the kv head. The window's own entries are not judged: they are to be
+// protected.
+std::shared_ptr<const KvScorer> window_attention(int32_t window, int32_t kernel, Pooling pooling);
+
+// window_attention with the arguments window=32, kernel, pool=avg|max of a part; protects the window.
+std::shared_ptr<const KvScorer> window_attention(PolicyBuilder& builder, PartArguments& arguments, int32_t kernel = 5);
+
+}  // namespace witan

@@ -1,0 +1,276 @@
+// KV policies in the engine: what they give depends on the request alone, they free what they drop, and at a budget of
+// everything they change nothing.
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <map>
+#include <numeric>
+
+#include "base/error.h"
+#include "engine/engine.h"
+#include "support/goldens.h"
+#include "support/made_model.h"
+
+namespace witan {
+namespace {
+
+struct ModelCase {
+  const char* arch;
+  DType dtype;
+  KvCodec codec;
+};
+constexpr ModelCase kModels[] = {{"qwen3moe", DType::kQ8_0, KvCodec::kF16},
+                                 {"deepseek2", DType::kQ8_0, KvCodec::kBF16},
+                                 {"gpt-oss", DType::kF32, KvCodec::kQ8}};
+
+constexpr int32_t kVocabSize = 512;  // of the tiny presets
+constexpr int32_t kPrompt = 150;
+constexpr int32_t kNewTokens = 12;
+
+std::vector<TokenId> prompt_tokens(int32_t length, int32_t seed) {
+  std::vector<TokenId> tokens;
+  for (int32_t i = 0; i < length; ++i) tokens.push_back(3 + (i * i * 7 + i * seed + seed) % 250);
+  return tokens;
+}
+
+GenerationRequest request_for(std::vector<TokenId> prompt, const std::string& policy, int32_t num_new = kNewTokens) {
+  GenerationRequest request;
+  request.prompt = std::move(prompt);
+  request.max_new_tokens = num_new;
+  request.sampling.num_logprobs = kVocabSize;
+  request.ignore_end_tokens = true;
+  if (!policy.empty()) request.kv_policy = parse_kv_policy(policy);
+  return request;
+}
+
+// Tokens with the bits of the log probabilities of the whole vocabulary, and the last usage.
+struct Answer {
+  std::vector<std::pair<TokenId, std::vector<uint32_t>>> steps;
+  GenerationUsage usage;
+  std::string error;
+
+  void take(const GenerationOutput& output) {
+    usage = output.usage;
+    error = output.error;
+    if (!output.token) return;
+    steps.emplace_back(output.token->token, std::vector<uint32_t>());
+    for (const TokenLogprob& alternative : output.token->alternatives) {
+      steps.back().second.push_back(std::bit_cast<uint32_t>(alternative.logprob));
+    }
+  }
+};
+
+void run_all(Engine& engine) {
+  while (engine.step()) {
+  }
+}
+
+Answer ask(Engine& engine, const GenerationRequest& request) {
+  Answer answer;
+  engine.submit(request, [&](const GenerationOutput& output) { answer.take(output); });
+  run_all(engine);
+  EXPECT_TRUE(answer.error.empty()) << answer.error;
+  return answer;
+}
+
+class KvPolicyTest : public testing::TestWithParam<std::tuple<ModelCase, KvPolicyPart>> {
+ protected:
+  static ModelOptions options() {
+    const ModelCase& model = std::get<0>(GetParam());
+    return {.path = test::made_model(model.arch, "tiny", model.dtype),
+            .kv_codec = model.codec,
+            .num_threads = 2,
+            .memory_bytes = int64_t{512} << 20,
+            .context_length = 512};
+  }
+  // Small windows, so that a short prompt has something to judge.
+  static std::string policy(const std::string& budget) {
+    const std::string name(std::get<1>(GetParam()).name);
+    const bool has_window = name == "snapkv" || name == "chunkkv" || name == "pyramidkv" || name == "adakv";
+    return name + (has_window ? "(window=8)," : name == "lagkv" ? "(lag=16)," : ",") + budget;
+  }
+};
+
+TEST_P(KvPolicyTest, ABudgetOfEverythingChangesNoBit) {
+  Engine engine(options());
+  const Answer dense = ask(engine, request_for(prompt_tokens(kPrompt, 5), ""));
+  for (const char* budget : {"keep=1", "tokens=150", "keep=0.1,floor=1000"}) {
+    const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), policy(budget)));
+    EXPECT_EQ(answer.steps, dense.steps) << budget;
+    EXPECT_EQ(answer.usage.kv, nullptr) << budget;
+  }
+}
+
+TEST_P(KvPolicyTest, WhatIsReportedIsHeldAndTheRestIsFree) {
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine engine(o);
+  int64_t held_while_generating = 0;
+  Answer answer;
+  engine.submit(request_for(prompt_tokens(kPrompt, 5), policy("keep=0.3")), [&](const GenerationOutput& output) {
+    if (answer.steps.size() == 1) held_while_generating = engine.stats().kv.block_bytes_held;
+    answer.take(output);
+  });
+  run_all(engine);
+  ASSERT_NE(answer.usage.kv, nullptr);
+  const KvCompression& kv = *answer.usage.kv;
+  EXPECT_EQ(kv.prompt_tokens, kPrompt);
+  int64_t num_kept = 0;
+  int64_t num_heads = 0;
+  for (const auto& layer : kv.kept) {
+    num_kept += std::accumulate(layer.begin(), layer.end(), int64_t{0});
+    num_heads += std::ssize(layer);
+  }
+  EXPECT_EQ(num_kept, num_heads * 45) << "0.3 of 150 in every head, on average";
+  EXPECT_LT(kv.bytes_after, kv.bytes_before);
+  EXPECT_GE(held_while_generating, kv.bytes_after);
+  EXPECT_LE(held_while_generating, kv.bytes_after + (kv.bytes_before + 4) / 5) << "and a block of each head at most";
+  EXPECT_EQ(engine.stats().kv.block_bytes_held, 0);
+}
+
+TEST_P(KvPolicyTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
+  const GenerationRequest request = request_for(prompt_tokens(kPrompt, 5), policy("keep=0.3"));
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine alone(o);
+  const Answer expected = ask(alone, request);
+  EXPECT_NE(expected.steps, ask(alone, request_for(prompt_tokens(kPrompt, 5), "")).steps) << "lossy";
+
+  o = options();
+  o.num_threads = 1;
+  o.max_step_tokens = 29;  // less than the window's distance to the end, so that chunks cut it
+  Engine engine(o);
+  EXPECT_EQ(ask(engine, request).steps, expected.steps) << "chunks of 29";
+  const Answer again = ask(engine, request);
+  EXPECT_EQ(again.steps, expected.steps) << "prompt from the cache";
+  EXPECT_GE(again.usage.cached_prompt_tokens, 128 - 32);
+
+  // Among others, dense and compressed, of the same and of other prompts; all are what they are alone.
+  std::map<int32_t, Answer> answers;
+  const auto request_of = [&](int32_t i) {
+    const std::string chosen = i % 3 == 0 ? policy("keep=0.3") : i % 3 == 1 ? "" : "streamingllm,tokens=40";
+    return request_for(prompt_tokens(i < 3 ? kPrompt : 60 + 20 * i, i < 3 ? 5 : i), chosen);
+  };
+  for (int32_t i = 0; i < 6; ++i) {
+    engine.submit(request_of(i), [&answers, i](const GenerationOutput& output) { answers[i].take(output); });
+  }
+  run_all(engine);
+  EXPECT_EQ(answers[0].steps, expected.steps);
+  for (int32_t i = 1; i < 6; ++i) EXPECT_EQ(answers[i].steps, ask(alone, request_of(i)).steps) << "request " << i;
+}
+
+TEST_P(KvPolicyTest, PreemptionDoesNotChangeAnything) {
+  const auto run = [&](Engine& engine) {
+    std::vector<Answer> answers(4);
+    for (int32_t i = 0; i < 4; ++i) {
+      engine.submit(request_for(prompt_tokens(60 + i, 20 + i), policy("keep=0.5"), 190),
+                    [&answers, i](const GenerationOutput& output) { answers[static_cast<size_t>(i)].take(output); });
+    }
+    run_all(engine);
+    std::vector<decltype(Answer::steps)> steps;
+    for (const Answer& answer : answers) {
+      EXPECT_TRUE(answer.error.empty()) << answer.error;
+      steps.push_back(answer.steps);
+    }
+    return steps;
+  };
+  ModelOptions roomy = options();
+  roomy.context_length = 256;
+  roomy.prefix_cache = false;
+  Engine calm(roomy);
+  const auto expected = run(calm);
+  EXPECT_EQ(calm.stats().scheduler.num_preemptions, 0);
+  ModelOptions tight = roomy;
+  tight.prefix_cache = true;
+  tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held * 45 / 100;
+  Engine crowded(tight);
+  EXPECT_EQ(run(crowded), expected);
+  EXPECT_GT(crowded.stats().scheduler.num_preemptions, 0);
+}
+
+std::vector<KvPolicyPart> methods() {
+  std::vector<KvPolicyPart> all;
+  std::ranges::copy_if(kv_policy_parts(), std::back_inserter(all), &KvPolicyPart::is_method);
+  return all;
+}
+
+std::string case_name(const testing::TestParamInfo<std::tuple<ModelCase, KvPolicyPart>>& info) {
+  std::string name = fmt::format("{}_{}", std::get<0>(info.param).arch, std::get<1>(info.param).name);
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KvPolicyTest, testing::Combine(testing::ValuesIn(kModels), testing::ValuesIn(methods())),
+                         case_name);
+
+ModelOptions small_options() {
+  return {.path = test::made_model("qwen3moe", "tiny", DType::kQ8_0),
+          .num_threads = 2,
+          .memory_bytes = int64_t{512} << 20,
+          .context_length = 512};
+}
+
+TEST(KvPolicyEngine, EightCompressedSequencesFitWhereTwoDenseOnesDo) {
+  ModelOptions o = small_options();
+  o.prefix_cache = false;
+  o.max_step_tokens = 1000;
+  {
+    Engine probe(o);
+    ask(probe, request_for(prompt_tokens(320, 1), "", 30));
+    o.kv_capacity_bytes = probe.stats().kv.peak_block_bytes_held * 2;
+  }
+  const auto most_running = [&](const std::string& policy) {
+    Engine engine(o);
+    for (int32_t i = 0; i < 8; ++i) engine.submit(request_for(prompt_tokens(320, i), policy, 30), {});
+    int64_t most = 0;
+    while (engine.step()) most = std::max(most, engine.stats().scheduler.num_running);
+    EXPECT_LE(engine.stats().kv.peak_block_bytes_held, o.kv_capacity_bytes);
+    EXPECT_EQ(engine.stats().scheduler.num_preemptions, 0);
+    return most;
+  };
+  EXPECT_EQ(most_running(""), 2);
+  EXPECT_GE(most_running("snapkv,tokens=32"), 7);
+}
+
+TEST(KvPolicyEngine, AWindowOrABudgetBeyondThePromptIsNoError) {
+  Engine engine(small_options());
+  const Answer tiny = ask(engine, request_for(prompt_tokens(5, 1), "snapkv(window=64),tokens=3"));
+  ASSERT_NE(tiny.usage.kv, nullptr);
+  EXPECT_EQ(tiny.usage.kv->kept[0][0], 3);
+  const Answer one = ask(engine, request_for(prompt_tokens(1, 1), "snapkv,keep=0.1"));
+  EXPECT_EQ(one.usage.kv, nullptr);
+}
+
+TEST(KvPolicyEngine, AnAnswerOfOneTokenAndCancellingWhileComputingAreFine) {
+  Engine engine(small_options());
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(100, 1), "snapkv,keep=0.2", 1)).steps.size(), 1u);
+  Answer answer;
+  const RequestId id = engine.submit(request_for(prompt_tokens(100, 2), "snapkv,keep=0.2", 50),
+                                     [&](const GenerationOutput& output) { answer.take(output); });
+  engine.step();
+  engine.cancel(id);
+  run_all(engine);
+  EXPECT_EQ(engine.stats().kv.block_bytes_held, engine.stats().kv.block_bytes_cached);
+}
+
+TEST(KvPolicyEngine, ModelsWithAnEncoderRefuseThem) {
+  WITAN_GOLDEN_OR_SKIP(golden, "switch/hf");
+  Engine engine({.path = golden, .num_threads = 1, .memory_bytes = int64_t{512} << 20, .context_length = 128});
+  try {
+    GenerationRequest request;
+    request.prompt = {5, 6};
+    request.kv_policy = parse_kv_policy("snapkv,keep=0.5");
+    engine.submit(request, {});
+    FAIL() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+    EXPECT_THAT(error.what(), testing::HasSubstr("encoder"));
+  }
+}
+
+}  // namespace
+}  // namespace witan

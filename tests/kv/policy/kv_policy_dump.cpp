@@ -1,0 +1,110 @@
+// Runs KV policies over made-up entries and queries, for kv_policy_numpy_test.py.
+//
+//   kv_policy_dump FOLDER POLICY...
+//
+// Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
+// dim], the queries of the last tokens, and prints a JSON line with these numbers, then one per policy with what it
+// keeps.
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <random>
+
+#include "base/error.h"
+#include "kv/policy/kv_compression.h"
+
+namespace witan {
+namespace {
+
+constexpr int32_t kLayers = 4;
+constexpr int32_t kHeads = 2;
+constexpr int32_t kGroup = 3;
+constexpr int32_t kDim = 16;
+constexpr int32_t kEntries = 700;  // more than one split
+constexpr int32_t kQueryTokens = 64;
+constexpr float kScale = 0.25f;
+
+class Values {
+ public:
+  Values(int64_t count, uint32_t seed) : floats_(static_cast<size_t>(count)) {
+    std::mt19937 random(seed);
+    // Sums of three uniform numbers: nearly normal, and the same in every standard library.
+    for (float& x : floats_) x = uniform(random) + uniform(random) + uniform(random);
+  }
+  float* at(int64_t offset) { return floats_.data() + offset; }
+  void write(const std::string& path) const {
+    std::ofstream file(path, std::ios::binary);
+    file.write(reinterpret_cast<const char*>(floats_.data()),
+               static_cast<std::streamsize>(floats_.size() * sizeof(float)));
+  }
+
+ private:
+  static float uniform(std::mt19937& random) { return static_cast<float>(random() >> 8) * 0x1p-23f - 1.0f; }
+  std::vector<float> floats_;
+};
+
+void run(int argc, char** argv) {
+  const std::string folder = argv[1];
+  MemoryPool pool(size_t{256} << 20);
+  KvCacheConfig config;
+  config.layers.assign(kLayers, {.num_kv_heads = kHeads, .key_dim = kDim, .value_dim = kDim});
+  config.codec = KvCodec::kF32;
+  config.capacity_bytes = size_t{64} << 20;
+  KvCache kv(pool, config);
+  const SequenceId sequence = kv.create();
+  if (!kv.reserve(sequence, kEntries)) fail(ErrorCode::kOutOfMemory, "no room");
+  Values keys(int64_t{kLayers} * kHeads * kEntries * kDim, 1);
+  Values values(int64_t{kLayers} * kHeads * kEntries * kDim, 2);
+  Values queries(int64_t{kLayers} * kQueryTokens * kHeads * kGroup * kDim, 3);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    for (int32_t head = 0; head < kHeads; ++head) {
+      for (int32_t i = 0; i < kEntries; ++i) {
+        const int64_t offset = ((int64_t{layer} * kHeads + head) * kEntries + i) * kDim;
+        const KvCache::Slot slot = kv.slot(sequence, layer, head, i);
+        kv_store(kv.block_format(layer), slot.block, slot.slot, keys.at(offset), values.at(offset));
+      }
+    }
+  }
+  kv.commit(sequence, std::vector<TokenId>(kEntries, 1), std::vector<TokenRole>(kEntries, TokenRole::kPrompt));
+  keys.write(folder + "/keys.f32");
+  values.write(folder + "/values.f32");
+  queries.write(folder + "/queries.f32");
+  using nlohmann::json;
+  std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},       {"dim", kDim},
+                    {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}}
+            << "\n";
+
+  ThreadPool threads(2);
+  Scratch scratch(pool);
+  ComputeContext ctx{.threads = threads, .scratch = scratch, .isa = select_isa(), .precision = Precision::kExact};
+  for (int i = 2; i < argc; ++i) {
+    const KvPolicy policy = parse_kv_policy(argv[i]);
+    const int32_t num_tokens = policy.scorer->num_query_tokens();
+    std::optional<QueryWindow> window;
+    if (num_tokens > 0) window.emplace(pool, kLayers, kHeads * kGroup, kDim, kEntries - num_tokens, num_tokens);
+    for (int32_t layer = 0; num_tokens > 0 && layer < kLayers; ++layer) {
+      window->scoring(layer).scale = kScale;
+      for (int32_t token = 0; token < num_tokens; ++token) {
+        const int64_t row = int64_t{layer} * kQueryTokens + kQueryTokens - num_tokens + token;
+        std::copy_n(queries.at(row * kHeads * kGroup * kDim), kHeads * kGroup * kDim,
+                    window->queries(layer, kEntries - num_tokens + token));
+      }
+    }
+    const auto kept = choose_kept(ctx, kv, sequence, policy, window ? &*window : nullptr);
+    std::cout << json{{"policy", argv[i]}, {"kept", kept}} << "\n";
+  }
+}
+
+}  // namespace
+}  // namespace witan
+
+int main(int argc, char** argv) {
+  try {
+    witan::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "kv_policy_dump: %s\n", error.what());
+    return 1;
+  }
+}

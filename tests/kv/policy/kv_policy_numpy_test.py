@@ -1,0 +1,227 @@
+"""KV policies against plain NumPy versions of their papers. The first argument is the program kv_policy_dump."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+try:
+    import numpy as np
+except ImportError:
+    print(f"SKIPPED: {sys.executable} has no NumPy (Debian: python3-numpy), so that no policy was compared with its paper")
+    sys.exit(77)
+
+DUMP = sys.argv[1]
+
+
+class Evidence:
+    def __init__(self, folder, numbers):
+        self.layers, self.heads, self.group = numbers["layers"], numbers["heads"], numbers["group"]
+        self.n, dim, tokens = numbers["entries"], numbers["dim"], numbers["tokens"]
+        load = lambda name, *shape: np.fromfile(folder / name, np.float32).astype(np.float64).reshape(shape)
+        self.keys = load("keys.f32", self.layers, self.heads, self.n, dim)
+        self.values = load("values.f32", self.layers, self.heads, self.n, dim)
+        self.queries = load("queries.f32", self.layers, tokens, self.heads, self.group, dim)
+        self.scale = numbers["scale"]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def window_weights(e, layer, head, window):
+    """Attention of the last `window` tokens: [group, window, n]."""
+    q = e.queries[layer, -window:, head]
+    scores = np.einsum("tgd,nd->gtn", q, e.keys[layer, head]) * e.scale
+    last_seen = e.n - window + np.arange(window)
+    scores[:, np.arange(e.n)[None, :] > last_seen[:, None]] = -np.inf
+    return softmax(scores)
+
+
+def snap_scores(e, layer, head, window=32, kernel=5, pool="avg"):
+    """SnapKV, arXiv 2404.14469: [n - window]"""
+    weights = window_weights(e, layer, head, window)[:, :, : e.n - window].mean(1)
+    reach = kernel // 2
+    fill = 0.0 if pool == "avg" else -np.inf
+    padded = np.pad(weights, ((0, 0), (reach, reach)), constant_values=fill)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=1)
+    pooled = windows.mean(-1) if pool == "avg" else windows.max(-1)
+    return pooled.mean(0)
+
+
+def top(scores, k):
+    return sorted(np.argsort(-scores, kind="stable")[:k].tolist())
+
+
+def by_head(e, score):
+    return [[score(layer, head) for head in range(e.heads)] for layer in range(e.layers)]
+
+
+def keep_top(e, scores, k, first=0, recent=0):
+    """Per head: the k best, of which `first` sinks and `recent` last ones are given."""
+    kept = []
+    for layer in scores:
+        for s in layer:
+            middle = np.asarray(s)[first : e.n - recent]
+            best = [first + i for i in top(middle, k - first - recent)]
+            kept.append([*range(first), *best, *range(e.n - recent, e.n)])
+    return kept
+
+
+def streaming_llm(e, k):
+    return [[*range(4), *range(e.n - (k - 4), e.n)]] * (e.layers * e.heads)
+
+
+def key_norm(e, k):
+    return keep_top(e, by_head(e, lambda l, h: -np.linalg.norm(e.keys[l, h], axis=-1)), k)
+
+
+def key_diff(e, k):
+    def score(l, h):
+        unit = e.keys[l, h] / np.linalg.norm(e.keys[l, h], axis=-1, keepdims=True)
+        anchor = unit.mean(0)
+        return -(unit @ anchor) / np.linalg.norm(anchor)
+
+    return keep_top(e, by_head(e, score), k)
+
+
+def lag_kv(e, k, sinks=4, lag=128):
+    def of_states(x):  # [partitions, lag, dim]
+        after, x = x[1:], x[:-1]
+        low, high = after.min(1, keepdims=True), after.max(1, keepdims=True)
+        return softmax(((x - low) / (high - low)).std(-1, ddof=1))
+
+    def score(l, h):
+        end = sinks + (e.n - sinks) // lag * lag
+        parts = [x[l, h, sinks:end].reshape(-1, lag, x.shape[-1]) for x in (e.keys, e.values)]
+        both = (of_states(parts[0]) + of_states(parts[1])) / 2
+        ranks = both.argsort(-1, kind="stable").argsort(-1) / lag
+        return np.concatenate((np.ones(sinks), ranks.flatten(), np.ones(e.n - sinks - ranks.size)))
+
+    return keep_top(e, by_head(e, score), k, first=sinks)
+
+
+def snap_kv(e, k, window=32, **options):
+    return keep_top(e, by_head(e, lambda l, h: snap_scores(e, l, h, window, **options)), k, recent=window)
+
+
+def tova(e, k):
+    kept = []
+    for layer in range(e.layers):
+        mean = sum(window_weights(e, layer, head, 1)[:, 0].sum(0) for head in range(e.heads))
+        kept += [[*top(mean[: e.n - 1], k - 1), e.n - 1]] * e.heads
+    return kept
+
+
+def ada_kv(e, k, floor=0.2, window=32):
+    kept = []
+    for layer in range(e.layers):
+        scores = [snap_scores(e, layer, head, window) for head in range(e.heads)]
+        safe = [top(s, max(0, int(floor * k) - window)) for s in scores]
+        rest = sorted((-s[i], h, i) for h, s in enumerate(scores) for i in range(len(s)) if i not in set(safe[h]))
+        for _, h, i in rest[: e.heads * (k - window) - sum(map(len, safe))]:
+            safe[h].append(i)
+        kept += [sorted(s) + [*range(e.n - window, e.n)] for s in safe]
+    return kept
+
+
+def pyramid_kv(e, k, window=32, beta=20):
+    low = (k - window) / beta
+    high = 2 * (k - window) - low
+    if high > e.n - window:
+        high = e.n - window
+        low = 2 * (k - window) - high
+    totals = np.cumsum([high - l * (high - low) / (e.layers - 1) for l in range(e.layers)])
+    ends = [*np.floor(totals[:-1] + 0.5).astype(int), (k - window) * e.layers]
+    budgets = np.diff([0, *ends])
+    kept = []
+    for layer in range(e.layers):
+        for head in range(e.heads):
+            best = top(snap_scores(e, layer, head, window), budgets[layer])
+            kept.append([*best, *range(e.n - window, e.n)])
+    return kept
+
+
+def chunk_kv(e, k, chunk=10, window=32, reuse=1):
+    kept = []
+    for layer in range(e.layers):
+        if layer % reuse == 0:
+            scores = sum(snap_scores(e, layer, head, window, kernel=1) for head in range(e.heads))
+            chunks = [list(range(i, min(i + chunk, len(scores)))) for i in range(0, len(scores), chunk)]
+            order = sorted(range(len(chunks)), key=lambda c: (-scores[chunks[c]].sum(), c))
+            indices, left = [], k - window
+            for c in order:
+                if len(chunks[c]) > left:  # what is left goes to the best of the next chunk
+                    indices += sorted(chunks[c], key=lambda i: (-scores[i], i))[:left]
+                    break
+                indices += chunks[c]
+                left -= len(chunks[c])
+            indices = sorted(indices) + [*range(e.n - window, e.n)]
+        kept += [indices] * e.heads
+    return kept
+
+
+def all_layers(e, k, window=32):
+    scores = [snap_scores(e, layer, head, window) for layer in range(e.layers) for head in range(e.heads)]
+    order = sorted((-s[i], table, i) for table, s in enumerate(scores) for i in range(len(s)))
+    kept = [[] for _ in scores]
+    for _, table, i in order[: len(scores) * (k - window)]:
+        kept[table].append(i)
+    return [sorted(s) + [*range(e.n - window, e.n)] for s in kept]
+
+
+CASES = {
+    "streamingllm,tokens=100": lambda e: streaming_llm(e, 100),
+    "keynorm,keep=0.3": lambda e: key_norm(e, 210),
+    "keydiff,tokens=90": lambda e: key_diff(e, 90),
+    "lagkv,tokens=200": lambda e: lag_kv(e, 200),
+    "lagkv(sinks=0,lag=50),tokens=333": lambda e: lag_kv(e, 333, 0, 50),
+    "snapkv,tokens=100": lambda e: snap_kv(e, 100),
+    "snapkv(window=16,kernel=7,pool=max),tokens=140": lambda e: snap_kv(e, 140, 16, kernel=7, pool="max"),
+    "snapkv(window=64,kernel=1),tokens=600": lambda e: snap_kv(e, 600, 64, kernel=1),
+    "tova,tokens=77": lambda e: tova(e, 77),
+    "adakv,tokens=200": lambda e: ada_kv(e, 200),
+    "adakv(floor=0.5,window=8),tokens=50": lambda e: ada_kv(e, 50, 0.5, 8),
+    "pyramidkv,tokens=120": lambda e: pyramid_kv(e, 120),
+    "pyramidkv(slope=4,window=16),tokens=500": lambda e: pyramid_kv(e, 500, 16, 4),
+    "chunkkv,tokens=150": lambda e: chunk_kv(e, 150),
+    "chunkkv(chunk=7,reuse=2),tokens=200": lambda e: chunk_kv(e, 200, 7, 32, 2),
+    "chunkkv(reuse=3,window=16),tokens=333": lambda e: chunk_kv(e, 333, 10, 16, 3),
+    "snapkv,global,tokens=80": lambda e: all_layers(e, 80),
+}
+SAME = {  # two ways to say the same
+    "chunkkv(chunk=1,heads=apart,kernel=5),tokens=123": "snapkv,tokens=123",
+    "chunkkv(reuse=1),tokens=123": "chunkkv,tokens=123",
+    "adakv(floor=1),tokens=123": "snapkv,tokens=123",
+    "snapkv,pyramidkv(slope=1),tokens=123": "snapkv,tokens=123",
+}
+
+
+class PolicyTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        with tempfile.TemporaryDirectory() as name:
+            policies = [*CASES, *SAME, *SAME.values()]
+            done = subprocess.run([DUMP, name, *policies], check=True, capture_output=True, text=True)
+            numbers, *lines = map(json.loads, done.stdout.splitlines())
+            cls.evidence = Evidence(pathlib.Path(name), numbers)
+            cls.kept = {line["policy"]: line["kept"] for line in lines}
+
+    def test_policies_keep_what_their_papers_do(self):
+        for policy, expected in CASES.items():
+            for table, (mine, theirs) in enumerate(zip(self.kept[policy], expected(self.evidence), strict=True)):
+                with self.subTest(policy=policy, table=table):
+                    self.assertEqual(sorted(set(mine) ^ set(theirs)), [])
+                    self.assertEqual(len(mine), len(theirs))
+
+    def test_ways_to_say_the_same_give_the_same(self):
+        for one, other in SAME.items():
+            with self.subTest(one):
+                self.assertEqual(self.kept[one], self.kept[other])
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

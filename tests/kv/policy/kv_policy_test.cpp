@@ -1,0 +1,97 @@
+#include "kv/policy/kv_policy.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace witan {
+namespace {
+
+using testing::HasSubstr;
+
+std::string error_of(const std::string& text) {
+  try {
+    (void)parse_kv_policy(text);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    return error.what();
+  }
+  return "none";
+}
+
+TEST(KvPolicy, EveryMethodStandsAlone) {
+  for (const KvPolicyPart& part : kv_policy_parts()) {
+    const std::string text = std::string(part.name) + ",keep=0.25";
+    if (part.is_method) {
+      EXPECT_NE(parse_kv_policy(text).scorer, nullptr) << text;
+    } else {
+      EXPECT_THAT(error_of(text), HasSubstr("add a method")) << text;
+    }
+  }
+}
+
+TEST(KvPolicy, PartsAndKeysSetWhatTheyName) {
+  const KvPolicy policy = parse_kv_policy(" snapkv( window = 16 , pool=max), pyramidkv(slope=7), floor=64, keep=0.5 ");
+  EXPECT_EQ(policy.scorer->num_query_tokens(), 16);
+  EXPECT_EQ(policy.num_recent, 32) << "pyramidkv's own window is protected too";
+  EXPECT_EQ(policy.layers, KvLayerBudget::kPyramid);
+  EXPECT_EQ(policy.pyramid_slope, 7.0);
+  EXPECT_EQ(policy.floor_tokens, 64);
+  const KvPolicy chunks =
+      parse_kv_policy("keydiff,chunkkv(chunk=5,reuse=3,score=mean,heads=apart),tokens=100,sinks=2,recent=9");
+  EXPECT_EQ(chunks.scorer->num_query_tokens(), 0) << "a method that is named goes before one that a refinement brings";
+  EXPECT_EQ(chunks.chunk, 5);
+  EXPECT_EQ(chunks.reused_layers, 3);
+  EXPECT_FALSE(chunks.chunk_by_sum);
+  EXPECT_FALSE(chunks.heads_agree);
+  EXPECT_EQ(chunks.num_sinks, 2);
+  EXPECT_EQ(chunks.num_recent, 9);
+  EXPECT_EQ(parse_kv_policy("streamingllm(sinks=7),keep=1").num_sinks, 7);
+  EXPECT_EQ(parse_kv_policy("adakv(floor=0.5),keep=0.1").head_floor, 0.5);
+  EXPECT_EQ(parse_kv_policy("snapkv,global,keep=0.1").scope, KvScope::kModel);
+}
+
+TEST(KvPolicy, BudgetsAreRatiosOrNumbersWithAFloor) {
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.25").num_kept(101), 25);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.25,floor=60").num_kept(101), 60);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.25,floor=600").num_kept(101), 101);
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=30").num_kept(101), 30);
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=30").num_kept(10), 10);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.01").num_kept(5), 1) << "something stays";
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=1").num_kept(5), 5);
+}
+
+TEST(KvPolicy, WhatIsWrongIsNamed) {
+  EXPECT_THAT(error_of("snapkv"), HasSubstr("keep=0.2"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,tokens=9"), HasSubstr("both keep and tokens"));
+  EXPECT_THAT(error_of("snapkv,keep=0"), HasSubstr("keep must be a number from"));
+  EXPECT_THAT(error_of("snapkv,keep=1.5"), HasSubstr("'1.5'"));
+  EXPECT_THAT(error_of("snapkv,keep=half"), HasSubstr("'half'"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,keep=0.5"), HasSubstr("keep is given twice"));
+  EXPECT_THAT(error_of("snapkv,tokens=-4"), HasSubstr("'-4'"));
+  EXPECT_THAT(error_of("snapkv,size=4,keep=0.5"), HasSubstr("size"));
+  EXPECT_THAT(error_of("snipkv,keep=0.5"), HasSubstr("'snipkv' is no part"));
+  EXPECT_THAT(error_of("snipkv,keep=0.5"), HasSubstr("snapkv"));
+  EXPECT_THAT(error_of("snapkv(windows=4),keep=0.5"), HasSubstr("no argument windows; it has window, kernel, pool"));
+  EXPECT_THAT(error_of("keynorm(a=4),keep=0.5"), HasSubstr("keynorm has no arguments"));
+  EXPECT_THAT(error_of("snapkv(window=0),keep=0.5"), HasSubstr("window must be a number from 1"));
+  EXPECT_THAT(error_of("snapkv(window=4x),keep=0.5"), HasSubstr("'4x'"));
+  EXPECT_THAT(error_of("snapkv(kernel=4),keep=0.5"), HasSubstr("kernel must be odd"));
+  EXPECT_THAT(error_of("snapkv(pool=min),keep=0.5"), HasSubstr("avg, max"));
+  EXPECT_THAT(error_of("snapkv(window=4,window=5),keep=0.5"), HasSubstr("window is given twice"));
+  EXPECT_THAT(error_of("snapkv(window),keep=0.5"), HasSubstr("name=value"));
+  EXPECT_THAT(error_of("snapkv(window=4,keep=0.5"), HasSubstr("parentheses"));
+  EXPECT_THAT(error_of("snapkv)window=4(,keep=0.5"), HasSubstr("parentheses"));
+  EXPECT_THAT(error_of("snapkv(window=4)x,keep=0.5"), HasSubstr("follows the arguments"));
+  EXPECT_THAT(error_of("snapkv,,keep=0.5"), HasSubstr("a part is empty"));
+  EXPECT_THAT(error_of(""), HasSubstr("empty"));
+  EXPECT_THAT(error_of("snapkv,keydiff,keep=0.5"), HasSubstr("snapkv and keydiff cannot be combined"));
+  EXPECT_THAT(error_of("adakv,global,keep=0.5"), HasSubstr("adakv and global cannot be combined"));
+  EXPECT_THAT(error_of("snapkv,global,pyramidkv,keep=0.5"), HasSubstr("global and pyramidkv cannot be combined"));
+  EXPECT_THAT(error_of("chunkkv,adakv,keep=0.5"), HasSubstr("chunkkv and adakv cannot be combined"));
+  EXPECT_EQ(error_of("chunkkv(heads=apart),adakv,keep=0.5"), "none");
+}
+
+}  // namespace
+}  // namespace witan
