@@ -96,6 +96,10 @@ class EvalTest(EvalTestCase):
         self.assertEqual(self.results()["b"]["generated_tokens"], 5)
         self.assertEqual(self.lines()[0]["settings"]["num_tokens"], 5)
 
+    def test_a_kv_policy_is_one_of_the_settings(self):
+        self.eval(self.tasks(task("a")), "--kv", "keynorm,keep=0.5")
+        self.assertEqual(self.lines()[0]["settings"]["kv"], "keynorm,keep=0.5")
+
     def test_a_batch_gives_what_each_gives_alone(self):
         lines = [task(f"t{i}", prompt="x" * (3 + 7 * i % 50) + str(i), max_tokens=4 + i % 5) for i in range(40)]
         self.eval(self.tasks(*lines), "--sequences", "9")

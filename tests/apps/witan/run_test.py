@@ -184,6 +184,27 @@ class AnswersTest(RunTestCase):
         self.assertEqual(held["bf16"], held["f16"])
         self.assertLess(held["q8_0"], held["f16"])
 
+    def test_a_kv_policy_keeps_what_it_says(self):
+        text = "The quick brown fox jumps over the lazy dog. " * 4
+        prompt = ["-p", text, "-n", 4]
+        dense, kept = self.answers(*prompt)[0], self.answers(*prompt, "--kv", "snapkv(window=8),keep=0.25")[0]
+        self.assertNotIn("kv", dense["usage"])
+        kv = kept["usage"]["kv"]
+        self.assertEqual(kv["prompt_entries"], kept["usage"]["prompt_tokens"])
+        for layer in kv["kept_entries"]:
+            self.assertEqual(set(layer), {kv["prompt_entries"] // 4})
+        self.assertLess(kv["bytes_after"], kv["bytes_before"])
+        self.assertEqual(self.answers(*prompt, "--kv", "snapkv,keep=1")[0]["tokens"], dense["tokens"])
+
+    def test_a_kv_policy_that_is_none_is_refused_before_loading(self):
+        for policy, says in (
+            ("snapkv", "keep=0.2"),
+            ("snipkv,keep=0.2", "'snipkv' is no part of a KV policy"),
+            ("snapkv,keydiff,keep=0.2", "cannot be combined"),
+            ("snapkv(window=x),keep=0.2", "window must be a number"),
+        ):
+            self.fails("run", "-m", "nowhere", "-p", "x", "--kv", policy, code=2, says=["--kv", says])
+
 
 class StatisticsTest(RunTestCase):
     def test_the_line_on_standard_error_counts_tokens_and_experts(self):
