@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <limits>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -122,7 +123,7 @@ struct Engine::State {
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
   void make_query_windows(const StepPlan& plan);
   void compress_prompts(const StepPlan& plan, std::vector<Delivery>& deliveries);
-  void compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
+  std::set<SequenceId> compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
   void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
   void deliver(const std::vector<Delivery>& deliveries);
@@ -257,6 +258,7 @@ void Engine::State::make_query_windows(const StepPlan& plan) {
     const int32_t num_prompt = scheduler.num_prompt_tokens(sequence);
     const int32_t num_wanted = std::min(generation.kv_policy->scorer->num_query_tokens(), num_prompt);
     if (num_wanted == 0) continue;
+    generation.kv_error.clear();
     try {
       generation.query_window = model.make_query_window(num_prompt - num_wanted, num_wanted);
     } catch (const Error& error) {
@@ -268,17 +270,21 @@ void Engine::State::make_query_windows(const StepPlan& plan) {
 // Behind the commit of a step that ended prompts of sequences with a KV policy. The mutex is not held while entries are
 // judged: that reads nothing but what belongs to the step.
 void Engine::State::compress_prompts(const StepPlan& plan, std::vector<Delivery>& deliveries) {
+  std::set<SequenceId> preempted;  // for the room of others: their prompts are computed again
   for (const ScheduledSlice& slice : plan.slices) {
-    if (slice.ends_prompt) compress_prompt(slice, deliveries);
+    if (slice.ends_prompt && !preempted.contains(slice.sequence)) preempted.merge(compress_prompt(slice, deliveries));
   }
 }
 
-void Engine::State::compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
+// Returns the sequences that were preempted for its room.
+std::set<SequenceId> Engine::State::compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
   Generation* generation = nullptr;
   {
     const std::lock_guard lock(mutex);
     generation = &generations.at(slice.sequence);  // stays where it is: only steps remove any
+    if (std::ssize(scheduler.tokens(slice.sequence)) >= scheduler.max_tokens(slice.sequence))
+      return {};  // it ends here
   }
   try {
     if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
@@ -288,7 +294,10 @@ void Engine::State::compress_prompt(const ScheduledSlice& slice, std::vector<Del
     const std::lock_guard lock(mutex);
     report->bytes_before = model.kv().held_bytes(slice.kv_sequence);
     generation->query_window.reset();
-    if (!scheduler.compress(slice.sequence, kept)) return;  // preempted: all of it comes again
+    const std::vector<SequenceId> victims = scheduler.compress(slice.sequence, kept);
+    std::set<SequenceId> preempted(victims.begin(), victims.end());
+    for (const SequenceId sequence : preempted) generations.at(sequence).query_window.reset();
+    if (preempted.contains(slice.sequence)) return preempted;
     report->bytes_after = model.kv().held_bytes(slice.kv_sequence);
     size_t table = 0;
     for (const KvLayerSpec& layer : model.info().kv_layers) {
@@ -300,9 +309,11 @@ void Engine::State::compress_prompt(const ScheduledSlice& slice, std::vector<Del
     }
     report->seconds = seconds_since(start);
     generation->usage.kv = std::move(report);
+    return preempted;
   } catch (const Error& error) {
     const std::lock_guard lock(mutex);
     fail_sequence(slice.sequence, error.what(), deliveries);
+    return {};
   }
 }
 

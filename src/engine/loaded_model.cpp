@@ -137,8 +137,16 @@ std::vector<std::vector<int32_t>> LoadedModel::choose_kept(SequenceId sequence, 
 
 std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token, int32_t num_tokens) {
   const std::vector<KvLayerSpec>& layers = info().kv_layers;
-  return std::make_unique<QueryWindow>(pool_, static_cast<int32_t>(layers.size()), info().num_heads,
-                                       layers.front().key_dim, first_token, num_tokens);
+  const auto make = [&] {
+    return std::make_unique<QueryWindow>(pool_, static_cast<int32_t>(layers.size()), info().num_heads,
+                                         layers.front().key_dim, first_token, num_tokens);
+  };
+  try {
+    return make();
+  } catch (const Error&) {  // what the prefix cache holds can be had
+    kv_->clear_prefix_cache();
+    return make();
+  }
 }
 
 void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size) {

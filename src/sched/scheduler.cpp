@@ -382,20 +382,21 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   state_->plan_is_open = false;
 }
 
-bool Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept) {
+std::vector<SequenceId> Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept) {
   WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
   Sequence& sequence = state_->at(id);
   WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} prompt tokens computed", id,
               sequence.num_computed, sequence.num_prompt_tokens);
-  while (!state_->kv.keep(*sequence.kv_sequence, kept)) {
+  std::vector<SequenceId> preempted;
+  while (sequence.kv_sequence && !state_->kv.keep(*sequence.kv_sequence, kept)) {
     Sequence& victim = *state_->running.back();
     if (state_->running.size() == 1) state_->fail_alone(victim);
     state_->preempt(victim);
-    if (&victim == &sequence) return false;
+    preempted.push_back(victim.id);
   }
-  sequence.compressed = true;
+  sequence.compressed = sequence.kv_sequence.has_value();
   state_->refusal.reset();
-  return true;
+  return preempted;
 }
 
 void Scheduler::abandon(const StepPlan& plan) {

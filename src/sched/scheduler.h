@@ -124,10 +124,10 @@ class Scheduler {
 
   // Drops the entries of the prompt that are not in `kept` (KvCache::keep) from the KV cache of a sequence whose slice
   // ended its prompt in the plan committed last. Between that and the next schedule() it is called for each of them
-  // that goes on. Copies of shared blocks may need the room of less valuable sequences, or of this one if it is the
-  // least valuable: those are preempted, and this one is then false. The entries that it had are recomputed when it
-  // runs again, and compressed again. Throws SequenceError(kOutOfMemory) as schedule() does, when it runs alone.
-  bool compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
+  // that goes on. Copies of shared blocks may need the room of less valuable sequences, which are preempted, or of this
+  // one if it is the least valuable: it is computed again then, and compressed again. Returns those that were
+  // preempted. Throws SequenceError(kOutOfMemory) as schedule() does, when it runs alone.
+  std::vector<SequenceId> compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
   // same tokens in a later plan, or are finished.

@@ -236,6 +236,34 @@ TEST(KvPolicyEngine, EightCompressedSequencesFitWhereTwoDenseOnesDo) {
   EXPECT_GE(most_running("snapkv,tokens=32"), 7);
 }
 
+// Prompts that end in one step, where the copies that one needs take the room of another.
+TEST(KvPolicyEngine, PromptsThatEndTogetherMayTakeEachOthersRoom) {
+  ModelOptions o = small_options();
+  o.max_step_tokens = 2000;
+  const auto run = [&](Engine& engine) {
+    std::map<int32_t, Answer> answers;
+    for (int32_t i = 0; i < 12; ++i) {
+      engine.submit(request_for(prompt_tokens(64 + 8 * i, i), "snapkv(window=8),keep=0.8", 100),
+                    [&answers, i](const GenerationOutput& output) { answers[i].take(output); });
+    }
+    run_all(engine);
+    std::vector<decltype(Answer::steps)> steps;
+    for (auto& [i, answer] : answers) {
+      EXPECT_TRUE(answer.error.empty()) << answer.error;
+      steps.push_back(std::move(answer.steps));
+    }
+    return steps;
+  };
+  Engine calm(o);
+  const auto expected = run(calm);
+  for (const int64_t percent : {14, 20, 30, 45}) {
+    ModelOptions tight = o;
+    tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held * percent / 100;
+    Engine engine(tight);
+    EXPECT_EQ(run(engine), expected) << percent << " % of the room";
+  }
+}
+
 TEST(KvPolicyEngine, AWindowOrABudgetBeyondThePromptIsNoError) {
   Engine engine(small_options());
   const Answer tiny = ask(engine, request_for(prompt_tokens(5, 1), "snapkv(window=64),tokens=3"));

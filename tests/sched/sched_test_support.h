@@ -45,6 +45,23 @@ inline TestConfig with_budget(int32_t max_step_tokens, int64_t num_rows = 64) {
   return config;
 }
 
+// What is kept of the prompt of a compressed sequence: the entries that are not one more than a multiple of three.
+inline std::vector<int32_t> kept_entries(int32_t num_prompt_tokens) {
+  std::vector<int32_t> kept;
+  for (int32_t i = 0; i < num_prompt_tokens; ++i) {
+    if (i % 3 != 1) kept.push_back(i);
+  }
+  return kept;
+}
+
+// What such a sequence has of `tokens`, of which the first are its prompt.
+inline std::vector<TokenId> without_dropped(std::span<const TokenId> tokens, int32_t num_prompt_tokens) {
+  std::vector<TokenId> left;
+  for (const int32_t entry : kept_entries(num_prompt_tokens)) left.push_back(tokens[entry]);
+  left.insert(left.end(), tokens.begin() + num_prompt_tokens, tokens.end());
+  return left;
+}
+
 MATCHER_P4(IsSlice, sequence, first_token, num_tokens, samples, "") {
   *result_listener << "sequence " << arg.sequence << " tokens " << arg.first_token << "+" << arg.num_tokens
                    << (arg.samples ? " samples" : "");
@@ -62,9 +79,15 @@ class SchedulerHarness {
   KvCache& kv() { return kv_; }
   Scheduler& scheduler() { return scheduler_; }
 
-  SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0) {
-    const SequenceId id =
-        scheduler_.add({.prompt = std::move(prompt), .max_new_tokens = max_new_tokens, .priority = priority});
+  SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0, bool compressed = false) {
+    SequenceRequest request{.prompt = std::move(prompt), .max_new_tokens = max_new_tokens, .priority = priority};
+    const auto num_prompt_tokens = static_cast<int32_t>(request.prompt.size());
+    if (compressed && num_prompt_tokens > 1) {
+      request.compression = {.num_kept = static_cast<int32_t>(kept_entries(num_prompt_tokens).size()),
+                             .num_query_tokens = std::min(5, num_prompt_tokens)};
+    }
+    const SequenceId id = scheduler_.add(std::move(request));
+    if (compressed && num_prompt_tokens > 1) compressed_.insert(id);
     priorities_[id] = priority;
     live_.insert(id);
     check();
@@ -92,6 +115,9 @@ class SchedulerHarness {
     for (const ScheduledSlice& slice : plan.slices) compute(slice, sampled);
     scheduler_.commit(plan, sampled);
     check();
+    for (const ScheduledSlice& slice : plan.slices) {
+      if (slice.ends_prompt && running_.contains(slice.sequence)) compress(slice);
+    }
   }
 
   void abandon(const StepPlan& plan) {
@@ -109,6 +135,7 @@ class SchedulerHarness {
 
   void finish_complete(const StepPlan& plan) {
     for (const ScheduledSlice& slice : plan.slices) {
+      if (!live_.contains(slice.sequence)) continue;
       const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
       if (std::ssize(tokens) < scheduler_.max_tokens(slice.sequence)) continue;
       done_[slice.sequence].assign(tokens.begin(), tokens.end());
@@ -161,19 +188,39 @@ class SchedulerHarness {
     const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
     const int32_t end = slice.first_token + slice.num_tokens;
     ASSERT_EQ(kv_.num_tokens(slice.kv_sequence), slice.first_token);
-    for (int32_t entry = slice.first_token; entry < end; ++entry) {
-      const KvCache::Slot slot = kv_.slot(slice.kv_sequence, 0, 0, entry);
-      reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(tokens[entry]);
+    const int32_t num_entries = kv_.num_entries(slice.kv_sequence, 0, 0);
+    for (int32_t i = 0; i < slice.num_tokens; ++i) {
+      const KvCache::Slot slot = kv_.slot(slice.kv_sequence, 0, 0, num_entries + i);
+      reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(tokens[slice.first_token + i]);
     }
-    const KvView view = kv_.view(slice.kv_sequence, 0, 0, end);
-    std::vector<TokenId> seen(end);
-    for (int32_t entry = 0; entry < end; ++entry) {
+    const KvView view = kv_.view(slice.kv_sequence, 0, 0, num_entries + slice.num_tokens);
+    std::vector<TokenId> seen(view.num_entries);
+    for (int32_t entry = 0; entry < view.num_entries; ++entry) {
       seen[entry] =
           static_cast<TokenId>(reinterpret_cast<const float*>(view.blocks[entry / kKvBlockSize])[entry % kKvBlockSize]);
     }
-    EXPECT_TRUE(std::ranges::equal(seen, tokens.first(end))) << "sequence " << slice.sequence;
+    const int32_t num_prompt_tokens = scheduler_.num_prompt_tokens(slice.sequence);
+    const bool in_prompt = !compressed_.contains(slice.sequence) || slice.first_token < num_prompt_tokens;
+    if (compressed_.contains(slice.sequence)) {
+      EXPECT_TRUE(!in_prompt || end <= num_prompt_tokens) << "sequence " << slice.sequence << " was to be compressed";
+      EXPECT_EQ(slice.ends_prompt, end == num_prompt_tokens);
+    }
+    EXPECT_EQ(seen, in_prompt ? std::vector<TokenId>(tokens.begin(), tokens.begin() + end)
+                              : without_dropped(tokens.first(end), num_prompt_tokens))
+        << "sequence " << slice.sequence;
     EXPECT_EQ(slice.samples, end == std::ssize(tokens));
     if (slice.samples) sampled.push_back(next_token(seen));
+  }
+
+  void compress(const ScheduledSlice& slice) {
+    if (std::ssize(scheduler_.tokens(slice.sequence)) >= scheduler_.max_tokens(slice.sequence)) return;  // it ends
+    const std::vector<SequenceId> preempted =
+        scheduler_.compress(slice.sequence, {{kept_entries(slice.first_token + slice.num_tokens)}});
+    for (const SequenceId id : preempted) {
+      EXPECT_TRUE(id == slice.sequence || more_valuable(slice.sequence, id));
+      running_.erase(id);
+    }
+    check();
   }
 
   // What holds for every plan: the budget, one slice per running sequence, everyone who decodes gets a token and the
@@ -213,14 +260,19 @@ class SchedulerHarness {
   std::map<SequenceId, int32_t> priorities_;
   std::set<SequenceId> live_;
   std::set<SequenceId> running_;
+  std::set<SequenceId> compressed_;  // those that are, once their prompt is computed
   std::map<SequenceId, std::vector<TokenId>> done_;
   std::optional<SequenceId> taken_;
 };
 
 // The text that follows from a prompt when nothing else runs.
-inline std::vector<TokenId> expected_text(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t context_length) {
+inline std::vector<TokenId> expected_text(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t context_length,
+                                          bool compressed = false) {
+  const auto num_prompt_tokens = static_cast<int32_t>(prompt.size());
   for (int32_t i = 0; i < max_new_tokens && std::ssize(prompt) < context_length; ++i) {
-    prompt.push_back(next_token(prompt));
+    // The first token comes of all of the prompt.
+    const bool dropped = compressed && num_prompt_tokens > 1 && i > 0;
+    prompt.push_back(next_token(dropped ? without_dropped(prompt, num_prompt_tokens) : prompt));
   }
   return prompt;
 }

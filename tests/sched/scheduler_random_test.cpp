@@ -17,6 +17,7 @@ struct RandomCase {
   int32_t max_prompt_tokens;
   int32_t max_new_tokens;
   int32_t num_prompt_kinds;  // few: much is shared
+  bool compresses = false;   // half of the sequences
 };
 
 class SchedulerRandomTest : public ::testing::TestWithParam<RandomCase> {};
@@ -30,14 +31,21 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
     return std::uniform_int_distribution<int32_t>(least, most)(random);
   };
   SchedulerHarness harness(c.config);
-  std::map<SequenceId, std::pair<std::vector<TokenId>, int32_t>> requests;
+  struct Request {
+    std::vector<TokenId> prompt;
+    int32_t max_new_tokens;
+    bool compressed;
+  };
+  std::map<SequenceId, Request> requests;
   int64_t num_cancelled = 0;
   const auto arrive = [&] {
     std::vector<TokenId> prompt = make_prompt(pick(1, c.max_prompt_tokens), pick(0, c.num_prompt_kinds - 1));
     if (pick(0, 2) == 0) prompt[pick(0, static_cast<int32_t>(prompt.size()) - 1)] = 55555;
     const int32_t max_new_tokens = pick(1, c.max_new_tokens);
-    const SequenceId id = harness.add(prompt, max_new_tokens, pick(1, c.num_priorities));
-    requests[id] = {std::move(prompt), max_new_tokens};
+    const int32_t priority = pick(1, c.num_priorities);
+    const bool compressed = c.compresses && pick(0, 1) == 0;
+    const SequenceId id = harness.add(prompt, max_new_tokens, priority, compressed);
+    requests[id] = {std::move(prompt), max_new_tokens, compressed};
   };
   for (int i = 0; i < 1500; ++i) {
     if (harness.live().size() < 40 && pick(0, 5) == 0) {
@@ -56,8 +64,8 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
   EXPECT_EQ(std::ssize(harness.done()) + num_cancelled, std::ssize(requests));
   EXPECT_GT(harness.done().size(), 50);
   for (const auto& [id, text] : harness.done()) {
-    const auto& [prompt, max_new_tokens] = requests.at(id);
-    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length)) << id;
+    const auto& [prompt, max_new_tokens, compressed] = requests.at(id);
+    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length, compressed)) << id;
   }
   EXPECT_EQ(harness.kv().stats().block_bytes_held, harness.kv().stats().block_bytes_cached);
 }
@@ -89,6 +97,15 @@ INSTANTIATE_TEST_SUITE_P(
             200,
             150,
             2},
+        RandomCase{"Compressed", {.num_rows = 12}, 3, 150, 120, 3, true},
+        RandomCase{"CompressedWithoutPrefixCache", {.num_rows = 9, .prefix_cache = false}, 3, 150, 120, 3, true},
+        RandomCase{"CompressedInSmallSteps",
+                   {.num_rows = 14, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
+                   2,
+                   100,
+                   80,
+                   2,
+                   true},
         RandomCase{"OneSequence",
                    {.num_rows = 12, .scheduler = {.max_step_tokens = 64, .max_sequences = 1, .context_length = 400}},
                    3,
