@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -37,21 +38,26 @@ struct BenchFlags {
   std::vector<int32_t> prompts = {512};
   std::vector<int32_t> depths = {0};
   std::vector<int32_t> batches = {1};
+  std::vector<std::string> kv_policies;
   int32_t num_tokens = 64;
   int32_t rounds = 5;
   bool json_out = false;
   bool dry = false;
 };
 
-// What is measured: the speed of a prompt, or of generating when each of `batch` sequences has `depth` entries.
+// What is measured: the speed of a prompt, or of generating when each of `batch` sequences has had `depth` tokens.
 struct Case {
   int32_t prompt = 0;  // 0: generating
   int32_t depth = 0;
   int32_t batch = 0;
+  std::optional<KvPolicy> kv_policy = {};
 
   std::string name() const {
-    return prompt > 0 ? fmt::format("prompt {}", prompt) : fmt::format("generate, {} x {} deep", batch, depth);
+    if (prompt > 0) return fmt::format("prompt {}", prompt);
+    const std::string generate = fmt::format("generate, {} x {} deep", batch, depth);
+    return kv_policy ? fmt::format("{}, {}", generate, kv_policy->text) : generate;
   }
+  int32_t num_entries() const { return kv_policy ? kv_policy->num_kept(std::max(1, depth)) : std::max(1, depth); }
 };
 
 // One round of a case.
@@ -61,6 +67,7 @@ struct Measurement {
   double distinct_experts = 0;  // mean over steps
   double bytes_per_token = 0;
   double operations_per_token = 0;
+  double compression_seconds = 0;  // of the KV policy, per sequence
 };
 
 // The machine's limits, at this moment.
@@ -157,8 +164,9 @@ class Bench {
       }
     }
     std::vector<RequestId> requests;
+    compression_seconds_.clear();
     for (int32_t i = 0; i < c.batch; ++i) {
-      requests.push_back(submit(prompt(i), engine_.options().context_length));
+      requests.push_back(submit(prompt(i), engine_.options().context_length, c.kv_policy));
     }
     double seconds = 0;
     double bytes = 0;
@@ -169,7 +177,7 @@ class Bench {
     while (steps < flags_.num_tokens && engine_.step()) {
       const EngineStats after = engine_.stats();
       if (after.prompt_tokens == before.prompt_tokens && after.decode_tokens - before.decode_tokens == c.batch) {
-        const int64_t entries = std::max(1, c.depth) + steps + 1;
+        const int64_t entries = c.num_entries() + steps + 1;
         seconds += after.decode_seconds - before.decode_seconds;
         experts += static_cast<double>(after.last_step_experts);
         bytes += static_cast<double>(cost_.dense_bytes()) +
@@ -192,16 +200,20 @@ class Bench {
     result.bytes_per_token = bytes / tokens;
     result.operations_per_token = operations / steps;
     result.distinct_experts = experts / steps;
+    for (const auto& [request, taken] : compression_seconds_) result.compression_seconds += taken / c.batch;
     return result;
   }
 
-  RequestId submit(std::vector<TokenId> prompt, int32_t max_new_tokens) {
+  RequestId submit(std::vector<TokenId> prompt, int32_t max_new_tokens,
+                   const std::optional<KvPolicy>& kv_policy = std::nullopt) {
     GenerationRequest request;
     request.max_new_tokens = max_new_tokens;
     request.prompt = std::move(prompt);
     request.ignore_end_tokens = true;
-    return engine_.submit(request, [](const GenerationOutput& output) {
+    request.kv_policy = kv_policy;
+    return engine_.submit(request, [this](const GenerationOutput& output) {
       if (output.finish == FinishReason::kError) throw Error(ErrorCode::kOutOfMemory, output.error);
+      if (output.usage.kv != nullptr) compression_seconds_[output.request] = output.usage.kv->seconds;
     });
   }
 
@@ -212,6 +224,7 @@ class Bench {
   const BenchFlags& flags_;
   Engine& engine_;
   ModelCost cost_;
+  std::map<RequestId, double> compression_seconds_;
 };
 
 double median(std::vector<double> values) {
@@ -241,6 +254,10 @@ json case_json(const Case& c, const std::vector<Measurement>& rounds) {
     result.update({{"depth", c.depth},
                    {"batch", c.batch},
                    {"bytes_per_token", median_of(rounds, &Measurement::bytes_per_token)}});
+  }
+  if (c.kv_policy) {
+    result["kv"] = c.kv_policy->text;
+    result["compression_seconds"] = median_of(rounds, &Measurement::compression_seconds);
   }
   const double share = median_of(rounds, &Measurement::limit_share);
   if (share > 0) result["limit_share"] = share;
@@ -274,8 +291,10 @@ void print_results(const json& result) {
       "limits: read {:.1f} GB/s, one thread {:.1f}; a core: int8 {:.0f} GOPS, bf16 {:.0f} and f32 {:.0f} GFLOPS\n",
       giga("read_bandwidth"), giga("read_bandwidth_of_one_thread"), giga("int8_operations_of_one_core"),
       giga("bf16_operations_of_one_core"), giga("f32_operations_of_one_core"));
-  print_stdout("{:<28}{:>10}{:>18}{:>11}{:>14}{:>14}{:>9}\n", "case", "tokens/s", "least..most", "of limit", "MB/token",
-               "Mop/token", "experts");
+  size_t width = 28;
+  for (const json& c : result["cases"]) width = std::max(width, c["name"].get_ref<const std::string&>().size() + 1);
+  print_stdout("{:<{}}{:>10}{:>18}{:>11}{:>14}{:>14}{:>9}\n", "case", width, "tokens/s", "least..most", "of limit",
+               "MB/token", "Mop/token", "experts");
   for (const json& c : result["cases"]) {
     const auto rounds = c["rounds"].get<std::vector<double>>();
     const auto [least, most] = std::ranges::minmax(rounds);
@@ -283,9 +302,14 @@ void print_results(const json& result) {
         c.contains("limit_share") ? fmt::format("{:.0f} %", 100 * c["limit_share"].get<double>()) : "unknown";
     const std::string bytes =
         c.contains("bytes_per_token") ? fmt::format("{:.1f}", c["bytes_per_token"].get<double>() * 1e-6) : "";
-    print_stdout("{:<28}{:>10.1f}{:>18}{:>11}{:>14}{:>14.1f}{:>9.1f}\n", c["name"].get<std::string>(),
+    print_stdout("{:<{}}{:>10.1f}{:>18}{:>11}{:>14}{:>14.1f}{:>9.1f}\n", c["name"].get<std::string>(), width,
                  c["tokens_per_second"].get<double>(), fmt::format("{:.1f}..{:.1f}", least, most), share, bytes,
                  c["operations_per_token"].get<double>() * 1e-6, c["distinct_experts_per_step"].get<double>());
+  }
+  for (const json& c : result["cases"]) {
+    if (!c.contains("kv")) continue;
+    print_stdout("{}: chosen and freed in {:.3f} s a prompt\n", c["name"].get<std::string>(),
+                 c["compression_seconds"].get<double>());
   }
   print_stdout("peak memory {:.1f} MiB, of it big allocations {:.1f} MiB\n",
                result["peak_process_bytes"].get<double>() / (1 << 20),
@@ -344,7 +368,12 @@ void run_bench(const BenchFlags& flags) {
   for (const int32_t prompt : flags.prompts) cases.push_back({.prompt = prompt});
   if (flags.num_tokens > 0) {
     for (const int32_t depth : flags.depths) {
-      for (const int32_t batch : flags.batches) cases.push_back({.depth = depth, .batch = batch});
+      for (const int32_t batch : flags.batches) {
+        cases.push_back({.depth = depth, .batch = batch});
+        for (const std::string& policy : flags.kv_policies) {
+          cases.push_back({.depth = depth, .batch = batch, .kv_policy = parse_kv_policy(policy)});
+        }
+      }
     }
   }
   if (cases.empty()) fail(ErrorCode::kInvalidArgument, "nothing to measure: no --prompt, and --num-tokens 0");
@@ -425,6 +454,10 @@ void add_bench_command(CLI::App& app) {
   add_list("-p,--prompt", flags->prompts, 1, "Tokens of prompts", "512");
   add_list("-d,--depth", flags->depths, 0, "Tokens that a sequence has before it generates", "0");
   add_list("-b,--batch", flags->batches, 1, "Sequences that generate together", "1");
+  add_texts(*command, "--kv", flags->kv_policies,
+            "Generate with this KV policy too, besides all entries; may be repeated")
+      ->type_name("POLICY")
+      ->default_str("none");
   command->add_option("-n,--num-tokens", flags->num_tokens, "Tokens that each sequence generates; 0: prompts alone")
       ->type_name("N")
       ->check(in_range(0, 1 << 20))

@@ -55,7 +55,8 @@ class Selection {
   // Keeps num_entries of all heads together; of each the best whole units that num_floor has room for.
   void keep(int64_t num_entries, int32_t num_floor) {
     for (int32_t head = 0; head < std::ssize(heads_) && num_floor >= chunk_; ++head) {
-      const auto begin = std::ranges::stable_partition(units_, [&](const Unit& u) { return u.head != head; }).begin();
+      const auto begin =
+          std::stable_partition(units_.begin(), units_.end(), [&](const Unit& u) { return u.head != head; });
       num_entries -= take_whole(begin, num_floor);
     }
     num_entries -= take_whole(units_.begin(), num_entries);

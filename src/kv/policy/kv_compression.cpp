@@ -123,7 +123,7 @@ std::vector<std::vector<int32_t>> choose_kept(ComputeContext& ctx, const KvCache
   size_t next = 0;
   for (const JudgedLayer& layer : judged) {
     for (int32_t head = 0; head < layer.num_heads; ++head) {
-      kept[static_cast<size_t>(layer.first_table + head)] = std::move(selected[next++]);
+      kept[layer.first_table + head] = std::move(selected[next++]);
     }
   }
   return kept;

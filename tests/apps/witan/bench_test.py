@@ -42,6 +42,16 @@ class BenchTest(program.WitanTestCase):
         (case,) = self.bench("-p", "1", "-d", "700", "-b", "6", "-n", "3")["cases"][1:]
         self.assertEqual(case["name"], "generate, 6 x 700 deep")
 
+    def test_kv_policies_are_measured_beside_all_entries(self):
+        flags = ["-p", "1", "-d", "100", "-n", "4", "--kv", "snapkv(window=8),keep=0.2", "--kv", "keydiff,tokens=50"]
+        dense, fifth, half = self.bench(*flags)["cases"][1:]
+        self.assertEqual(fifth["name"], "generate, 1 x 100 deep, snapkv(window=8),keep=0.2")
+        self.assertEqual(half["kv"], "keydiff,tokens=50")
+        self.assertGreater(half["compression_seconds"], 0)
+        entry = 2 * 2 * (128 + 128) * 2
+        self.assertAlmostEqual(dense["bytes_per_token"] - fifth["bytes_per_token"], 80 * entry, places=3)
+        self.assertAlmostEqual(dense["bytes_per_token"] - half["bytes_per_token"], 50 * entry, places=3)
+
     def test_prompts_alone(self):
         self.assertEqual([c["name"] for c in self.bench("-p", "7", "-n", "0")["cases"]], ["prompt 7"])
 
