@@ -3,7 +3,7 @@
 
   training/model_card.py --out DIR
 
-Needs DIR/results.jsonl of `witan eval` and DIR/forgetting.json of forgetting.py; README.md has the commands.
+Needs DIR/results.jsonl and DIR/forgetful.jsonl of `witan eval`; README.md has the commands.
 """
 
 import argparse
@@ -57,8 +57,8 @@ each). Of the long answers, {given:.1f} % were given at all.
 {accuracy}
 
 ## What it needs of the context
-Replies right in every token, in percent, with the whole prompt and with the first 4 tokens and the most recent ones, {kept:.0f} % of it
-together. What the second column loses, a method that keeps the right part of the KV cache can win back.
+The same with `--kv {policy}`: a fifth of the prompt's KV entries, the first 4 and the most recent ones. What is
+lost here, a method that keeps the right part of the KV cache can win back. In percent, all entries and those:
 
 {forgetting}
 
@@ -113,11 +113,19 @@ def accuracy_table(results):
     return table(["task", *lengths], [[f"{t}: {v}", *(cell(t, v, n) for n in lengths)] for t, v in names])
 
 
-def forgetting_table(rows):
-    def shares(row):
-        return [f"{100 * row[name] / row['samples']:.0f}" for name in ("whole", "kept")]
+def forgetting_table(results, forgetful):
+    """The tasks that need the document, by length: right with all entries and with those that were kept."""
 
-    return table(["task", "length", "whole", "kept"], [[row["task"], row["length"], *shares(row)] for row in rows])
+    def share(of, task, length):
+        marks = [m is True for r in of if (r["task"], r["length"]) == (task, length) for m in r["correct"]]
+        return f"{100 * sum(marks) / len(marks):.0f}" if marks else ""
+
+    lengths = sorted({result["length"] for result in results})
+    rows = [
+        [task, *(f"{share(results, task, length)}, {share(forgetful, task, length)}" for length in lengths)]
+        for task in ("retrieval", "following", "long_answer")
+    ]
+    return table(["task", *lengths], rows)
 
 
 def curve_table(log, points=12):
@@ -153,7 +161,9 @@ def main():
     args = parser.parse_args()
     run = train.Run.load(args.out / "checkpoint.pt", "cpu")
     results, expert_counts = read_results(args.out / "results.jsonl")
-    forgetting = json.loads((args.out / "forgetting.json").read_text(encoding="utf-8"))
+    forgetful, _ = read_results(args.out / "forgetful.jsonl")
+    with open(args.out / "forgetful.jsonl", encoding="utf-8") as lines:
+        policy = json.loads(lines.readline())["settings"]["kv"]
     long_answers = [mark for result in results if result["task"] == "long_answer" for mark in result["correct"]]
     log = [json.loads(line) for line in (args.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     config = run.model.config
@@ -182,8 +192,8 @@ def main():
         samples=collections.Counter((r["task"], r["variant"], r["length"]) for r in results).most_common(1)[0][1],
         given=100 * sum(mark is not None for mark in long_answers) / max(1, len(long_answers)),
         accuracy=accuracy_table(results),
-        kept=100 * forgetting["kept"],
-        forgetting=forgetting_table(forgetting["rows"]),
+        policy=policy,
+        forgetting=forgetting_table(results, forgetful),
         curve=curve_table(log),
         spread=max(max(layer) / max(1, min(layer)) for layer in expert_counts),
         routing=table(

@@ -23,7 +23,6 @@ sys.path.insert(0, str(REPOSITORY / "training"))
 import batches
 import curriculum
 import export
-import forgetting
 import model as model_module
 import numpy
 import optimizer
@@ -149,17 +148,6 @@ class ModelTest(unittest.TestCase):
             expected, actual = (torch.autograd.grad(out, (q, k, v), gradient) for out in (expected, actual))
             for a, e in zip(actual, expected):
                 self.assertLess((a - e).abs().max().item(), 1e-12)
-
-    def test_forgetting_leaves_the_first_and_the_most_recent(self):
-        q = torch.randn(1, 4, 40, 64)
-        k, v = torch.randn(2, 1, 2, 40, 64).unbind(0)
-        whole = model_module.causal_attention(q, k, v)
-        self.assertLess((forgetting.attention_with(40)(q, k, v) - whole).abs().max().item(), 1e-5)
-        some = forgetting.attention_with(10)(q, k, v)
-        seen = [*range(4), *range(30, 40)]  # by the last query
-        expected = model_module.causal_attention(q[:, :, seen], k[:, :, seen], v[:, :, seen])
-        self.assertLess((some[:, :, -1] - expected[:, :, -1]).abs().max().item(), 1e-5)
-        self.assertGreater((some[:, :, -1] - whole[:, :, -1]).abs().max().item(), 1e-2)
 
     def test_dense_and_gathered_experts_agree_in_values_and_gradients(self):
         experts = small_model().layers[0].experts
@@ -323,13 +311,14 @@ class TrainTest(unittest.TestCase):
         names = ("retrieval:needle", "long_answer:k20")
         made = [argument for name in names for argument in ("--task", name)]
         script("eval/make_tasks", *made, "--lengths", "256,1536", "--samples", 2, "--out", run / "tasks.jsonl")
-        subprocess.run([WITAN, "eval", "-m", run / "model", "--tasks", run / "tasks.jsonl", "--out", run / "results.jsonl"],
-                       check=True, capture_output=True)  # fmt: skip
-        self.assertRegex(script("training/forgetting.py", "--out", run, "--samples", 1, "--lengths", 128), r"retrieval +128 +0 %")
+        evaluate = [WITAN, "eval", "-m", run / "model", "--tasks", run / "tasks.jsonl"]
+        for out, flags in (("results.jsonl", []), ("forgetful.jsonl", ["--kv", "streamingllm,keep=0.2"])):
+            subprocess.run([*evaluate, *flags, "--out", run / out], check=True, capture_output=True)
         script("training/model_card.py", "--out", run)
         card = (run / "model" / "README.md").read_text()
         self.assertIn("\n| retrieval: needle | 0 | 0 |\n", card)
-        self.assertIn("\n| retrieval | 128 | 0 | 0 |\n", card)
+        self.assertIn("\n| retrieval | 0, 0 | 0, 0 |\n", card)
+        self.assertIn("`--kv streamingllm,keep=0.2`", card)
         self.assertIn("training/train.py --size test --seed 1 --tokens 1000 --out DIR", card)
         shares = re.search(r"\n\| 0 \| ([\d. |]+) \|\n", card[card.index("## Routing") :])[1].split(" | ")
         self.assertAlmostEqual(sum(map(float, shares)), 100, delta=0.3)
