@@ -10,6 +10,7 @@ import tempfile
 from tasks import sample
 
 _PIECE = re.compile(r"[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+_ATTEMPTS = 5
 _ROUNDS = 6  # of making a sample again when its length was estimated badly
 _SHORTEST = 0.9  # of the length asked for, below which a sample is made again with more room
 
@@ -67,8 +68,13 @@ def fit(generate, names, length, counter):
     """A sample for each of `names`, of at most `length` tokens with markup; raises NoRoom where none fits."""
 
     def make(name, tokens):
-        room = sample.Room(tokens, counter.estimate, 1)
-        return generate(sample.rng_of(sample.EVAL, *name), room)
+        for attempt in range(_ATTEMPTS):  # that one draw is too long does not mean that all are
+            try:
+                rng = sample.rng_of(sample.EVAL, *name, *([f"again {attempt}"] if attempt else []))
+                return generate(rng, sample.Room(tokens, counter.estimate, 1))
+            except sample.NoRoom:
+                continue
+        raise sample.NoRoom(f"{tokens} tokens")
 
     made = [make(name, length) for name in names]
     if counter.exact:

@@ -22,7 +22,7 @@ def _length(rng, room, share):
     most = int((room.left - 2 * MARKUP_TOKENS) * share / 2.2)
     if most < 3:
         raise NoRoom(f"{room.tokens} tokens")
-    return rng.randint(3, min(most, 40)) if room.turns > 1 else min(most, 60)
+    return rng.randint(3, min(most, 40)) if room.turns > 1 else min(most, 40)
 
 
 def rewrite(rng, room):
