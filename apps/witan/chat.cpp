@@ -188,7 +188,9 @@ void run_chat(const ChatFlags& flags, bool has_num_tokens) {
   const jinja::Value extra = jinja::parse_json(flags.extra, "--extra");
   if (extra.as_dict() == nullptr) fail(ErrorCode::kInvalidArgument, "--extra: expected a JSON object");
   const std::string conversation = flags.load_path.empty() ? "" : read_text_file(flags.load_path);
-  const std::unique_ptr<Engine> engine = load_engine(flags.model.finished());
+  ModelOptions options = flags.model.finished();
+  if (options.path.empty()) options.path = shipped_model_path();
+  const std::unique_ptr<Engine> engine = load_engine(options);
   const std::unique_ptr<ChatTemplate> chat_template =
       load_chat_template(flags.chat_template, &engine->checkpoint(), false);
   const GenerationDefaults defaults = engine->checkpoint().generation_defaults();
@@ -211,7 +213,9 @@ void add_chat_command(CLI::App& app) {
       std::string(kHelp) +
       "\nReasoning that the model marks is shown dim on a terminal, elsewhere between [reasoning] and "
       "[/reasoning].\n\nFlags that are not given default to what the model's generation_config.json says, as for run.");
-  add_model_flag(*command, flags->model.options.path);
+  add_model_flag(*command, flags->model.options.path)
+      ->required(false)
+      ->default_str("witan-tiny, which comes with Witan");
   command->add_option("--system", flags->system, "The system message")->type_name("TEXT")->default_str("none");
   command->add_option("--load", flags->load_path, "Go on with a conversation that /save wrote")
       ->type_name("FILE")

@@ -3,11 +3,13 @@
 #include <cctype>
 #include <charconv>
 #include <cmath>
+#include <filesystem>
 #include <map>
 #include <string_view>
 
 #include "base/error.h"
 #include "help.h"
+#include "version.h"
 
 namespace witan {
 
@@ -41,6 +43,19 @@ CLI::Option* add_model_flag(CLI::App& app, std::string& path) {
   return app.add_option("-m,--model", path, "GGUF file (any part of a split one) or Hugging Face directory")
       ->type_name("PATH")
       ->required();
+}
+
+std::string shipped_model_path() {
+  namespace fs = std::filesystem;
+  std::error_code none;
+  const fs::path program = fs::read_symlink("/proc/self/exe", none);
+  const fs::path places[] = {program.parent_path().parent_path() / WITAN_INSTALLED_MODELS / "witan-tiny",
+                             fs::path(WITAN_SOURCE_MODELS) / "witan-tiny"};
+  for (const fs::path& place : places) {
+    if (fs::exists(place / "config.json", none)) return place.string();
+  }
+  fail(ErrorCode::kIo, "witan-tiny is neither in {} nor in {}; --model names a model", places[0].string(),
+       places[1].string());
 }
 
 void add_exact_flag(CLI::App& app, ModelFlags& flags) {

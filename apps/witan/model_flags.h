@@ -17,6 +17,9 @@ struct ModelFlags {
   ModelOptions finished() const;
 };
 CLI::Option* add_model_flag(CLI::App& app, std::string& path);  // required unless the caller changes that
+// Where witan-tiny is, the model that comes with Witan: with the installed program, or in the sources that it was built
+// from. Throws Error(kIo) naming both places when it is in neither.
+std::string shipped_model_path();
 void add_exact_flag(CLI::App& app, ModelFlags& flags);
 // --kv-type, --threads, --memory and --context; `default_context` says what a context of 0 means.
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context);

@@ -53,9 +53,13 @@ class Result:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def start(*args, env=None, through=(), **popen):
-    """Starts `witan args`, as the last arguments of the command `through` where that is given."""
-    command = [*through, _program, *map(str, args)]
+def program_path():
+    return _program
+
+
+def start(*args, env=None, through=(), program=None, **popen):
+    """Starts `witan args`, as the last arguments of the command `through` where that is given; `program`: a copy of it."""
+    command = [*through, program or _program, *map(str, args)]
     return subprocess.Popen(command, env={**os.environ, **(env or {})}, **popen)
 
 
