@@ -40,10 +40,11 @@ class HelpTest(program.WitanTestCase):
         expected = {
             "run": "model prompt file tokens jsonl parse-special json quiet stats-json exact kv-type threads memory "
             "context step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
-            "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias stop stop-token ignore-eos",
+            "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv stop stop-token "
+            "ignore-eos",
             "chat": "model system load template template-name extra exact kv-type threads memory context num-tokens "
-            "temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias stop "
-            "stop-token ignore-eos",
+            "temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias kv "
+            "stop stop-token ignore-eos",
             "render": "model template template-name messages",
             "completion": "",
             "inspect": "model json tensors kv-type threads memory context step-tokens sequences",
@@ -53,9 +54,9 @@ class HelpTest(program.WitanTestCase):
             "quantize": "type experts override threads",
             "eval": "model tasks out replies on-error template template-name extra exact kv-type threads memory context "
             "step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
-            "frequency-penalty seed logit-bias ignore-eos",
+            "frequency-penalty seed logit-bias kv ignore-eos",
             "perplexity": "model file window out exact kv-type threads memory",
-            "bench": "model dry prompt depth batch num-tokens rounds json exact kv-type threads memory step-tokens",
+            "bench": "model dry prompt depth batch kv num-tokens rounds json exact kv-type threads memory step-tokens",
         }
         inputs = {
             "run": ["prompt", "file", "tokens", "jsonl"],
