@@ -90,7 +90,7 @@ void save_absorbed_queries(ForwardContext& ctx, const ForwardBatch& batch, int32
   const ScratchScope scope(ctx.compute.scratch);
   auto* latent_q = ctx.compute.scratch.allocate<float>(batch.num_tokens() * config.num_heads * config.entry_dim());
   absorb_queries(ctx.compute, config, weights, rows, q, latent_q);
-  save_queries(ctx, batch, layer, latent_spec(config), latent_q);
+  save_queries(batch, layer, latent_spec(config), latent_q);
 }
 
 // Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].

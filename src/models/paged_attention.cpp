@@ -192,8 +192,7 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
   }
 }
 
-void save_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
-                  const float* queries) {
+void save_queries(const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec, const float* queries) {
   const int64_t num_floats = int64_t{spec.num_heads} * spec.key_dim;
   for (const SequenceSlice& slice : batch.slices) {
     QueryWindow* window = slice.query_window;
@@ -202,12 +201,13 @@ void save_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer,
                 "queries of {} x {} for a window of {} x {}", spec.num_heads, spec.key_dim, window->num_heads(),
                 window->key_dim());
     window->scoring(layer) = {.scale = spec.scale, .sinks = spec.sinks};
-    for_rows(ctx.compute, slice.num_tokens, [&](int64_t i) {
-      const int32_t token = slice.first_token + static_cast<int32_t>(i);
-      if (!window->has(token)) return;
-      std::memcpy(window->queries(layer, token), queries + (slice.first_row + i) * num_floats,
+    const int32_t begin = std::max(slice.first_token, window->first_token());
+    const int32_t end = std::min(slice.first_token + slice.num_tokens, window->first_token() + window->num_tokens());
+    for (int32_t token = begin; token < end; ++token) {
+      const int64_t row = slice.first_row + (token - slice.first_token);
+      std::memcpy(window->queries(layer, token), queries + row * num_floats,
                   static_cast<size_t>(num_floats) * sizeof(float));
-    });
+    }
   }
 }
 

@@ -236,8 +236,7 @@ TEST(KvPolicyEngine, EightCompressedSequencesFitWhereTwoDenseOnesDo) {
   EXPECT_GE(most_running("snapkv,tokens=32"), 7);
 }
 
-// Prompts that end in one step, where the copies that one needs take the room of another.
-TEST(KvPolicyEngine, PromptsThatEndTogetherMayTakeEachOthersRoom) {
+TEST(KvPolicyEngine, PromptsThatEndTogetherInLittleRoomGiveWhatTheyGiveInPlenty) {
   ModelOptions o = small_options();
   o.max_step_tokens = 2000;
   const auto run = [&](Engine& engine) {
@@ -256,12 +255,15 @@ TEST(KvPolicyEngine, PromptsThatEndTogetherMayTakeEachOthersRoom) {
   };
   Engine calm(o);
   const auto expected = run(calm);
+  int64_t num_preemptions = 0;
   for (const int64_t percent : {14, 20, 30, 45}) {
     ModelOptions tight = o;
     tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held * percent / 100;
     Engine engine(tight);
     EXPECT_EQ(run(engine), expected) << percent << " % of the room";
+    num_preemptions += engine.stats().scheduler.num_preemptions;
   }
+  EXPECT_GT(num_preemptions, 0);
 }
 
 TEST(KvPolicyEngine, AWindowOrABudgetBeyondThePromptIsNoError) {

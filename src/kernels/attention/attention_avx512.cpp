@@ -33,7 +33,7 @@ void attention_split_avx512(const SplitTask& task) {
   with_codec(task, [&](auto codec) { attend(task, codec); });
 }
 void attention_weights_avx512(const SplitTask& task) {
-  with_codec(task, [&](auto codec) { weigh(task, codec); });
+  with_codec(task, [&](auto codec) { weigh(task, SeenBlocks(task), codec); });
 }
 void merge_attention_state_avx512(float* into, const float* next, int32_t value_dim) {
   merge_states(into, next, value_dim);

@@ -216,18 +216,18 @@ bool decodes_first(const SplitTask& task, Codec) {
 }
 
 template <typename Codec>
-void weigh(const SplitTask& task, Codec codec) {
-  const SeenBlocks seen(task);
+void weigh(const SplitTask& task, const SeenBlocks& seen, Codec codec) {
   score_blocks<Codec>(task, seen, decodes_first(task, codec));
   weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
 }
 
 template <typename Codec>
 void attend(const SplitTask& task, Codec codec) {
-  weigh(task, codec);
+  const SeenBlocks seen(task);
+  weigh(task, seen, codec);
   const int64_t num_sums = task.num_rows * task.padded_value_dim;
   for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
-  add_blocks<Codec>(task, SeenBlocks(task), decodes_first(task, codec));
+  add_blocks<Codec>(task, seen, decodes_first(task, codec));
   for (int32_t r = 0; r < task.num_rows; ++r) {
     __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
                      static_cast<size_t>(task.format.value_dim) * sizeof(float));

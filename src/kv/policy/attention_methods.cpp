@@ -23,19 +23,19 @@ void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.policy.pyramid_slope = arguments.number("slope", 20.0, 1.0, 1e6);
 }
 
-// AdaKV (Feng et al., arXiv 2407.11550, algorithm 1): the heads of a layer compete for the layer's budget, of which
+// AdaKV (Feng et al., arXiv 2407.11550): the heads of a layer compete for the layer's budget, of which
 // each keeps a share in any case.
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments));
   builder.choose_scope(arguments, KvScope::kLayer, arguments.number("floor", 0.2, 0.0, 1.0));
 }
 
-// As AdaKV with all layers for one (the budget of KVzip, arXiv 2505.23416, section 3.3).
+// As AdaKV with all layers for one (the budget of KVzip, arXiv 2505.23416).
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments) {
   builder.choose_scope(arguments, KvScope::kModel, arguments.number("floor", 0.0, 0.0, 1.0));
 }
 
-// ChunkKV (Liu et al., arXiv 2502.00299, algorithm 1 and section 3.3): whole chunks stay by the sum of their scores,
+// ChunkKV (Liu et al., arXiv 2502.00299): whole chunks stay by the sum of their scores,
 // the same in all heads, and `reuse` neighbouring layers keep what the first of them would.
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments, 1));

@@ -21,7 +21,7 @@ enum class KvScope : uint8_t {
 // How the budget is divided over the layers, unless they compete for it.
 enum class KvLayerBudget : uint8_t {
   kUniform,
-  kPyramid,  // less from layer to layer (PyramidKV, arXiv 2406.02069, section 3.2)
+  kPyramid,  // less from layer to layer (PyramidKV, arXiv 2406.02069)
 };
 
 // How a sequence's KV cache is made smaller: a score, and what is done with it. Lossy, but for a budget of everything.

@@ -8,7 +8,7 @@ namespace witan {
 
 enum class Pooling : uint8_t { kMean, kMax };
 
-// What the last `window` tokens attend to (SnapKV, arXiv 2404.14469, section 4): softmax weights over all entries,
+// What the last `window` tokens attend to (SnapKV, arXiv 2404.14469): softmax weights over all entries,
 // their mean over the tokens, pooled over `kernel` neighbours per query head (zeros beyond the ends count in a mean),
 // and the mean over the query heads that share the kv head. The window's own entries are not judged: they are to be
 // protected.
