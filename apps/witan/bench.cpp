@@ -57,7 +57,10 @@ struct Case {
     const std::string generate = fmt::format("generate, {} x {} deep", batch, depth);
     return kv_policy ? fmt::format("{}, {}", generate, kv_policy->text) : generate;
   }
-  int32_t num_entries() const { return kv_policy ? kv_policy->num_kept(std::max(1, depth)) : std::max(1, depth); }
+  // Of each head, on average, once so many tokens of a sequence are computed.
+  int32_t num_entries(int32_t num_tokens) const {
+    return kv_policy ? kv_policy->num_entries(std::max(1, depth), num_tokens) : num_tokens;
+  }
 };
 
 // One round of a case.
@@ -177,7 +180,7 @@ class Bench {
     while (steps < flags_.num_tokens && engine_.step()) {
       const EngineStats after = engine_.stats();
       if (after.prompt_tokens == before.prompt_tokens && after.decode_tokens - before.decode_tokens == c.batch) {
-        const int64_t entries = c.num_entries() + steps + 1;
+        const int64_t entries = c.num_entries(std::max(1, c.depth) + steps) + 1;
         seconds += after.decode_seconds - before.decode_seconds;
         experts += static_cast<double>(after.last_step_experts);
         bytes += static_cast<double>(cost_.dense_bytes()) +

@@ -174,11 +174,9 @@ class Printer {
                      {"first_token_seconds", usage.first_token_seconds},
                      {"total_seconds", usage.total_seconds}}}};
     if (usage.kv != nullptr) {
-      result["usage"]["kv"] = {{"prompt_entries", usage.kv->prompt_tokens},
-                               {"kept_entries", usage.kv->kept},
-                               {"bytes_before", usage.kv->bytes_before},
-                               {"bytes_after", usage.kv->bytes_after},
-                               {"seconds", usage.kv->seconds}};
+      result["usage"]["kv"] = {{"times", usage.kv->num_times},         {"tokens", usage.kv->num_tokens},
+                               {"kept_entries", usage.kv->kept},       {"bytes_before", usage.kv->bytes_before},
+                               {"bytes_after", usage.kv->bytes_after}, {"seconds", usage.kv->seconds}};
     }
     if (!answer.logprobs.empty()) result["logprobs"] = answer.logprobs;
     if (!answer.last->error.empty()) result["error"] = answer.last->error;

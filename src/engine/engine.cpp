@@ -32,9 +32,9 @@ struct Generation {
   Clock::time_point submitted;
   GenerationUsage usage;
 
-  // With a KV policy that has something to drop, from when the sequence begins to run until its prompt is computed:
+  // With a KV policy that has something to drop:
   std::optional<KvPolicy> kv_policy;
-  std::unique_ptr<QueryWindow> query_window;  // what the policy wants of the prompt's last tokens
+  std::unique_ptr<QueryWindow> query_window;  // while it runs: what the policy wants when it judges next
   std::string kv_error;                       // why that could not be had
 };
 
@@ -122,8 +122,9 @@ struct Engine::State {
   void compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries);
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
   void make_query_windows(const StepPlan& plan);
-  void compress_prompts(const StepPlan& plan, std::vector<Delivery>& deliveries);
-  std::set<SequenceId> compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
+  void collect_queries(SequenceId sequence, int32_t first_token);
+  void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
+  std::set<SequenceId> compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
   void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
   void deliver(const std::vector<Delivery>& deliveries);
@@ -188,11 +189,13 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
     sequence_request.input = std::exchange(sequence_request.prompt, {s.model.info().decoder_start_token});
   }
   const auto num_prompt = static_cast<int32_t>(request.prompt.size());
-  if (request.kv_policy && num_prompt > 0 && request.kv_policy->num_kept(num_prompt) < num_prompt) {
+  if (request.kv_policy && num_prompt > 0) {
+    const int64_t num_tokens =
+        std::min<int64_t>(int64_t{num_prompt} + request.max_new_tokens, s.model.options().context_length);
     sequence_request.compression = {
-        .num_kept = request.kv_policy->num_kept(num_prompt),
+        .points = request.kv_policy->compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 1),
         .is_average = !request.kv_policy->heads_keep_alike(),
-        .num_query_tokens = std::clamp(request.kv_policy->scorer->num_query_tokens(), 1, num_prompt)};
+        .num_query_tokens = std::max(1, request.kv_policy->scorer->num_query_tokens())};
   }
 
   const std::lock_guard lock(s.mutex);
@@ -211,7 +214,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
                           .kv_policy = std::nullopt,
                           .query_window = nullptr,
                           .kv_error = {}};
-    if (sequence_request.compression) generation.kv_policy = request.kv_policy;
+    if (!sequence_request.compression.points.empty()) generation.kv_policy = request.kv_policy;
     generation.sampling.seed += static_cast<uint64_t>(choice);
     if (s.model.tokenizer() != nullptr) generation.text.emplace(*s.model.tokenizer(), request.stop_strings);
     s.generations.emplace(sequence, std::move(generation));
@@ -252,53 +255,68 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
 // A sequence that begins to run, or begins again, with a KV policy collects the queries that its policy wants.
 void Engine::State::make_query_windows(const StepPlan& plan) {
   for (const SequenceId sequence : plan.preempted) generations.at(sequence).query_window.reset();
-  for (const SequenceId sequence : plan.admitted) {
-    Generation& generation = generations.at(sequence);
-    if (!generation.kv_policy) continue;
-    const int32_t num_prompt = scheduler.num_prompt_tokens(sequence);
-    const int32_t num_wanted = std::min(generation.kv_policy->scorer->num_query_tokens(), num_prompt);
-    if (num_wanted == 0) continue;
-    generation.kv_error.clear();
-    try {
-      generation.query_window = model.make_query_window(num_prompt - num_wanted, num_wanted);
-    } catch (const Error& error) {
-      generation.kv_error = error.what();
-    }
+  for (const SequenceId sequence : plan.admitted) collect_queries(sequence, 0);
+}
+
+// From now on those that the policy wants of the tokens from first_token to where it judges next.
+void Engine::State::collect_queries(SequenceId sequence, int32_t first_token) {
+  Generation& generation = generations.at(sequence);
+  const std::optional<KvCompressionPoint> point = scheduler.next_compression(sequence);
+  if (!point || generation.kv_policy->scorer->num_query_tokens() == 0) return generation.query_window.reset();
+  const int32_t num_wanted =
+      std::min(generation.kv_policy->scorer->num_query_tokens(), point->num_tokens - first_token);
+  first_token = point->num_tokens - num_wanted;
+  if (generation.query_window != nullptr && generation.query_window->num_tokens() == num_wanted) {
+    return generation.query_window->move_to(first_token);
+  }
+  generation.kv_error.clear();
+  generation.query_window.reset();
+  try {
+    generation.query_window = model.make_query_window(first_token, num_wanted);
+  } catch (const Error& error) {
+    generation.kv_error = error.what();
   }
 }
 
-// Behind the commit of a step that ended prompts of sequences with a KV policy. The mutex is not held while entries are
-// judged: that reads nothing but what belongs to the step.
-void Engine::State::compress_prompts(const StepPlan& plan, std::vector<Delivery>& deliveries) {
-  std::set<SequenceId> preempted;  // for the room of others: their prompts are computed again
+// Behind the commit of a step in which sequences with a KV policy reached a point where entries are judged. The mutex
+// is not held while they are: that reads nothing but what belongs to the step.
+void Engine::State::compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries) {
+  std::set<SequenceId> preempted;  // for the room of others: they are computed again
   for (const ScheduledSlice& slice : plan.slices) {
-    if (slice.ends_prompt && !preempted.contains(slice.sequence)) preempted.merge(compress_prompt(slice, deliveries));
+    if (slice.compresses && !preempted.contains(slice.sequence)) preempted.merge(compress(slice, deliveries));
   }
 }
 
 // Returns the sequences that were preempted for its room.
-std::set<SequenceId> Engine::State::compress_prompt(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
+std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
   Generation* generation = nullptr;
+  int32_t num_prompt = 0;
   {
     const std::lock_guard lock(mutex);
     generation = &generations.at(slice.sequence);  // stays where it is: only steps remove any
+    num_prompt = scheduler.num_prompt_tokens(slice.sequence);
     if (std::ssize(scheduler.tokens(slice.sequence)) >= scheduler.max_tokens(slice.sequence))
       return {};  // it ends here
   }
   try {
     if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
-    const auto kept = model.choose_kept(slice.kv_sequence, *generation->kv_policy, generation->query_window.get());
-    auto report = std::make_shared<KvCompression>();
-    report->prompt_tokens = slice.first_token + slice.num_tokens;
+    const auto kept =
+        model.choose_kept(slice.kv_sequence, num_prompt, *generation->kv_policy, generation->query_window.get());
     const std::lock_guard lock(mutex);
-    report->bytes_before = model.kv().held_bytes(slice.kv_sequence);
-    generation->query_window.reset();
+    const int64_t bytes_before = model.kv().held_bytes(slice.kv_sequence);
     const std::vector<SequenceId> victims = scheduler.compress(slice.sequence, kept);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
     for (const SequenceId sequence : preempted) generations.at(sequence).query_window.reset();
     if (preempted.contains(slice.sequence)) return preempted;
+    collect_queries(slice.sequence, slice.first_token + slice.num_tokens);
+    const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens > slice.first_token;
+    auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
+    report->num_tokens = slice.first_token + slice.num_tokens;
+    ++report->num_times;
+    if (is_first) report->bytes_before = bytes_before;
     report->bytes_after = model.kv().held_bytes(slice.kv_sequence);
+    report->kept.clear();
     size_t table = 0;
     for (const KvLayerSpec& layer : model.info().kv_layers) {
       std::vector<int32_t> of_layer;
@@ -307,7 +325,7 @@ std::set<SequenceId> Engine::State::compress_prompt(const ScheduledSlice& slice,
       }
       if (layer.window == 0) report->kept.push_back(std::move(of_layer));
     }
-    report->seconds = seconds_since(start);
+    report->seconds += seconds_since(start);
     generation->usage.kv = std::move(report);
     return preempted;
   } catch (const Error& error) {
@@ -507,7 +525,7 @@ void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std
     for (const SampleJob& job : jobs) sampled.push_back(job.result.token);
     scheduler.commit(plan, sampled);
   }
-  compress_prompts(plan, deliveries);
+  compress_all(plan, deliveries);
   const std::lock_guard lock(mutex);
   finish_step(plan, jobs, deliveries);
   count_step(plan, num_prompt, seconds_since(start));

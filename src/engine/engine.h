@@ -37,13 +37,15 @@ enum class FinishReason : uint8_t {
 };
 std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", "cancelled", "error"
 
-// What a KV policy made of a prompt.
+// What a KV policy made of a text.
 struct KvCompression {
-  int32_t prompt_tokens = 0;
-  std::vector<std::vector<int32_t>> kept;  // entries of each KV head of the layers without a window: [layer][head]
-  int64_t bytes_before = 0;                // of the sequence's blocks, shared ones included
-  int64_t bytes_after = 0;
-  double seconds = 0.0;
+  int32_t num_times = 0;   // that entries were judged
+  int32_t num_tokens = 0;  // of the text, when they were last
+  std::vector<std::vector<int32_t>>
+      kept;                  // then: entries of each KV head of the layers without a window: [layer][head]
+  int64_t bytes_before = 0;  // of the sequence's blocks, shared ones included, before the first time
+  int64_t bytes_after = 0;   // and after the last
+  double seconds = 0.0;      // for all of them
 };
 
 struct GenerationUsage {
@@ -52,7 +54,7 @@ struct GenerationUsage {
   int32_t generated_tokens = 0;                  // an end token included
   double first_token_seconds = 0.0;              // since submit
   double total_seconds = 0.0;                    // since submit
-  std::shared_ptr<const KvCompression> kv = {};  // once the prompt is computed, with a policy that dropped something
+  std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it dropped something
 };
 
 // What became known about one choice in one step.

@@ -129,10 +129,10 @@ std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
   return {logits, size};
 }
 
-std::vector<std::vector<int32_t>> LoadedModel::choose_kept(SequenceId sequence, const KvPolicy& policy,
-                                                           const QueryWindow* queries) {
+std::vector<std::vector<int32_t>> LoadedModel::choose_kept(SequenceId sequence, int32_t num_prompt_tokens,
+                                                           const KvPolicy& policy, const QueryWindow* queries) {
   ComputeContext ctx{.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = options_.precision};
-  return witan::choose_kept(ctx, *kv_, sequence, policy, queries);
+  return witan::choose_kept(ctx, *kv_, sequence, num_prompt_tokens, policy, queries);
 }
 
 std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token, int32_t num_tokens) {

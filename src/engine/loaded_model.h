@@ -58,9 +58,9 @@ class LoadedModel {
   ThreadPool& threads() { return threads_; }  // for work between forward passes
 
   // What to keep of a sequence (kv/policy/kv_compression.h). Not during a forward.
-  std::vector<std::vector<int32_t>> choose_kept(SequenceId sequence, const KvPolicy& policy,
+  std::vector<std::vector<int32_t>> choose_kept(SequenceId sequence, int32_t num_prompt_tokens, const KvPolicy& policy,
                                                 const QueryWindow* queries);
-  // For the queries of a prompt's last tokens. Throws Error(kOutOfMemory).
+  // For the queries of some tokens. Throws Error(kOutOfMemory).
   std::unique_ptr<QueryWindow> make_query_window(int32_t first_token, int32_t num_tokens);
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.

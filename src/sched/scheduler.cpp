@@ -36,7 +36,8 @@ struct Step {
          .first_token = sequence.num_computed,
          .num_tokens = num_tokens,
          .samples = num_tokens == sequence.num_uncomputed(),
-         .ends_prompt = sequence.compression && !sequence.compressed && num_tokens == sequence.num_computable()});
+         .compresses = sequence.next_compression() != nullptr &&
+                       sequence.num_computed + num_tokens == sequence.next_compression()->num_tokens});
   }
 
   void remove(Sequence& sequence) {
@@ -168,7 +169,7 @@ void Scheduler::State::stop_running(Sequence& sequence) {
   kv.release(*sequence.kv_sequence);
   sequence.kv_sequence.reset();
   sequence.num_computed = 0;
-  sequence.compressed = false;
+  sequence.num_compressions = 0;
   waiting.release_followers(sequence);
   refusal.reset();
 }
@@ -279,14 +280,23 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
 
 // The most that a sequence holds until num_tokens of it are computed, from now on.
 int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int64_t chunk) const {
-  if (!s.compression) return kv.bytes_for_tokens(num_tokens, chunk);
   // Where heads keep different numbers, the last block of each may be filled less.
-  const int64_t num_kept = s.compression->num_kept + (s.compression->is_average ? kKvBlockSize : 0);
-  const int64_t after = kv.bytes_for_tokens(num_kept + std::max<int64_t>(0, num_tokens - s.num_prompt_tokens), chunk);
-  if (s.compressed) return after;
-  // What is kept of shared blocks is copied while they are still held.
-  const int64_t copies = kv.config().prefix_cache ? kv.bytes_for_tokens(num_kept, 1) : 0;
-  return std::max(after, kv.bytes_for_tokens(s.num_prompt_tokens, chunk) + copies);
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  const auto bytes_for = [&](int64_t num_entries, bool is_first) {
+    return kv.bytes_for_tokens(num_entries + (is_first ? 0 : uneven), chunk);
+  };
+  int64_t num_dropped = s.num_dropped();
+  int64_t peak = 0;
+  for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
+    const KvCompressionPoint& point = s.compression.points[i];
+    if (point.num_tokens > num_tokens) break;
+    int64_t bytes = bytes_for(point.num_tokens - num_dropped, i == 0);
+    // What is kept of shared blocks is copied while they are still held.
+    if (i == 0 && kv.config().prefix_cache) bytes += kv.bytes_for_tokens(point.num_kept + uneven, 1);
+    peak = std::max(peak, bytes);
+    num_dropped = point.num_tokens - point.num_kept;
+  }
+  return std::max(peak, bytes_for(num_tokens - num_dropped, num_dropped == 0));
 }
 
 bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
@@ -316,13 +326,16 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
   sequence->max_tokens =
       static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
-  if (request.compression) {
-    const auto [num_kept, is_average, num_query_tokens] = *request.compression;
-    WITAN_CHECK(
-        0 < num_kept && num_kept < num_prompt_tokens && 0 < num_query_tokens && num_query_tokens <= num_prompt_tokens,
-        "{} entries kept and {} queries of a prompt of {}", num_kept, num_query_tokens, num_prompt_tokens);
-    sequence->compression = request.compression;
+  int32_t num_before = static_cast<int32_t>(num_prompt_tokens);
+  int32_t reached = num_before;
+  for (const KvCompressionPoint& point : request.compression.points) {
+    num_before += point.num_tokens - reached;
+    WITAN_CHECK(point.num_tokens >= reached && 0 < point.num_kept && point.num_kept < num_before,
+                "{} of {} entries kept at token {}, {} before", point.num_kept, num_before, point.num_tokens, reached);
+    reached = point.num_tokens;
+    num_before = point.num_kept;
   }
+  sequence->compression = std::move(request.compression);
   const int64_t needed_bytes =
       state_->peak_bytes(*sequence, sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
@@ -385,8 +398,8 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
 std::vector<SequenceId> Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept) {
   WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
   Sequence& sequence = state_->at(id);
-  WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} prompt tokens computed", id,
-              sequence.num_computed, sequence.num_prompt_tokens);
+  WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} tokens computed", id, sequence.num_computed,
+              sequence.num_tokens());
   std::vector<SequenceId> preempted;
   while (sequence.kv_sequence && !state_->kv.keep(*sequence.kv_sequence, kept)) {
     Sequence& victim = *state_->running.back();
@@ -394,7 +407,7 @@ std::vector<SequenceId> Scheduler::compress(SequenceId id, std::span<const std::
     state_->preempt(victim);
     preempted.push_back(victim.id);
   }
-  sequence.compressed = sequence.kv_sequence.has_value();
+  if (sequence.kv_sequence) ++sequence.num_compressions;
   state_->refusal.reset();
   return preempted;
 }
@@ -424,6 +437,11 @@ std::span<const TokenId> Scheduler::input(SequenceId sequence) const { return st
 std::span<const TokenId> Scheduler::tokens(SequenceId sequence) const { return state_->at(sequence).tokens; }
 
 int32_t Scheduler::num_prompt_tokens(SequenceId sequence) const { return state_->at(sequence).num_prompt_tokens; }
+
+std::optional<KvCompressionPoint> Scheduler::next_compression(SequenceId sequence) const {
+  const KvCompressionPoint* next = state_->at(sequence).next_compression();
+  return next == nullptr ? std::nullopt : std::optional(*next);
+}
 
 int32_t Scheduler::num_generated(SequenceId id) const {
   const Sequence& sequence = state_->at(id);

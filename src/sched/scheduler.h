@@ -9,7 +9,7 @@
 #include "base/error.h"
 #include "base/types.h"
 #include "kv/kv_cache.h"
-#include "sched/prompt_compression.h"
+#include "sched/compression_plan.h"
 
 namespace witan {
 
@@ -28,7 +28,7 @@ struct SequenceRequest {
   std::vector<TokenId> input = {};  // what the encoder reads, of models that have one
   int32_t max_new_tokens = 0;       // > 0
   int32_t priority = 0;             // higher runs first and is preempted last
-  std::optional<PromptCompression> compression = {};
+  CompressionPlan compression = {};
 };
 
 // One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are
@@ -40,7 +40,7 @@ struct ScheduledSlice {
   int32_t num_tokens = 0;
   bool encodes_input = false;  // the sequence's input is encoded first
   bool samples = false;        // the slice reaches the sequence's last token: its logits pick the next one
-  bool ends_prompt = false;    // of a sequence with a compression: compress() follows its commit
+  bool compresses = false;     // reaches a point of the sequence's compression plan: compress() follows its commit
 
   bool operator==(const ScheduledSlice&) const = default;
 };
@@ -122,11 +122,11 @@ class Scheduler {
   // sequence that has max_tokens then is finished before the next schedule().
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
 
-  // Drops the entries of the prompt that are not in `kept` (KvCache::keep) from the KV cache of a sequence whose slice
-  // ended its prompt in the plan committed last. Between that and the next schedule() it is called for each of them
-  // that goes on. Copies of shared blocks may need the room of less valuable sequences, which are preempted, or of this
-  // one if it is the least valuable: it is computed again then, and compressed again. Returns those that were
-  // preempted. Throws SequenceError(kOutOfMemory) as schedule() does, when it runs alone.
+  // Drops the entries that are not in `kept` (KvCache::keep) from the KV cache of a sequence whose slice reached a
+  // point of its compression plan in the plan committed last. Between that and the next schedule() it is called for
+  // each of them that goes on. Copies of shared blocks may need the room of less valuable sequences, which are
+  // preempted, or of this one if it is the least valuable: it is computed again then, and compressed again. Returns
+  // those that were preempted. Throws SequenceError(kOutOfMemory) as schedule() does, when it runs alone.
   std::vector<SequenceId> compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
@@ -140,6 +140,8 @@ class Scheduler {
   std::span<const TokenId> input(SequenceId sequence) const;   // empty without an encoder
   std::span<const TokenId> tokens(SequenceId sequence) const;  // prompt, then generated; valid until the next commit
   int32_t num_prompt_tokens(SequenceId sequence) const;
+  // Where its entries are judged next; none where they are not any more.
+  std::optional<KvCompressionPoint> next_compression(SequenceId sequence) const;
   int32_t num_generated(SequenceId sequence) const;
   int32_t max_tokens(SequenceId sequence) const;  // prompt and generated together; the caller finishes it there
   // Prompt tokens found in the prefix cache when first admitted, or those of an input that another had encoded.

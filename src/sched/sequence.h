@@ -8,7 +8,7 @@
 #include "base/types.h"
 #include "kernels/attention/kv_block.h"
 #include "kv/kv_cache.h"
-#include "sched/prompt_compression.h"
+#include "sched/compression_plan.h"
 
 namespace witan {
 
@@ -24,13 +24,13 @@ struct Sequence {
   int32_t max_tokens = 0;       // prompt and generated together
   std::vector<TokenId> input;   // of the encoder; not counted in num_tokens
   std::vector<TokenId> tokens;  // prompt, then generated
-  std::optional<PromptCompression> compression;
+  CompressionPlan compression;
   std::vector<TokenRole> kv_roles;  // [tokens.size()], as the KV cache is told
 
   std::optional<SequenceId> kv_sequence;
   int32_t num_computed = 0;
   int32_t num_planned = 0;
-  bool compressed = false;                       // its KV sequence is
+  size_t num_compressions = 0;                   // points of the plan that its KV sequence is past
   int32_t num_ever_computed = 0;                 // the most that num_computed was, preemptions or not
   std::optional<int32_t> num_prefix_hit_tokens;  // set by the first admission
 
@@ -41,16 +41,32 @@ struct Sequence {
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_uncomputed() const { return num_tokens() - num_computed; }
-  bool awaits_compression() const { return compression && !compressed && num_computed == num_prompt_tokens; }
-  // What may be computed in one slice: none goes beyond the prompt before that is compressed.
+  const KvCompressionPoint* next_compression() const {
+    return num_compressions < compression.points.size() ? &compression.points[num_compressions] : nullptr;
+  }
+  bool awaits_compression() const {
+    return next_compression() != nullptr && num_computed == next_compression()->num_tokens;
+  }
+  // What may be computed in one slice: none goes beyond a point before entries are judged there.
   int32_t num_computable() const {
-    return compression && !compressed ? num_prompt_tokens - num_computed : num_uncomputed();
+    const KvCompressionPoint* next = next_compression();
+    return next == nullptr ? num_uncomputed() : std::min(num_uncomputed(), next->num_tokens - num_computed);
+  }
+  // Tokens that each kv head has no entry of any more, on average.
+  int32_t num_dropped() const {
+    if (num_compressions == 0) return 0;
+    const KvCompressionPoint& last = compression.points[num_compressions - 1];
+    return last.num_tokens - last.num_kept;
   }
   // Tokens from the beginning that it may find in the prefix cache; and that it leaves there.
   int32_t num_attachable() const {
-    return compression ? std::max(0, num_prompt_tokens - compression->num_query_tokens) : num_tokens() - 1;
+    const int32_t most = num_tokens() - 1;
+    if (compression.points.empty()) return most;
+    return std::min(most, std::max(0, compression.points[0].num_tokens - compression.num_query_tokens));
   }
-  int32_t num_publishable() const { return compression ? num_prompt_tokens : num_tokens(); }
+  int32_t num_publishable() const {
+    return compression.points.empty() ? num_tokens() : std::min(num_tokens(), compression.points[0].num_tokens);
+  }
   // The last token that a sequence may have is sampled, never computed.
   int32_t max_entries() const { return max_tokens - 1; }
 };

@@ -87,6 +87,9 @@ class KvPolicyTest : public testing::TestWithParam<std::tuple<ModelCase, KvPolic
             .memory_bytes = int64_t{512} << 20,
             .context_length = 512};
   }
+  static void expect_the_same_answer_everywhere(const std::string& budget);
+  static int64_t expect_the_same_answers_in_little_room(const std::string& budget);
+
   // Small windows, so that a short prompt has something to judge.
   static std::string policy(const std::string& budget) {
     const std::string name(std::get<1>(GetParam()).name);
@@ -118,7 +121,8 @@ TEST_P(KvPolicyTest, WhatIsReportedIsHeldAndTheRestIsFree) {
   run_all(engine);
   ASSERT_NE(answer.usage.kv, nullptr);
   const KvCompression& kv = *answer.usage.kv;
-  EXPECT_EQ(kv.prompt_tokens, kPrompt);
+  EXPECT_EQ(kv.num_tokens, kPrompt);
+  EXPECT_EQ(kv.num_times, 1);
   int64_t num_kept = 0;
   int64_t num_heads = 0;
   for (const auto& layer : kv.kept) {
@@ -132,8 +136,44 @@ TEST_P(KvPolicyTest, WhatIsReportedIsHeldAndTheRestIsFree) {
   EXPECT_EQ(engine.stats().kv.block_bytes_held, 0);
 }
 
+TEST_P(KvPolicyTest, BudgetsHoldWhileTokensAreGenerated) {
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine engine(o);
+  struct Case {
+    std::string budget;
+    int32_t times;
+    int32_t tokens;
+    int32_t kept;  // of each head, on average, when they were judged last
+  };
+  for (const Case& c : {Case{"tokens=40,every=8", 4, kPrompt + 24, 40}, Case{"keep=0.3,every=10", 3, kPrompt + 20, 51},
+                        Case{"tokens=160,every=8", 2, kPrompt + 24, 160},
+                        Case{"keep=0.3,generated_tokens=10,every=8", 3, kPrompt + 24, 55},
+                        Case{"generated_keep=0.5,every=8", 3, kPrompt + 24, kPrompt + 12}}) {
+    const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), policy(c.budget), 30));
+    ASSERT_NE(answer.usage.kv, nullptr) << c.budget;
+    const KvCompression& kv = *answer.usage.kv;
+    EXPECT_EQ(kv.num_times, c.times) << c.budget;
+    EXPECT_EQ(kv.num_tokens, c.tokens) << c.budget;
+    int64_t num_kept = 0;
+    int64_t num_heads = 0;
+    for (const auto& layer : kv.kept) {
+      num_kept += std::accumulate(layer.begin(), layer.end(), int64_t{0});
+      num_heads += std::ssize(layer);
+    }
+    EXPECT_EQ(num_kept, num_heads * c.kept) << c.budget;
+  }
+}
+
 TEST_P(KvPolicyTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
-  const GenerationRequest request = request_for(prompt_tokens(kPrompt, 5), policy("keep=0.3"));
+  for (const char* budget : {"keep=0.3", "tokens=40,every=4", "keep=0.3,generated_tokens=4,every=3"}) {
+    expect_the_same_answer_everywhere(budget);
+  }
+}
+
+void KvPolicyTest::expect_the_same_answer_everywhere(const std::string& budget) {
+  SCOPED_TRACE(budget);
+  const GenerationRequest request = request_for(prompt_tokens(kPrompt, 5), policy(budget));
   ModelOptions o = options();
   o.prefix_cache = false;
   Engine alone(o);
@@ -152,7 +192,7 @@ TEST_P(KvPolicyTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
   // Among others, dense and compressed, of the same and of other prompts; all are what they are alone.
   std::map<int32_t, Answer> answers;
   const auto request_of = [&](int32_t i) {
-    const std::string chosen = i % 3 == 0 ? policy("keep=0.3") : i % 3 == 1 ? "" : "streamingllm,tokens=40";
+    const std::string chosen = i % 3 == 0 ? policy(budget) : i % 3 == 1 ? "" : "streamingllm,tokens=40";
     return request_for(prompt_tokens(i < 3 ? kPrompt : 60 + 20 * i, i < 3 ? 5 : i), chosen);
   };
   for (int32_t i = 0; i < 6; ++i) {
@@ -164,10 +204,20 @@ TEST_P(KvPolicyTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
 }
 
 TEST_P(KvPolicyTest, PreemptionDoesNotChangeAnything) {
+  int64_t num_preemptions = 0;
+  for (const char* budget : {"keep=0.5", "keep=0.9,every=16", "keep=0.8,generated_keep=0.9,every=12"}) {
+    num_preemptions += expect_the_same_answers_in_little_room(budget);
+  }
+  EXPECT_GT(num_preemptions, 0);
+}
+
+// Returns how often sequences were preempted.
+int64_t KvPolicyTest::expect_the_same_answers_in_little_room(const std::string& budget) {
+  SCOPED_TRACE(budget);
   const auto run = [&](Engine& engine) {
     std::vector<Answer> answers(4);
     for (int32_t i = 0; i < 4; ++i) {
-      engine.submit(request_for(prompt_tokens(60 + i, 20 + i), policy("keep=0.5"), 190),
+      engine.submit(request_for(prompt_tokens(60 + i, 20 + i), policy(budget), 190),
                     [&answers, i](const GenerationOutput& output) { answers[static_cast<size_t>(i)].take(output); });
     }
     run_all(engine);
@@ -189,7 +239,7 @@ TEST_P(KvPolicyTest, PreemptionDoesNotChangeAnything) {
   tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held * 45 / 100;
   Engine crowded(tight);
   EXPECT_EQ(run(crowded), expected);
-  EXPECT_GT(crowded.stats().scheduler.num_preemptions, 0);
+  return crowded.stats().scheduler.num_preemptions;
 }
 
 std::vector<KvPolicyPart> methods() {

@@ -45,22 +45,50 @@ inline TestConfig with_budget(int32_t max_step_tokens, int64_t num_rows = 64) {
   return config;
 }
 
-// What is kept of the prompt of a compressed sequence: the entries that are not one more than a multiple of three.
-inline std::vector<int32_t> kept_entries(int32_t num_prompt_tokens) {
-  std::vector<int32_t> kept;
-  for (int32_t i = 0; i < num_prompt_tokens; ++i) {
-    if (i % 3 != 1) kept.push_back(i);
-  }
-  return kept;
-}
+// How a sequence is compressed: what is left of it loses the entries that are one more than a multiple of three, at the
+// end of the prompt and whenever `every` tokens were generated since, if that is not 0.
+struct Dropping {
+  int32_t every = 0;
 
-// What such a sequence has of `tokens`, of which the first are its prompt.
-inline std::vector<TokenId> without_dropped(std::span<const TokenId> tokens, int32_t num_prompt_tokens) {
-  std::vector<TokenId> left;
-  for (const int32_t entry : kept_entries(num_prompt_tokens)) left.push_back(tokens[entry]);
-  left.insert(left.end(), tokens.begin() + num_prompt_tokens, tokens.end());
-  return left;
-}
+  std::vector<int32_t> kept(int32_t num_entries) const {
+    std::vector<int32_t> kept;
+    for (int32_t i = 0; i < num_entries; ++i) {
+      if (i % 3 != 1) kept.push_back(i);
+    }
+    return kept;
+  }
+
+  bool judges_at(int32_t num_tokens, int32_t num_prompt_tokens) const {
+    const int32_t num_generated = num_tokens - num_prompt_tokens;
+    return num_prompt_tokens > 1 &&
+           (num_generated == 0 || (num_generated > 0 && every > 0 && num_generated % every == 0));
+  }
+
+  // What a sequence has of `tokens`, all of them computed, of which the first are its prompt.
+  std::vector<TokenId> left(std::span<const TokenId> tokens, int32_t num_prompt_tokens) const {
+    std::vector<TokenId> left;
+    for (int32_t i = 0; i < std::ssize(tokens); ++i) {
+      left.push_back(tokens[i]);
+      if (!judges_at(i + 1, num_prompt_tokens)) continue;
+      std::vector<TokenId> after;
+      for (const int32_t entry : kept(static_cast<int32_t>(left.size()))) after.push_back(left[entry]);
+      left = std::move(after);
+    }
+    return left;
+  }
+
+  CompressionPlan plan(int32_t num_prompt_tokens, int32_t num_tokens) const {
+    CompressionPlan plan{.points = {}, .num_query_tokens = std::min(5, num_prompt_tokens)};
+    int32_t num_entries = 0;
+    for (int32_t n = 1; n <= num_tokens; ++n) {
+      ++num_entries;
+      if (!judges_at(n, num_prompt_tokens)) continue;
+      num_entries = static_cast<int32_t>(kept(num_entries).size());
+      plan.points.push_back({.num_tokens = n, .num_kept = num_entries});
+    }
+    return plan;
+  }
+};
 
 MATCHER_P4(IsSlice, sequence, first_token, num_tokens, samples, "") {
   *result_listener << "sequence " << arg.sequence << " tokens " << arg.first_token << "+" << arg.num_tokens
@@ -79,15 +107,13 @@ class SchedulerHarness {
   KvCache& kv() { return kv_; }
   Scheduler& scheduler() { return scheduler_; }
 
-  SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0, bool compressed = false) {
+  SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0,
+                 std::optional<Dropping> dropping = {}) {
     SequenceRequest request{.prompt = std::move(prompt), .max_new_tokens = max_new_tokens, .priority = priority};
     const auto num_prompt_tokens = static_cast<int32_t>(request.prompt.size());
-    if (compressed && num_prompt_tokens > 1) {
-      request.compression = {.num_kept = static_cast<int32_t>(kept_entries(num_prompt_tokens).size()),
-                             .num_query_tokens = std::min(5, num_prompt_tokens)};
-    }
+    if (dropping) request.compression = dropping->plan(num_prompt_tokens, num_prompt_tokens + max_new_tokens - 1);
     const SequenceId id = scheduler_.add(std::move(request));
-    if (compressed && num_prompt_tokens > 1) compressed_.insert(id);
+    if (dropping) dropping_[id] = *dropping;
     priorities_[id] = priority;
     live_.insert(id);
     check();
@@ -116,7 +142,7 @@ class SchedulerHarness {
     scheduler_.commit(plan, sampled);
     check();
     for (const ScheduledSlice& slice : plan.slices) {
-      if (slice.ends_prompt && running_.contains(slice.sequence)) compress(slice);
+      if (slice.compresses && running_.contains(slice.sequence)) compress(slice);
     }
   }
 
@@ -199,23 +225,25 @@ class SchedulerHarness {
       seen[entry] =
           static_cast<TokenId>(reinterpret_cast<const float*>(view.blocks[entry / kKvBlockSize])[entry % kKvBlockSize]);
     }
-    const int32_t num_prompt_tokens = scheduler_.num_prompt_tokens(slice.sequence);
-    const bool in_prompt = !compressed_.contains(slice.sequence) || slice.first_token < num_prompt_tokens;
-    if (compressed_.contains(slice.sequence)) {
-      EXPECT_TRUE(!in_prompt || end <= num_prompt_tokens) << "sequence " << slice.sequence << " was to be compressed";
-      EXPECT_EQ(slice.ends_prompt, end == num_prompt_tokens);
+    std::vector<TokenId> expected(tokens.begin(), tokens.begin() + slice.first_token);
+    if (const auto found = dropping_.find(slice.sequence); found != dropping_.end()) {
+      const int32_t num_prompt_tokens = scheduler_.num_prompt_tokens(slice.sequence);
+      expected = found->second.left(expected, num_prompt_tokens);
+      for (int32_t n = slice.first_token + 1; n < end; ++n) {
+        EXPECT_FALSE(found->second.judges_at(n, num_prompt_tokens)) << "sequence " << slice.sequence << " at " << n;
+      }
+      EXPECT_EQ(slice.compresses, found->second.judges_at(end, num_prompt_tokens));
     }
-    EXPECT_EQ(seen, in_prompt ? std::vector<TokenId>(tokens.begin(), tokens.begin() + end)
-                              : without_dropped(tokens.first(end), num_prompt_tokens))
-        << "sequence " << slice.sequence;
+    expected.insert(expected.end(), tokens.begin() + slice.first_token, tokens.begin() + end);
+    EXPECT_EQ(seen, expected) << "sequence " << slice.sequence;
     EXPECT_EQ(slice.samples, end == std::ssize(tokens));
     if (slice.samples) sampled.push_back(next_token(seen));
   }
 
   void compress(const ScheduledSlice& slice) {
     if (std::ssize(scheduler_.tokens(slice.sequence)) >= scheduler_.max_tokens(slice.sequence)) return;  // it ends
-    const std::vector<SequenceId> preempted =
-        scheduler_.compress(slice.sequence, {{kept_entries(slice.first_token + slice.num_tokens)}});
+    const std::vector<SequenceId> preempted = scheduler_.compress(
+        slice.sequence, {{dropping_.at(slice.sequence).kept(kv_.num_entries(slice.kv_sequence, 0, 0))}});
     for (const SequenceId id : preempted) {
       EXPECT_TRUE(id == slice.sequence || more_valuable(slice.sequence, id));
       running_.erase(id);
@@ -260,19 +288,22 @@ class SchedulerHarness {
   std::map<SequenceId, int32_t> priorities_;
   std::set<SequenceId> live_;
   std::set<SequenceId> running_;
-  std::set<SequenceId> compressed_;  // those that are, once their prompt is computed
+  std::map<SequenceId, Dropping> dropping_;
   std::map<SequenceId, std::vector<TokenId>> done_;
   std::optional<SequenceId> taken_;
 };
 
 // The text that follows from a prompt when nothing else runs.
 inline std::vector<TokenId> expected_text(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t context_length,
-                                          bool compressed = false) {
+                                          std::optional<Dropping> dropping = {}) {
   const auto num_prompt_tokens = static_cast<int32_t>(prompt.size());
   for (int32_t i = 0; i < max_new_tokens && std::ssize(prompt) < context_length; ++i) {
-    // The first token comes of all of the prompt.
-    const bool dropped = compressed && num_prompt_tokens > 1 && i > 0;
-    prompt.push_back(next_token(dropped ? without_dropped(prompt, num_prompt_tokens) : prompt));
+    std::vector<TokenId> seen = prompt;
+    if (dropping) {  // what is dropped when the last token is computed is seen once more
+      seen = dropping->left(std::span(prompt).first(prompt.size() - 1), num_prompt_tokens);
+      seen.push_back(prompt.back());
+    }
+    prompt.push_back(next_token(seen));
   }
   return prompt;
 }

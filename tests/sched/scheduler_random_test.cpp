@@ -34,7 +34,7 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
   struct Request {
     std::vector<TokenId> prompt;
     int32_t max_new_tokens;
-    bool compressed;
+    std::optional<Dropping> dropping;
   };
   std::map<SequenceId, Request> requests;
   int64_t num_cancelled = 0;
@@ -43,9 +43,10 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
     if (pick(0, 2) == 0) prompt[pick(0, static_cast<int32_t>(prompt.size()) - 1)] = 55555;
     const int32_t max_new_tokens = pick(1, c.max_new_tokens);
     const int32_t priority = pick(1, c.num_priorities);
-    const bool compressed = c.compresses && pick(0, 1) == 0;
-    const SequenceId id = harness.add(prompt, max_new_tokens, priority, compressed);
-    requests[id] = {std::move(prompt), max_new_tokens, compressed};
+    std::optional<Dropping> dropping;
+    if (c.compresses && pick(0, 1) == 0) dropping = {.every = pick(0, 20)};
+    const SequenceId id = harness.add(prompt, max_new_tokens, priority, dropping);
+    requests[id] = {std::move(prompt), max_new_tokens, dropping};
   };
   for (int i = 0; i < 1500; ++i) {
     if (harness.live().size() < 40 && pick(0, 5) == 0) {
@@ -64,8 +65,8 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
   EXPECT_EQ(std::ssize(harness.done()) + num_cancelled, std::ssize(requests));
   EXPECT_GT(harness.done().size(), 50);
   for (const auto& [id, text] : harness.done()) {
-    const auto& [prompt, max_new_tokens, compressed] = requests.at(id);
-    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length, compressed)) << id;
+    const auto& [prompt, max_new_tokens, dropping] = requests.at(id);
+    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length, dropping)) << id;
   }
   EXPECT_EQ(harness.kv().stats().block_bytes_held, harness.kv().stats().block_bytes_cached);
 }

@@ -11,13 +11,14 @@
 namespace witan {
 namespace {
 
-// What every head keeps in any case.
+// What a head keeps in any case of the entries that it may drop. Sinks are those of the text: behind fixed entries
+// there are none.
 struct Protected {
   int32_t num_sinks;
   int32_t num_recent;
 
-  Protected(const KvPolicy& policy, int32_t num_entries, int32_t num_kept)
-      : num_sinks(std::min({policy.num_sinks, num_entries, num_kept})),
+  Protected(const KvPolicy& policy, int32_t num_entries, int32_t num_kept, bool has_fixed = false)
+      : num_sinks(has_fixed ? 0 : std::min({policy.num_sinks, num_entries, num_kept})),
         num_recent(std::min({policy.num_recent, num_entries - num_sinks, num_kept - num_sinks})) {}
 
   int32_t count() const { return num_sinks + num_recent; }
@@ -36,20 +37,21 @@ struct Unit {
   }
 };
 
-// One head while its entries are chosen.
+// One head while its entries are chosen, of those from `begin` to `end`.
 struct Head {
   const float* scores;
+  int32_t begin;
+  int32_t end;
   std::vector<int32_t>* kept;
 };
 
 float comparable(float score) { return std::isnan(score) ? -std::numeric_limits<float>::infinity() : score; }
 
-// Selects from the entries [begin, end) of several heads.
+// Selects from the entries of several heads.
 class Selection {
  public:
-  Selection(const KvPolicy& policy, std::vector<Head> heads, int32_t begin, int32_t end)
-      : chunk_(policy.chunk), heads_(std::move(heads)) {
-    for (int32_t head = 0; head < std::ssize(heads_); ++head) add_units(policy, head, begin, end);
+  Selection(const KvPolicy& policy, std::vector<Head> heads) : chunk_(policy.chunk), heads_(std::move(heads)) {
+    for (int32_t head = 0; head < std::ssize(heads_); ++head) add_units(policy, head);
   }
 
   // Keeps num_entries of all heads together; of each the best whole units that num_floor has room for.
@@ -68,8 +70,8 @@ class Selection {
  private:
   using Units = std::vector<Unit>;
 
-  void add_units(const KvPolicy& policy, int32_t head, int32_t begin, int32_t end) {
-    const float* scores = heads_[static_cast<size_t>(head)].scores;
+  void add_units(const KvPolicy& policy, int32_t head) {
+    const auto& [scores, begin, end, kept] = heads_[static_cast<size_t>(head)];
     for (int32_t first = begin; first < end; first += chunk_) {
       const int32_t count = std::min(chunk_, end - first);
       float score = comparable(scores[first]);
@@ -110,60 +112,76 @@ class Selection {
 
 }  // namespace
 
-std::vector<int32_t> layer_budgets(const KvPolicy& policy, int32_t num_layers, int32_t num_entries, int32_t num_kept) {
-  std::vector<int32_t> budgets(static_cast<size_t>(num_layers), num_kept);
+std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32_t> num_entries, int32_t num_kept) {
+  const auto num_layers = std::ssize(num_entries);
+  std::vector<int32_t> budgets(num_entries.size(), num_kept);
   if (policy.layers == KvLayerBudget::kUniform || num_layers < 2) return budgets;
-  const int32_t fixed = Protected(policy, num_entries, num_kept).count();
+  const int32_t most_entries = *std::ranges::max_element(num_entries);
+  const int32_t fixed = Protected(policy, most_entries, num_kept).count();
   const double mean = num_kept - fixed;
   double last = mean / policy.pyramid_slope;
   double first = 2.0 * mean - last;
-  if (const double most = num_entries - fixed; first > most) {
+  if (const double most = most_entries - fixed; first > most) {
     first = most;
     last = 2.0 * mean - most;
   }
   // Each layer gets what its share adds to the whole entries of those before it, so that none are lost to rounding.
   double sum = 0.0;
   int64_t given = 0;
-  for (int32_t l = 0; l < num_layers; ++l) {
-    sum += first - l * (first - last) / (num_layers - 1);
+  int64_t left = 0;  // of what layers were to have that have no more
+  for (int64_t l = 0; l < num_layers; ++l) {
+    sum += first - static_cast<double>(l) * (first - last) / static_cast<double>(num_layers - 1);
     const auto so_far = l + 1 == num_layers ? int64_t{num_kept - fixed} * num_layers : std::llround(sum);
-    budgets[static_cast<size_t>(l)] = fixed + static_cast<int32_t>(so_far - given);
+    const int64_t wanted = fixed + so_far - given + left;
+    budgets[static_cast<size_t>(l)] =
+        static_cast<int32_t>(std::min<int64_t>(wanted, num_entries[static_cast<size_t>(l)]));
+    left = wanted - budgets[static_cast<size_t>(l)];
     given = so_far;
+  }
+  for (size_t l = 0; left > 0 && l < budgets.size(); ++l) {
+    const int64_t more = std::min<int64_t>(left, num_entries[l] - budgets[l]);
+    budgets[l] += static_cast<int32_t>(more);
+    left -= more;
   }
   return budgets;
 }
 
 std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::span<const LayerScores> layers,
                                                  int32_t num_kept) {
-  if (layers.empty()) return {};
-  const int32_t num_entries = layers[0].num_entries;
-  const std::vector<int32_t> budgets =
-      layer_budgets(policy, static_cast<int32_t>(layers.size()), num_entries, num_kept);
+  std::vector<int32_t> num_entries;  // on average over the heads of a layer
   std::vector<std::vector<int32_t>> kept;
-  for (const LayerScores& layer : layers) kept.resize(kept.size() + static_cast<size_t>(layer.num_heads));
+  for (const LayerScores& layer : layers) {
+    int64_t sum = 0;
+    for (const HeadScores& head : layer) sum += head.num_entries - head.num_fixed;
+    num_entries.push_back(static_cast<int32_t>(sum / std::ssize(layer)));
+    kept.resize(kept.size() + layer.size());
+  }
+  if (layers.empty()) return kept;
+  const std::vector<int32_t> budgets = layer_budgets(policy, num_entries, num_kept);
 
   std::vector<Head> together;  // heads that are selected from together, once there are all of them
-  size_t first_table = 0;
+  int64_t num_together = 0;    // entries that those keep beside the protected ones
+  size_t table = 0;
   for (size_t l = 0; l < layers.size(); ++l) {
-    WITAN_CHECK(layers[l].num_entries == num_entries, "{} and {} entries", num_entries, layers[l].num_entries);
-    const Protected fixed(policy, num_entries, budgets[l]);
-    const int32_t end = num_entries - fixed.num_recent;
-    const int32_t budget = budgets[l] - fixed.count();
+    const int32_t floor_entries = static_cast<int32_t>(policy.head_floor * budgets[l]);
     const auto select = [&] {
-      const auto floor = static_cast<int32_t>(policy.head_floor * budgets[l]) - fixed.count();
-      const int64_t num_heads = std::ssize(together);
-      Selection selection(policy, std::exchange(together, {}), fixed.num_sinks, end);
-      selection.keep(budget * num_heads, policy.scope == KvScope::kHead ? 0 : floor);
+      const Protected fixed(policy, num_entries[l], budgets[l], layers[l][0].num_fixed > 0);
+      Selection selection(policy, std::exchange(together, {}));
+      selection.keep(std::exchange(num_together, 0),
+                     policy.scope == KvScope::kHead ? 0 : floor_entries - fixed.count());
     };
-    for (int32_t h = 0; h < layers[l].num_heads; ++h) {
-      std::vector<int32_t>& entries = kept[first_table + static_cast<size_t>(h)];
-      for (int32_t i = 0; i < fixed.num_sinks; ++i) entries.push_back(i);
-      for (int32_t i = end; i < num_entries; ++i) entries.push_back(i);
-      together.push_back({.scores = layers[l].scores + int64_t{h} * num_entries, .kept = &entries});
+    for (const HeadScores& head : layers[l]) {
+      std::vector<int32_t>& entries = kept[table++];
+      const Protected fixed(policy, head.num_entries - head.num_fixed, budgets[l], head.num_fixed > 0);
+      const int32_t begin = head.num_fixed + fixed.num_sinks;
+      const int32_t end = head.num_entries - fixed.num_recent;
+      for (int32_t i = 0; i < begin; ++i) entries.push_back(i);
+      for (int32_t i = end; i < head.num_entries; ++i) entries.push_back(i);
+      together.push_back({.scores = head.scores, .begin = begin, .end = end, .kept = &entries});
+      num_together += budgets[l] - fixed.count();
       if (policy.scope == KvScope::kHead) select();
     }
     if (policy.scope == KvScope::kLayer || (policy.scope == KvScope::kModel && l + 1 == layers.size())) select();
-    first_table += static_cast<size_t>(layers[l].num_heads);
   }
   for (std::vector<int32_t>& entries : kept) std::ranges::sort(entries);
   return kept;

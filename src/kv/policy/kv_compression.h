@@ -11,10 +11,12 @@
 namespace witan {
 
 // Which committed entries of a sequence a policy keeps, for KvCache::keep: ascending, by table (layer, then head).
-// Layers with a sliding window have none listed: they hold no more than their window anyway. `queries` are those of the
-// last tokens, as many as the policy wants; nullptr for one that wants none. All tables must have the same entries.
+// Layers with a sliding window have none listed: they hold no more than their window anyway. The sequence's first
+// num_prompt_tokens tokens are its prompt. `queries` are those of the last tokens, as many as the policy wants or as
+// there are since entries were judged before; nullptr for a policy that wants none.
 // Takes scratch for the scores of all heads. Throws Error(kOutOfMemory) when there is no room for them.
 std::vector<std::vector<int32_t>> choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
-                                              const KvPolicy& policy, const QueryWindow* queries);
+                                              int32_t num_prompt_tokens, const KvPolicy& policy,
+                                              const QueryWindow* queries);
 
 }  // namespace witan

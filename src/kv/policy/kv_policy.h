@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kv/policy/kv_compression_point.h"
 #include "kv/policy/kv_scorer.h"
 
 namespace witan {
@@ -24,18 +26,30 @@ enum class KvLayerBudget : uint8_t {
   kPyramid,  // less from layer to layer (PyramidKV, arXiv 2406.02069)
 };
 
+// How many of some entries stay: `tokens`, or where that is 0 the share `ratio`, but at least `floor` and at least one.
+struct KvBudget {
+  double ratio = 1.0;
+  int32_t tokens = 0;
+  int32_t floor = 0;
+
+  // At most num_entries.
+  int32_t of(int32_t num_entries) const;
+};
+
 // How a sequence's KV cache is made smaller: a score, and what is done with it. Lossy, but for a budget of everything.
 //
 // Once the prompt is computed, every kv head of every layer without a sliding window keeps its best entries and drops
-// the others; what is generated then is kept. Entries keep their positions.
+// the others. What is generated then is kept, or judged in its turn. Entries keep their positions.
 struct KvPolicy {
   std::string text;  // as it was given
   std::shared_ptr<const KvScorer> scorer;
 
-  // Of the prompt's tokens, what a head keeps: keep_tokens, or where that is 0 keep_ratio, but at least floor_tokens.
-  double keep_ratio = 1.0;
-  int32_t keep_tokens = 0;
-  int32_t floor_tokens = 0;
+  KvBudget budget;  // of what a head keeps of all tokens, or of the prompt where generated ones have a budget
+
+  // When so many tokens were generated since, entries are judged again; 0: never, what is generated is kept.
+  int32_t every = 0;
+  // Generated tokens have a pool of their own: what the prompt has left stays for good, and only they are judged.
+  std::optional<KvBudget> generated_budget;
 
   // Entries that stay whatever their score, where the budget has room for them: sinks first, then the most recent.
   int32_t num_sinks = 0;
@@ -53,16 +67,23 @@ struct KvPolicy {
   // Whether all heads keep equally many entries.
   bool heads_keep_alike() const { return scope == KvScope::kHead && layers == KvLayerBudget::kUniform; }
 
-  // Entries that each head keeps of a prompt of num_tokens, or the mean over the heads: at most num_tokens.
-  int32_t num_kept(int32_t num_tokens) const;
+  // Entries that each head keeps, or the mean over the heads, when a text of so many tokens is judged.
+  int32_t num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens = 0) const;
+
+  // The same when so many tokens are computed, since the last time that they were judged.
+  int32_t num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const;
+
+  // When entries are judged in a text of so many tokens, as long as there is something to drop.
+  std::vector<KvCompressionPoint> compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const;
 };
 
 // A policy from parts with commas between them:
 //
-//   snapkv(window=32),adakv(floor=0.2),keep=0.2
+//   snapkv(window=32),adakv(floor=0.2),keep=0.2,every=64
 //
-// Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks and
-// recent. Throws Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
+// Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks,
+// recent, every, generated_keep and generated_tokens. Throws Error(kInvalidArgument) naming what is unknown, missing,
+// out of range or cannot be combined.
 KvPolicy parse_kv_policy(std::string_view text);
 
 // What parts there are, for help texts and tests.

@@ -11,6 +11,7 @@
 namespace witan {
 namespace {
 
+using Arguments = std::map<std::string, std::string>;
 using MakePart = void (*)(PolicyBuilder& builder, PartArguments& arguments);
 
 struct Part {
@@ -82,10 +83,11 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
   const auto* part = std::ranges::find(kParts, name, [](const Part& p) { return p.part.name; });
   if (part == std::end(kParts)) {
     fail(ErrorCode::kInvalidArgument,
-         "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=", name,
-         known_names());
+         "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, every=, "
+         "generated_keep=, generated_tokens=",
+         name, known_names());
   }
-  std::map<std::string, std::string> values;
+  Arguments values;
   if (open != std::string_view::npos) {
     if (text.back() != ')') fail(ErrorCode::kInvalidArgument, "'{}': something follows the arguments", text);
     const std::string_view inside = trimmed(text.substr(open + 1, text.size() - open - 2));
@@ -101,18 +103,34 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
   arguments.check_all_known();
 }
 
-void set_budget(KvPolicy& policy, PartArguments& budget, bool has_keep, bool has_tokens) {
-  constexpr int32_t kMost = 1 << 30;
-  if (has_keep == has_tokens) {
-    fail(ErrorCode::kInvalidArgument, "{}: say how much of the prompt to keep, by keep=0.2 (a ratio) or tokens=1024",
-         has_keep ? "both keep and tokens are given" : "no budget");
+constexpr int32_t kMost = 1 << 30;
+
+// The budget of `keep` and `tokens`, or those with `prefix` before them; none where neither is given.
+std::optional<KvBudget> read_budget(const std::string& prefix, const Arguments& keys, PartArguments& arguments) {
+  const std::string keep = prefix + "keep";
+  const std::string tokens = prefix + "tokens";
+  if (keys.contains(keep) && keys.contains(tokens)) {
+    fail(ErrorCode::kInvalidArgument,
+         "both {0} and {1} are given; say how much to keep by {0}=0.2 (a ratio) or {1}=1024", keep, tokens);
   }
-  policy.keep_ratio = budget.number("keep", 1.0, 1e-6, 1.0);
-  policy.keep_tokens = budget.integer("tokens", 0, 1, kMost);
-  policy.floor_tokens = budget.integer("floor", 0, 0, kMost);
-  policy.num_sinks = budget.integer("sinks", policy.num_sinks, 0, kMost);
-  policy.num_recent = budget.integer("recent", policy.num_recent, 0, kMost);
-  budget.check_all_known();
+  const KvBudget budget{.ratio = arguments.number(keep, 1.0, 1e-6, 1.0),
+                        .tokens = arguments.integer(tokens, 0, 1, kMost)};
+  return keys.contains(keep) || keys.contains(tokens) ? std::optional(budget) : std::nullopt;
+}
+
+void set_budget(KvPolicy& policy, const Arguments& keys) {
+  PartArguments arguments("a KV policy", keys);
+  policy.generated_budget = read_budget("generated_", keys, arguments);
+  const std::optional<KvBudget> budget = read_budget("", keys, arguments);
+  if (!budget && !policy.generated_budget) {
+    fail(ErrorCode::kInvalidArgument, "no budget: say how much to keep, by keep=0.2 (a ratio) or tokens=1024");
+  }
+  policy.budget = budget.value_or(KvBudget());
+  policy.budget.floor = arguments.integer("floor", 0, 0, kMost);
+  policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
+  policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
+  policy.every = arguments.integer("every", policy.generated_budget && policy.every == 0 ? 64 : policy.every, 1, kMost);
+  arguments.check_all_known();
 }
 
 }  // namespace
@@ -121,7 +139,7 @@ std::span<const KvPolicyPart> kv_policy_parts() { return kPartList; }
 
 KvPolicy parse_kv_policy(std::string_view text) {
   PolicyBuilder builder;
-  std::map<std::string, std::string> keys;
+  Arguments keys;
   for (const std::string_view part : split_parts(text)) {
     if (part.empty()) fail(ErrorCode::kInvalidArgument, "'{}': a part is empty", text);
     if (part.find('=') < part.find('(')) {
@@ -132,18 +150,38 @@ KvPolicy parse_kv_policy(std::string_view text) {
     }
   }
   KvPolicy policy = builder.finish();
-  const bool has_keep = keys.contains("keep");
-  const bool has_tokens = keys.contains("tokens");
-  PartArguments budget("a KV policy", std::move(keys));
-  set_budget(policy, budget, has_keep, has_tokens);
+  set_budget(policy, keys);
   policy.text = text;
   return policy;
 }
 
-int32_t KvPolicy::num_kept(int32_t num_tokens) const {
-  const auto wanted = keep_tokens > 0 ? int64_t{keep_tokens} : static_cast<int64_t>(keep_ratio * num_tokens);
-  const int64_t at_least = std::max(floor_tokens, 1);
-  return static_cast<int32_t>(std::min<int64_t>(std::max(wanted, at_least), num_tokens));
+int32_t KvBudget::of(int32_t num_entries) const {
+  const auto wanted = tokens > 0 ? int64_t{tokens} : static_cast<int64_t>(ratio * num_entries);
+  return static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(wanted, std::max(floor, 1)), num_entries));
+}
+
+int32_t KvPolicy::num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens) const {
+  if (!generated_budget) return budget.of(num_prompt_tokens + num_generated_tokens);
+  return budget.of(num_prompt_tokens) + generated_budget->of(num_generated_tokens);
+}
+
+int32_t KvPolicy::num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const {
+  const std::vector<KvCompressionPoint> points = compression_points(num_prompt_tokens, num_tokens);
+  return points.empty() ? num_tokens : points.back().num_kept + num_tokens - points.back().num_tokens;
+}
+
+std::vector<KvCompressionPoint> KvPolicy::compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const {
+  std::vector<KvCompressionPoint> points;
+  int64_t num_entries = num_prompt_tokens;
+  for (int64_t num_judged = num_prompt_tokens; num_judged <= num_tokens; num_judged += every, num_entries += every) {
+    const int32_t kept = num_kept(num_prompt_tokens, static_cast<int32_t>(num_judged) - num_prompt_tokens);
+    if (kept < num_entries) {
+      points.push_back({.num_tokens = static_cast<int32_t>(num_judged), .num_kept = kept});
+      num_entries = kept;
+    }
+    if (every == 0) break;
+  }
+  return points;
 }
 
 }  // namespace witan

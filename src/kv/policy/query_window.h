@@ -22,6 +22,8 @@ class QueryWindow {
   int32_t num_tokens() const { return num_tokens_; }
   int32_t num_heads() const { return num_heads_; }
   int32_t key_dim() const { return key_dim_; }
+  // Its places are for as many tokens from first_token on; what they hold is of no more use.
+  void move_to(int32_t first_token) { first_token_ = first_token; }
   bool has(int32_t token) const { return token >= first_token_ && token < first_token_ + num_tokens_; }
 
   // [num_heads, key_dim] of a token that it has.

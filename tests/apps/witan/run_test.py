@@ -190,11 +190,13 @@ class AnswersTest(RunTestCase):
         dense, kept = self.answers(*prompt)[0], self.answers(*prompt, "--kv", "snapkv(window=8),keep=0.25")[0]
         self.assertNotIn("kv", dense["usage"])
         kv = kept["usage"]["kv"]
-        self.assertEqual(kv["prompt_entries"], kept["usage"]["prompt_tokens"])
+        self.assertEqual((kv["times"], kv["tokens"]), (1, kept["usage"]["prompt_tokens"]))
         for layer in kv["kept_entries"]:
-            self.assertEqual(set(layer), {kv["prompt_entries"] // 4})
+            self.assertEqual(set(layer), {kv["tokens"] // 4})
         self.assertLess(kv["bytes_after"], kv["bytes_before"])
         self.assertEqual(self.answers(*prompt, "--kv", "snapkv,keep=1")[0]["tokens"], dense["tokens"])
+        again = self.answers(*prompt, "--kv", "snapkv(window=8),tokens=9,every=2")[0]["usage"]["kv"]
+        self.assertEqual((again["times"], again["tokens"]), (2, kept["usage"]["prompt_tokens"] + 2))
 
     def test_a_kv_policy_that_is_none_is_refused_before_loading(self):
         for policy, says in (

@@ -16,6 +16,7 @@ using Kept = std::vector<std::vector<int32_t>>;
 struct Scores {
   int32_t num_heads;
   int32_t num_entries;
+  int32_t num_fixed = 0;
   std::vector<std::vector<float>> layers;
 
   Scores(int32_t num_layers, int32_t heads, int32_t entries, uint32_t seed = 1, int32_t num_values = 20)
@@ -35,8 +36,13 @@ struct Scores {
 
   Kept select(const KvPolicy& policy, int32_t num_kept) const {
     std::vector<LayerScores> views;
-    for (const auto& layer : layers)
-      views.push_back({.scores = layer.data(), .num_heads = num_heads, .num_entries = num_entries});
+    for (const auto& layer : layers) {
+      views.emplace_back();
+      for (int32_t head = 0; head < num_heads; ++head) {
+        views.back().push_back(
+            {.scores = layer.data() + int64_t{head} * num_entries, .num_entries = num_entries, .num_fixed = num_fixed});
+      }
+    }
     return select_entries(policy, views, num_kept);
   }
 };
@@ -185,13 +191,73 @@ TEST(EntrySelection, ScoresOfNaNAreTheWorst) {
   EXPECT_EQ(scores.select({}, 4)[0], (std::vector<int32_t>{0, 1, 3, 4}));
 }
 
+TEST(EntrySelection, FixedEntriesStayBesideTheBudget) {
+  Scores scores(2, 3, 100);
+  scores.num_fixed = 60;
+  KvPolicy policy;
+  policy.num_sinks = 4;  // of the text: they are among the fixed ones
+  policy.num_recent = 2;
+  for (const int32_t num_kept : {1, 2, 7, 40}) {
+    const Kept kept = scores.select(policy, num_kept);
+    expect_sane(kept, 100);
+    for (int32_t table = 0; table < 6; ++table) {
+      const std::vector<int32_t>& entries = kept[static_cast<size_t>(table)];
+      ASSERT_EQ(std::ssize(entries), 60 + num_kept);
+      for (int32_t i = 0; i < 60; ++i) EXPECT_EQ(entries[static_cast<size_t>(i)], i);
+      std::vector<Candidate> candidates;
+      for (int32_t i = 60; i < 98; ++i) candidates.push_back({scores.at(table / 3, table % 3, i), 0, i});
+      std::ranges::sort(candidates, std::less<>());
+      for (int32_t i = 0; i < num_kept - 2; ++i) {
+        EXPECT_TRUE(std::ranges::binary_search(entries, candidates[static_cast<size_t>(i)].entry));
+      }
+    }
+  }
+}
+
+// What heads have left of a first judgement differs; they compete again.
+TEST(EntrySelection, HeadsOfDifferentLengthsCompeteForTheSameTotal) {
+  const Scores scores(2, 3, 100, 7, 1000);
+  const int32_t lengths[] = {100, 20, 45, 70, 5, 90};  // 55 each on average
+  std::vector<LayerScores> views(2);
+  for (size_t table = 0; table < 6; ++table) {
+    views[table / 3].push_back(
+        {.scores = scores.layers[table / 3].data() + table % 3 * 100, .num_entries = lengths[table]});
+  }
+  KvPolicy policy;
+  policy.num_recent = 8;
+  for (const KvScope scope : {KvScope::kLayer, KvScope::kModel}) {
+    policy.scope = scope;
+    policy.head_floor = 0.2;
+    for (const int32_t num_kept : {10, 30, 54}) {
+      const Kept kept = select_entries(policy, views, num_kept);
+      EXPECT_EQ(total(kept), 6 * num_kept);
+      for (size_t table = 0; table < 6; ++table) {
+        EXPECT_TRUE(kept[table].empty() || kept[table].back() < lengths[table]);
+        EXPECT_GE(std::ssize(kept[table]), std::min(lengths[table], 8));
+      }
+    }
+  }
+}
+
+std::vector<int32_t> layers_of(int32_t num_layers, int32_t num_entries) {
+  return std::vector<int32_t>(static_cast<size_t>(num_layers), num_entries);
+}
+
+TEST(LayerBudgets, GiveWhatALayerHasNotToOthers) {
+  KvPolicy policy;
+  policy.layers = KvLayerBudget::kPyramid;
+  EXPECT_EQ(layer_budgets(policy, std::vector<int32_t>{30, 100, 100}, 40), (std::vector<int32_t>{30, 88, 2}));
+  EXPECT_EQ(layer_budgets(policy, std::vector<int32_t>{100, 100, 1}, 40), (std::vector<int32_t>{79, 40, 1}));
+  EXPECT_EQ(layer_budgets(policy, std::vector<int32_t>{40, 40, 40}, 40), (std::vector<int32_t>{40, 40, 40}));
+}
+
 TEST(LayerBudgets, ArePyramidsOfExactlyTheBudget) {
   KvPolicy policy;
   policy.layers = KvLayerBudget::kPyramid;
   policy.num_recent = 8;
   for (const int32_t num_layers : {1, 2, 3, 28, 48}) {
     for (const int32_t num_kept : {8, 9, 50, 333, 900, 1000}) {
-      const std::vector<int32_t> budgets = layer_budgets(policy, num_layers, 1000, num_kept);
+      const std::vector<int32_t> budgets = layer_budgets(policy, layers_of(num_layers, 1000), num_kept);
       EXPECT_EQ(std::accumulate(budgets.begin(), budgets.end(), int64_t{0}), int64_t{num_kept} * num_layers);
       EXPECT_LE(budgets.front(), 1000);
       EXPECT_GE(budgets.back(), std::min(8, num_kept));
@@ -199,10 +265,10 @@ TEST(LayerBudgets, ArePyramidsOfExactlyTheBudget) {
     }
   }
   // PyramidKV's formula with beta = 20: m = (cap - W) / beta, M = 2 (cap - W) - m.
-  const std::vector<int32_t> budgets = layer_budgets(policy, 5, 1000, 208);
+  const std::vector<int32_t> budgets = layer_budgets(policy, layers_of(5, 1000), 208);
   EXPECT_EQ(budgets, (std::vector<int32_t>{398, 303, 208, 113, 18}));
   // And where the first layer would keep more than there is.
-  EXPECT_EQ(layer_budgets(policy, 3, 300, 208), (std::vector<int32_t>{300, 208, 116}));
+  EXPECT_EQ(layer_budgets(policy, layers_of(3, 300), 208), (std::vector<int32_t>{300, 208, 116}));
 }
 
 }  // namespace

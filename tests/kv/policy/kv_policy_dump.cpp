@@ -92,7 +92,7 @@ void run(int argc, char** argv) {
                     window->queries(layer, kEntries - num_tokens + token));
       }
     }
-    const auto kept = choose_kept(ctx, kv, sequence, policy, window ? &*window : nullptr);
+    const auto kept = choose_kept(ctx, kv, sequence, kEntries, policy, window ? &*window : nullptr);
     std::cout << json{{"policy", argv[i]}, {"kept", kept}} << "\n";
   }
 }

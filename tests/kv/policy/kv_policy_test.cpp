@@ -37,7 +37,7 @@ TEST(KvPolicy, PartsAndKeysSetWhatTheyName) {
   EXPECT_EQ(policy.num_recent, 32) << "pyramidkv's own window is protected too";
   EXPECT_EQ(policy.layers, KvLayerBudget::kPyramid);
   EXPECT_EQ(policy.pyramid_slope, 7.0);
-  EXPECT_EQ(policy.floor_tokens, 64);
+  EXPECT_EQ(policy.budget.floor, 64);
   const KvPolicy chunks =
       parse_kv_policy("keydiff,chunkkv(chunk=5,reuse=3,score=mean,heads=apart),tokens=100,sinks=2,recent=9");
   EXPECT_EQ(chunks.scorer->num_query_tokens(), 0) << "a method that is named goes before one that a refinement brings";
@@ -62,7 +62,39 @@ TEST(KvPolicy, BudgetsAreRatiosOrNumbersWithAFloor) {
   EXPECT_EQ(parse_kv_policy("snapkv,keep=1").num_kept(5), 5);
 }
 
+using Points = std::vector<KvCompressionPoint>;
+
+TEST(KvPolicy, EntriesAreJudgedWhereThereIsSomethingToDrop) {
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5").compression_points(100, 1000), (Points{{100, 50}}));
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=200").compression_points(100, 1000), Points());
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=40,every=16").compression_points(100, 140),
+            (Points{{100, 40}, {116, 40}, {132, 40}}));
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=120,every=16").compression_points(100, 150),
+            (Points{{132, 120}, {148, 120}}))
+      << "not before there is more than the budget";
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,every=10").compression_points(100, 125),
+            (Points{{100, 50}, {110, 55}, {120, 60}}));
+}
+
+TEST(KvPolicy, EntriesGrowBetweenJudgements) {
+  const KvPolicy policy = parse_kv_policy("snapkv,tokens=40,every=16");
+  EXPECT_EQ(policy.num_entries(100, 99), 99);
+  EXPECT_EQ(policy.num_entries(100, 100), 40);
+  EXPECT_EQ(policy.num_entries(100, 115), 55);
+  EXPECT_EQ(policy.num_entries(100, 116), 40);
+}
+
+TEST(KvPolicy, PromptAndGeneratedTokensMayHavePoolsOfTheirOwn) {
+  const KvPolicy policy = parse_kv_policy("snapkv,keep=0.5,generated_tokens=20,every=16");
+  EXPECT_EQ(policy.compression_points(100, 135), (Points{{100, 50}, {132, 70}}));
+  EXPECT_EQ(policy.num_kept(100, 16), 66);
+  EXPECT_EQ(parse_kv_policy("snapkv,generated_keep=0.25").compression_points(100, 200), (Points{{164, 116}}))
+      << "the prompt stays whole, and 64 is the default of `every`";
+}
+
 TEST(KvPolicy, WhatIsWrongIsNamed) {
+  EXPECT_THAT(error_of("snapkv,generated_keep=0.5,generated_tokens=9"), HasSubstr("both generated_keep and generated"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,every=0"), HasSubstr("every must be a number from 1"));
   EXPECT_THAT(error_of("snapkv"), HasSubstr("keep=0.2"));
   EXPECT_THAT(error_of("snapkv,keep=0.5,tokens=9"), HasSubstr("both keep and tokens"));
   EXPECT_THAT(error_of("snapkv,keep=0"), HasSubstr("keep must be a number from"));

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kv/policy/kv_compression_point.h"
+
+namespace witan {
+
+// When a sequence's KV entries are judged, of which some stay. A preempted sequence goes through all of it again.
+struct CompressionPlan {
+  std::vector<KvCompressionPoint> points;  // ascending; the first not before the end of the prompt; empty: never
+  bool is_average = false;                 // heads may keep more or less than a point says, but all together that
+  // Tokens before the first point that must be computed, not found in the prefix cache; at least 1.
+  int32_t num_query_tokens = 1;
+
+  bool operator==(const CompressionPlan&) const = default;
+};
+
+}  // namespace witan
