@@ -34,8 +34,9 @@ struct Generation {
 
   // With a KV policy that has something to drop:
   std::optional<KvPolicy> kv_policy;
-  std::unique_ptr<QueryWindow> query_window;  // while it runs: what the policy wants when it judges next
-  std::string kv_error;                       // why that could not be had
+  int32_t most_judged = 0;  // entries of a head at once
+  KvEvidence kv_evidence;   // while it runs: what the policy wants when it judges next
+  std::string kv_error;     // why that could not be had
 };
 
 // An output and who wants it; delivered when no lock is held.
@@ -121,8 +122,8 @@ struct Engine::State {
   StepPlan schedule(std::vector<Delivery>& deliveries);
   void compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries);
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
-  void make_query_windows(const StepPlan& plan);
-  void collect_queries(SequenceId sequence, int32_t first_token);
+  void begin_collecting(const StepPlan& plan);
+  void collect_evidence(SequenceId sequence, int32_t first_token);
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
   std::set<SequenceId> compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
@@ -192,10 +193,12 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
   if (request.kv_policy && num_prompt > 0) {
     const int64_t num_tokens =
         std::min<int64_t>(int64_t{num_prompt} + request.max_new_tokens, s.model.options().context_length);
+    const KvWants wants = request.kv_policy->scorer->wants();
     sequence_request.compression = {
         .points = request.kv_policy->compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 1),
         .is_average = !request.kv_policy->heads_keep_alike(),
-        .num_query_tokens = std::max(1, request.kv_policy->scorer->num_query_tokens())};
+        .num_query_tokens =
+            wants.attention_mass ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
   }
 
   const std::lock_guard lock(s.mutex);
@@ -212,9 +215,13 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
                           .submitted = now,
                           .usage = {.prompt_tokens = num_prompt},
                           .kv_policy = std::nullopt,
-                          .query_window = nullptr,
+                          .most_judged = 0,
+                          .kv_evidence = {},
                           .kv_error = {}};
-    if (!sequence_request.compression.points.empty()) generation.kv_policy = request.kv_policy;
+    if (!sequence_request.compression.points.empty()) {
+      generation.kv_policy = request.kv_policy;
+      generation.most_judged = sequence_request.compression.most_entries();
+    }
     generation.sampling.seed += static_cast<uint64_t>(choice);
     if (s.model.tokenizer() != nullptr) generation.text.emplace(*s.model.tokenizer(), request.stop_strings);
     s.generations.emplace(sequence, std::move(generation));
@@ -237,7 +244,7 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
                             .first_row = static_cast<int32_t>(batch.tokens.size()),
                             .num_tokens = slice.num_tokens,
                             .first_token = slice.first_token,
-                            .query_window = generations.at(slice.sequence).query_window.get()});
+                            .evidence = &generations.at(slice.sequence).kv_evidence});
     for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
       batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
       batch.positions.push_back(i);
@@ -252,28 +259,37 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
   return batch;
 }
 
-// A sequence that begins to run, or begins again, with a KV policy collects the queries that its policy wants.
-void Engine::State::make_query_windows(const StepPlan& plan) {
-  for (const SequenceId sequence : plan.preempted) generations.at(sequence).query_window.reset();
-  for (const SequenceId sequence : plan.admitted) collect_queries(sequence, 0);
+// A sequence that begins to run, or begins again, with a KV policy collects what its policy wants.
+void Engine::State::begin_collecting(const StepPlan& plan) {
+  for (const SequenceId sequence : plan.preempted) generations.at(sequence).kv_evidence = {};
+  for (const SequenceId sequence : plan.admitted) collect_evidence(sequence, 0);
 }
 
-// From now on those that the policy wants of the tokens from first_token to where it judges next.
-void Engine::State::collect_queries(SequenceId sequence, int32_t first_token) {
+// What the policy wants of the tokens from first_token to where it judges next.
+void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
   Generation& generation = generations.at(sequence);
+  KvEvidence& evidence = generation.kv_evidence;
   const std::optional<KvCompressionPoint> point = scheduler.next_compression(sequence);
-  if (!point || generation.kv_policy->scorer->num_query_tokens() == 0) return generation.query_window.reset();
-  const int32_t num_wanted =
-      std::min(generation.kv_policy->scorer->num_query_tokens(), point->num_tokens - first_token);
-  first_token = point->num_tokens - num_wanted;
-  if (generation.query_window != nullptr && generation.query_window->num_tokens() == num_wanted) {
-    return generation.query_window->move_to(first_token);
+  if (!point) {
+    evidence = {};
+    return;
   }
+  const KvWants wants = generation.kv_policy->scorer->wants();
   generation.kv_error.clear();
-  generation.query_window.reset();
   try {
-    generation.query_window = model.make_query_window(first_token, num_wanted);
+    if (wants.num_query_tokens > 0) {
+      const int32_t num_tokens = std::min(wants.num_query_tokens, point->num_tokens - first_token);
+      if (evidence.window == nullptr || evidence.window->num_tokens() != num_tokens) {
+        evidence.window.reset();
+        evidence.window = model.make_query_window(point->num_tokens - num_tokens, num_tokens);
+      }
+      evidence.window->move_to(point->num_tokens - num_tokens);
+    }
+    if (wants.attention_mass && evidence.mass == nullptr) {
+      evidence.mass = model.make_attention_mass(generation.most_judged);
+    }
   } catch (const Error& error) {
+    evidence = {};
     generation.kv_error = error.what();
   }
 }
@@ -302,14 +318,15 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
   try {
     if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
     const auto kept =
-        model.choose_kept(slice.kv_sequence, num_prompt, *generation->kv_policy, generation->query_window.get());
+        model.choose_kept(slice.kv_sequence, num_prompt, *generation->kv_policy, &generation->kv_evidence);
     const std::lock_guard lock(mutex);
     const int64_t bytes_before = model.kv().held_bytes(slice.kv_sequence);
     const std::vector<SequenceId> victims = scheduler.compress(slice.sequence, kept);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
-    for (const SequenceId sequence : preempted) generations.at(sequence).query_window.reset();
+    for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;
-    collect_queries(slice.sequence, slice.first_token + slice.num_tokens);
+    if (generation->kv_evidence.mass != nullptr) generation->kv_evidence.mass->keep(model.info().kv_layers, kept);
+    collect_evidence(slice.sequence, slice.first_token + slice.num_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens > slice.first_token;
     auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
     report->num_tokens = slice.first_token + slice.num_tokens;
@@ -556,7 +573,7 @@ bool Engine::State::step() {
     const Clock::time_point start = Clock::now();
     deliveries = end_cancelled();
     plan = schedule(deliveries);
-    make_query_windows(plan);
+    begin_collecting(plan);
     batch = make_batch(plan);
     stats.schedule_seconds += seconds_since(start);
 #ifndef NDEBUG

@@ -130,23 +130,31 @@ std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
 }
 
 std::vector<std::vector<int32_t>> LoadedModel::choose_kept(SequenceId sequence, int32_t num_prompt_tokens,
-                                                           const KvPolicy& policy, const QueryWindow* queries) {
+                                                           const KvPolicy& policy, const KvEvidence* evidence) {
   ComputeContext ctx{.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = options_.precision};
-  return witan::choose_kept(ctx, *kv_, sequence, num_prompt_tokens, policy, queries);
+  return witan::choose_kept(ctx, *kv_, sequence, num_prompt_tokens, policy, evidence);
 }
 
-std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token, int32_t num_tokens) {
-  const std::vector<KvLayerSpec>& layers = info().kv_layers;
-  const auto make = [&] {
-    return std::make_unique<QueryWindow>(pool_, static_cast<int32_t>(layers.size()), info().num_heads,
-                                         layers.front().key_dim, first_token, num_tokens);
-  };
+template <typename Make>
+auto LoadedModel::with_room(const Make& make) {
   try {
     return make();
   } catch (const Error&) {  // what the prefix cache holds can be had
     kv_->clear_prefix_cache();
     return make();
   }
+}
+
+std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token, int32_t num_tokens) {
+  const std::vector<KvLayerSpec>& layers = info().kv_layers;
+  return with_room([&] {
+    return std::make_unique<QueryWindow>(pool_, static_cast<int32_t>(layers.size()), info().num_heads,
+                                         layers.front().key_dim, first_token, num_tokens);
+  });
+}
+
+std::unique_ptr<AttentionMass> LoadedModel::make_attention_mass(int32_t max_entries) {
+  return with_room([&] { return std::make_unique<AttentionMass>(pool_, info().kv_layers, max_entries); });
 }
 
 void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size) {

@@ -59,14 +59,19 @@ class LoadedModel {
 
   // What to keep of a sequence (kv/policy/kv_compression.h). Not during a forward.
   std::vector<std::vector<int32_t>> choose_kept(SequenceId sequence, int32_t num_prompt_tokens, const KvPolicy& policy,
-                                                const QueryWindow* queries);
-  // For the queries of some tokens. Throws Error(kOutOfMemory).
+                                                const KvEvidence* evidence);
+  // Throw Error(kOutOfMemory).
   std::unique_ptr<QueryWindow> make_query_window(int32_t first_token, int32_t num_tokens);
+  std::unique_ptr<AttentionMass> make_attention_mass(int32_t max_entries);
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.
   std::span<float> forward(const ForwardBatch& batch);
 
  private:
+  // What `make` makes of the memory pool, with the room of the prefix cache where there is no other.
+  template <typename Make>
+  auto with_room(const Make& make);
+
   ModelOptions options_;
   Isa isa_;
   std::unique_ptr<Checkpoint> checkpoint_;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/elementwise/elementwise.h"
+#include "models/kv_observation.h"
 #include "nn/linear.h"
 #include "nn/rows.h"
 
@@ -86,7 +87,7 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
                            .window = config.windows[static_cast<size_t>(layer)],
                            .sinks = weights.sinks};
   write_kv(ctx, batch, layer, spec, k, v);
-  save_queries(batch, layer, spec, q);
+  observe_queries(ctx, batch, layer, spec, q);
   auto* attended = compute.scratch.allocate<float>(n * weights.q.rows);
   paged_attention(ctx, batch, layer, spec, q, attended);
   linear(compute, weights.o, attended, n, out, weights.o_bias);

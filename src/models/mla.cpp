@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/norm/norm.h"
+#include "models/kv_observation.h"
 #include "nn/linear.h"
 #include "nn/rows.h"
 
@@ -77,20 +78,15 @@ void absorb_queries(ComputeContext& ctx, const MlaConfig& config, const MlaWeigh
   });
 }
 
-// Gives the slices' query windows what they want, absorbed: so queries meet what the cache has.
-void save_absorbed_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
-                           const MlaWeights& weights, const float* q) {
-  std::vector<int32_t> rows;
-  for (const SequenceSlice& slice : batch.slices) {
-    for (int32_t i = 0; slice.query_window != nullptr && i < slice.num_tokens; ++i) {
-      if (slice.query_window->has(slice.first_token + i)) rows.push_back(slice.first_row + i);
-    }
-  }
+// Lets KV policies see the queries they want, absorbed: so queries meet what the cache has.
+void observe_absorbed_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
+                              const MlaWeights& weights, const float* q) {
+  const std::vector<int32_t> rows = observed_rows(batch);
   if (rows.empty()) return;
   const ScratchScope scope(ctx.compute.scratch);
   auto* latent_q = ctx.compute.scratch.allocate<float>(batch.num_tokens() * config.num_heads * config.entry_dim());
   absorb_queries(ctx.compute, config, weights, rows, q, latent_q);
-  save_queries(batch, layer, latent_spec(config), latent_q);
+  observe_queries(ctx, batch, layer, latent_spec(config), latent_q);
 }
 
 // Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].
@@ -372,7 +368,7 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   });
   rope_heads(compute, angles, n, 1, config.entry_dim(), config.latent_dim, entries);
   write_kv(ctx, batch, layer, latent_spec(config), entries, nullptr);
-  save_absorbed_queries(ctx, batch, layer, config, weights, q);
+  observe_absorbed_queries(ctx, batch, layer, config, weights, q);
 
   const RolesOfRows parts = split_by_role(batch);
   expanded_attention(ctx, batch, parts.prompt, layer, config, weights, q, attended);

@@ -7,7 +7,7 @@
 
 #include "base/types.h"
 #include "kv/kv_cache.h"
-#include "kv/policy/query_window.h"
+#include "kv/policy/kv_evidence.h"
 #include "moe/telemetry.h"
 #include "nn/compute_context.h"
 
@@ -55,8 +55,8 @@ struct SequenceSlice {
   SequenceId kv_sequence = 0;
   int32_t first_row = 0;  // of the batch's tokens
   int32_t num_tokens = 0;
-  int32_t first_token = 0;              // tokens that the KV cache has already; the slice's follow
-  QueryWindow* query_window = nullptr;  // gets the queries of those of its tokens that it has; nullptr: none are wanted
+  int32_t first_token = 0;               // tokens that the KV cache has already; the slice's follow
+  const KvEvidence* evidence = nullptr;  // collects what the sequence's KV policy wants; nullptr: there is none
 };
 
 // An input that is encoded in this step: the tokens of a sequence that shares it with others, perhaps.

@@ -192,25 +192,6 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
   }
 }
 
-void save_queries(const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec, const float* queries) {
-  const int64_t num_floats = int64_t{spec.num_heads} * spec.key_dim;
-  for (const SequenceSlice& slice : batch.slices) {
-    QueryWindow* window = slice.query_window;
-    if (window == nullptr) continue;
-    WITAN_CHECK(window->num_heads() == spec.num_heads && window->key_dim() == spec.key_dim,
-                "queries of {} x {} for a window of {} x {}", spec.num_heads, spec.key_dim, window->num_heads(),
-                window->key_dim());
-    window->scoring(layer) = {.scale = spec.scale, .sinks = spec.sinks};
-    const int32_t begin = std::max(slice.first_token, window->first_token());
-    const int32_t end = std::min(slice.first_token + slice.num_tokens, window->first_token() + window->num_tokens());
-    for (int32_t token = begin; token < end; ++token) {
-      const int64_t row = slice.first_row + (token - slice.first_token);
-      std::memcpy(window->queries(layer, token), queries + row * num_floats,
-                  static_cast<size_t>(num_floats) * sizeof(float));
-    }
-  }
-}
-
 void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
                      const AttentionSpec& spec, const float* queries, float* out) {
   WITAN_CHECK(spec.num_heads % spec.num_kv_heads == 0, "{} heads, {} kv heads", spec.num_heads, spec.num_kv_heads);

@@ -21,9 +21,6 @@ struct AttentionSpec {
 void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
               const float* keys, const float* values);
 
-// Gives the query windows of the slices what they want of this layer's queries [num_tokens, num_heads, key_dim].
-void save_queries(const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec, const float* queries);
-
 // Rows [first_row, first_row + num_tokens) of a batch, all of one slice.
 struct SliceRows {
   const SequenceSlice* slice;

@@ -30,6 +30,12 @@ void ada_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.choose_scope(arguments, KvScope::kLayer, arguments.number("floor", 0.2, 0.0, 1.0));
 }
 
+// KVCompose (arXiv 2509.05165): heads choose for themselves, and as many in all heads of a layer; layers compete.
+void kv_compose(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments, 1));
+  builder.choose_layers(arguments, KvLayerBudget::kComposite);
+}
+
 // As AdaKV with all layers for one (the budget of KVzip, arXiv 2505.23416).
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments) {
   builder.choose_scope(arguments, KvScope::kModel, arguments.number("floor", 0.0, 0.0, 1.0));

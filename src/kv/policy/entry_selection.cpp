@@ -19,7 +19,8 @@ struct Protected {
 
   Protected(const KvPolicy& policy, int32_t num_entries, int32_t num_kept, bool has_fixed = false)
       : num_sinks(has_fixed ? 0 : std::min({policy.num_sinks, num_entries, num_kept})),
-        num_recent(std::min({policy.num_recent, num_entries - num_sinks, num_kept - num_sinks})) {}
+        num_recent(std::min({std::max(policy.num_recent, static_cast<int32_t>(policy.recent_share * num_kept)),
+                             num_entries - num_sinks, num_kept - num_sinks})) {}
 
   int32_t count() const { return num_sinks + num_recent; }
 };
@@ -110,12 +111,49 @@ class Selection {
   Units units_;
 };
 
+// KVCompose: a layer's i-th composite token is made of the i-th best entry of each of its heads, and is worth the mean
+// of their scores. The best composite tokens of all layers stay, beside the protected entries of each.
+std::vector<int32_t> composite_budgets(const KvPolicy& policy, std::span<const LayerScores> layers, int32_t num_kept) {
+  std::vector<Unit> composites;
+  std::vector<int32_t> budgets;
+  int64_t num_left = 0;
+  for (int32_t l = 0; l < std::ssize(layers); ++l) {
+    std::vector<double> worth;
+    for (const HeadScores& head : layers[static_cast<size_t>(l)]) {
+      const Protected fixed(policy, head.num_entries - head.num_fixed, num_kept, head.num_fixed > 0);
+      std::vector<float> scores;
+      for (int32_t i = head.num_fixed + fixed.num_sinks; i < head.num_entries - fixed.num_recent; ++i) {
+        scores.push_back(comparable(head.scores[i]));
+      }
+      std::ranges::sort(scores, std::greater<>());
+      if (worth.empty()) {
+        budgets.push_back(fixed.count());
+        num_left += num_kept - fixed.count();
+        worth.resize(scores.size());
+      }
+      WITAN_CHECK(worth.size() == scores.size(), "heads of {} and {} entries", worth.size(), scores.size());
+      for (size_t i = 0; i < scores.size(); ++i) worth[i] += static_cast<double>(scores[i]);
+    }
+    const auto num_heads = static_cast<double>(layers[static_cast<size_t>(l)].size());
+    for (int32_t i = 0; i < std::ssize(worth); ++i) {
+      composites.push_back({.score = static_cast<float>(worth[static_cast<size_t>(i)] / num_heads),
+                            .head = l,
+                            .first_entry = i,
+                            .num_entries = 1});
+    }
+  }
+  std::ranges::sort(composites, std::less<>());
+  composites.resize(static_cast<size_t>(std::min<int64_t>(num_left, std::ssize(composites))));
+  for (const Unit& composite : composites) ++budgets[static_cast<size_t>(composite.head)];
+  return budgets;
+}
+
 }  // namespace
 
 std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32_t> num_entries, int32_t num_kept) {
   const auto num_layers = std::ssize(num_entries);
   std::vector<int32_t> budgets(num_entries.size(), num_kept);
-  if (policy.layers == KvLayerBudget::kUniform || num_layers < 2) return budgets;
+  if (policy.layers != KvLayerBudget::kPyramid || num_layers < 2) return budgets;
   const int32_t most_entries = *std::ranges::max_element(num_entries);
   const int32_t fixed = Protected(policy, most_entries, num_kept).count();
   const double mean = num_kept - fixed;
@@ -157,7 +195,9 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
     kept.resize(kept.size() + layer.size());
   }
   if (layers.empty()) return kept;
-  const std::vector<int32_t> budgets = layer_budgets(policy, num_entries, num_kept);
+  const std::vector<int32_t> budgets = policy.layers == KvLayerBudget::kComposite
+                                           ? composite_budgets(policy, layers, num_kept)
+                                           : layer_budgets(policy, num_entries, num_kept);
 
   std::vector<Head> together;  // heads that are selected from together, once there are all of them
   int64_t num_together = 0;    // entries that those keep beside the protected ones

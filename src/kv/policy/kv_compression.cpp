@@ -28,11 +28,14 @@ struct HeadTask {
   const KvCache& kv;
   SequenceId sequence;
   const KvPolicy& policy;
-  const QueryWindow* queries;
+  const KvEvidence* collected;
   Isa isa;
 
   HeadEvidence evidence(const JudgedLayer& judged, int32_t head, const float** rows, int32_t* positions) const {
     HeadEvidence evidence{.isa = isa, .view = kv.view(sequence, judged.layer, head, judged.heads[head].num_entries)};
+    if (collected == nullptr) return evidence;
+    if (collected->mass != nullptr) evidence.mass = collected->mass->of(judged.layer, head);
+    const QueryWindow* queries = collected->window.get();
     if (queries == nullptr) return evidence;
     evidence.group = queries->num_heads() / judged.num_heads();
     const QueryWindow::Scoring& scoring = queries->scoring(judged.layer);
@@ -91,7 +94,7 @@ int32_t num_entries_of(const KvView& view, int32_t num_tokens) {
 
 std::vector<std::vector<int32_t>> choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
                                               int32_t num_prompt_tokens, const KvPolicy& policy,
-                                              const QueryWindow* queries) {
+                                              const KvEvidence* evidence) {
   const ScratchScope scope(ctx.scratch);
   const std::vector<JudgedLayer> judged = judged_layers(ctx.scratch, kv, sequence);
   int64_t num_tables = 0;
@@ -108,24 +111,25 @@ std::vector<std::vector<int32_t>> choose_kept(ComputeContext& ctx, const KvCache
   for (size_t i = 0; i < judged.size(); i += static_cast<size_t>(policy.reused_layers)) {
     for (int32_t head = 0; head < judged[i].num_heads(); ++head) items.push_back({.judged = &judged[i], .head = head});
   }
-  const HeadTask task{.kv = kv, .sequence = sequence, .policy = policy, .queries = queries, .isa = ctx.isa};
+  const HeadTask task{.kv = kv, .sequence = sequence, .policy = policy, .collected = evidence, .isa = ctx.isa};
+  const QueryWindow* queries = evidence == nullptr ? nullptr : evidence->window.get();
   const int64_t num_rows = queries == nullptr ? 0 : int64_t{queries->num_tokens()} * queries->num_heads();
   const int num_threads = ctx.threads.num_threads();
   auto** rows = ctx.scratch.allocate<const float*>(num_rows * num_threads);
   auto* positions = ctx.scratch.allocate<int32_t>(num_rows * num_threads);
   int64_t scratch_floats = 0;
   for (const Item& item : items) {
-    const HeadEvidence evidence = task.evidence(*item.judged, item.head, rows, positions);
-    scratch_floats = std::max(scratch_floats, policy.scorer->scratch_floats(evidence));
+    const HeadEvidence head = task.evidence(*item.judged, item.head, rows, positions);
+    scratch_floats = std::max(scratch_floats, policy.scorer->scratch_floats(head));
   }
   scratch_floats = (scratch_floats + 15) / 16 * 16;
   auto* scratch = ctx.scratch.allocate<float>(scratch_floats * num_threads);
   ctx.threads.parallel_for(std::ssize(items), [&](int64_t i, int thread) {
     const Item& item = items[static_cast<size_t>(i)];
-    const HeadEvidence evidence =
+    const HeadEvidence head =
         task.evidence(*item.judged, item.head, rows + thread * num_rows, positions + thread * num_rows);
     const auto& [num_entries, scores] = item.judged->heads[static_cast<size_t>(item.head)];
-    policy.scorer->score(evidence, {scores, static_cast<size_t>(num_entries)}, scratch + thread * scratch_floats);
+    policy.scorer->score(head, {scores, static_cast<size_t>(num_entries)}, scratch + thread * scratch_floats);
   });
 
   const int32_t num_generated = kv.num_tokens(sequence) - num_prompt_tokens;

@@ -23,7 +23,8 @@ enum class KvScope : uint8_t {
 // How the budget is divided over the layers, unless they compete for it.
 enum class KvLayerBudget : uint8_t {
   kUniform,
-  kPyramid,  // less from layer to layer (PyramidKV, arXiv 2406.02069)
+  kPyramid,    // less from layer to layer (PyramidKV, arXiv 2406.02069)
+  kComposite,  // by how much the heads' i-th best entries are worth together (KVCompose, arXiv 2509.05165)
 };
 
 // How many of some entries stay: `tokens`, or where that is 0 the share `ratio`, but at least `floor` and at least one.
@@ -54,6 +55,7 @@ struct KvPolicy {
   // Entries that stay whatever their score, where the budget has room for them: sinks first, then the most recent.
   int32_t num_sinks = 0;
   int32_t num_recent = 0;
+  double recent_share = 0.0;  // of the budget: of the most recent at least so many stay
 
   int32_t chunk = 1;          // > 1: so many neighbouring entries stay or go together
   bool chunk_by_sum = true;   // a chunk's score is the sum of its entries', or their mean

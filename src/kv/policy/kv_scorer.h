@@ -15,8 +15,29 @@ struct HeadEvidence {
   AttentionRows queries = {};    // of the last tokens, RoPE applied: row = token * group + query head of the group
   const float* sinks = nullptr;  // [group] see finish_attention; nullptr: none
   int32_t group = 1;             // query heads that read this kv head
+  const float* mass = nullptr;   // [num_entries] attention that each had from all tokens so far, of all query heads
 
   int32_t num_query_tokens() const { return queries.num_rows / group; }
+  const float* sink(int32_t query_head) const { return sinks == nullptr ? nullptr : sinks + query_head; }
+
+  // Rows first, first + step, ... of the queries, whose pointers and positions go where the caller says.
+  AttentionRows rows(int32_t first, int32_t count, int32_t step, const float** pointers, int32_t* positions) const {
+    for (int32_t r = 0; r < count; ++r) {
+      pointers[r] = queries.queries[first + r * step];
+      positions[r] = queries.positions[first + r * step];
+    }
+    return {.queries = pointers,
+            .positions = positions,
+            .num_rows = count,
+            .scale = queries.scale,
+            .window = queries.window};
+  }
+};
+
+// What a scorer wants to know beside the entries. All of it is collected while tokens are computed.
+struct KvWants {
+  int32_t num_query_tokens = 0;  // the queries of so many last tokens; a shorter text gives fewer
+  bool attention_mass = false;   // HeadEvidence::mass; then nothing is taken from the prefix cache
 };
 
 // The part of a method that judges entries: one number for each, of which the larger stay.
@@ -26,8 +47,7 @@ class KvScorer {
  public:
   virtual ~KvScorer() = default;
 
-  // How many of the prompt's last tokens it wants the queries of. A shorter prompt gives fewer.
-  virtual int32_t num_query_tokens() const { return 0; }
+  virtual KvWants wants() const { return {}; }
 
   // Floats of scratch for one head of so many entries.
   virtual int64_t scratch_floats(const HeadEvidence&) const { return 0; }

@@ -32,6 +32,12 @@ int32_t PartArguments::integer(std::string_view name, int32_t otherwise, int32_t
   return text == nullptr ? otherwise : parse_number(part_, name, *text, min, max);
 }
 
+int32_t PartArguments::odd_integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max) {
+  const int32_t value = integer(name, otherwise, min, max);
+  if (value % 2 == 0) fail(ErrorCode::kInvalidArgument, "{}: {} must be odd, not {}", part_, name, value);
+  return value;
+}
+
 double PartArguments::number(std::string_view name, double otherwise, double min, double max) {
   const std::string* text = find(name);
   return text == nullptr ? otherwise : parse_number(part_, name, *text, min, max);
@@ -98,6 +104,11 @@ KvPolicy PolicyBuilder::finish() {
     fail(ErrorCode::kInvalidArgument,
          "{} and {} cannot be combined: layers that compete for a budget have none of their own",
          chosen_by_["how heads share their budget"], chosen_by_["how layers share their budget"]);
+  }
+  if (policy.layers == KvLayerBudget::kComposite && policy.scope != KvScope::kHead) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} and {} cannot be combined: heads that keep equally many entries cannot compete for them",
+         chosen_by_["how layers share their budget"], chosen_by_["how heads share their budget"]);
   }
   if (policy.heads_agree && policy.scope != KvScope::kHead) {
     fail(ErrorCode::kInvalidArgument,

@@ -20,6 +20,7 @@ class PartArguments {
 
   const std::string& part() const { return part_; }
   int32_t integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max);
+  int32_t odd_integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max);
   double number(std::string_view name, double otherwise, double min, double max);
   // One of `choices`, the first where none is given.
   std::string_view choice(std::string_view name, std::initializer_list<std::string_view> choices);
@@ -62,11 +63,14 @@ class PolicyBuilder {
 void streaming_llm(PolicyBuilder& builder, PartArguments& arguments);
 void key_norm(PolicyBuilder& builder, PartArguments& arguments);
 void key_diff(PolicyBuilder& builder, PartArguments& arguments);
+void heavy_hitters(PolicyBuilder& builder, PartArguments& arguments);
+void r_kv(PolicyBuilder& builder, PartArguments& arguments);
 void lag_kv(PolicyBuilder& builder, PartArguments& arguments);
 void snap_kv(PolicyBuilder& builder, PartArguments& arguments);
 void tova(PolicyBuilder& builder, PartArguments& arguments);
 void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments);
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
+void kv_compose(PolicyBuilder& builder, PartArguments& arguments);
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
 

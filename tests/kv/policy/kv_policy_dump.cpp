@@ -3,8 +3,8 @@
 //   kv_policy_dump FOLDER POLICY...
 //
 // Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
-// dim], the queries of the last tokens, and prints a JSON line with these numbers, then one per policy with what it
-// keeps.
+// dim], the queries of the last tokens, and masses.f32 [layers, heads, entries], attention had so far, and prints a
+// JSON line with these numbers, then one per policy with what it keeps.
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
@@ -57,6 +57,7 @@ void run(int argc, char** argv) {
   if (!kv.reserve(sequence, kEntries)) fail(ErrorCode::kOutOfMemory, "no room");
   Values keys(int64_t{kLayers} * kHeads * kEntries * kDim, 1);
   Values values(int64_t{kLayers} * kHeads * kEntries * kDim, 2);
+  Values masses(int64_t{kLayers} * kHeads * kEntries, 4);
   Values queries(int64_t{kLayers} * kQueryTokens * kHeads * kGroup * kDim, 3);
   for (int32_t layer = 0; layer < kLayers; ++layer) {
     for (int32_t head = 0; head < kHeads; ++head) {
@@ -71,6 +72,7 @@ void run(int argc, char** argv) {
   keys.write(folder + "/keys.f32");
   values.write(folder + "/values.f32");
   queries.write(folder + "/queries.f32");
+  masses.write(folder + "/masses.f32");
   using nlohmann::json;
   std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},       {"dim", kDim},
                     {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}}
@@ -81,18 +83,29 @@ void run(int argc, char** argv) {
   ComputeContext ctx{.threads = threads, .scratch = scratch, .isa = select_isa(), .precision = Precision::kExact};
   for (int i = 2; i < argc; ++i) {
     const KvPolicy policy = parse_kv_policy(argv[i]);
-    const int32_t num_tokens = policy.scorer->num_query_tokens();
-    std::optional<QueryWindow> window;
-    if (num_tokens > 0) window.emplace(pool, kLayers, kHeads * kGroup, kDim, kEntries - num_tokens, num_tokens);
+    const int32_t num_tokens = policy.scorer->wants().num_query_tokens;
+    KvEvidence evidence;
+    if (num_tokens > 0) {
+      evidence.window =
+          std::make_unique<QueryWindow>(pool, kLayers, kHeads * kGroup, kDim, kEntries - num_tokens, num_tokens);
+    }
+    if (policy.scorer->wants().attention_mass) {
+      evidence.mass = std::make_unique<AttentionMass>(pool, config.layers, kEntries);
+      for (int32_t layer = 0; layer < kLayers; ++layer) {
+        for (int32_t head = 0; head < kHeads; ++head) {
+          std::copy_n(masses.at((int64_t{layer} * kHeads + head) * kEntries), kEntries, evidence.mass->of(layer, head));
+        }
+      }
+    }
     for (int32_t layer = 0; num_tokens > 0 && layer < kLayers; ++layer) {
-      window->scoring(layer).scale = kScale;
+      evidence.window->scoring(layer).scale = kScale;
       for (int32_t token = 0; token < num_tokens; ++token) {
         const int64_t row = int64_t{layer} * kQueryTokens + kQueryTokens - num_tokens + token;
         std::copy_n(queries.at(row * kHeads * kGroup * kDim), kHeads * kGroup * kDim,
-                    window->queries(layer, kEntries - num_tokens + token));
+                    evidence.window->queries(layer, kEntries - num_tokens + token));
       }
     }
-    const auto kept = choose_kept(ctx, kv, sequence, kEntries, policy, window ? &*window : nullptr);
+    const auto kept = choose_kept(ctx, kv, sequence, kEntries, policy, &evidence);
     std::cout << json{{"policy", argv[i]}, {"kept", kept}} << "\n";
   }
 }

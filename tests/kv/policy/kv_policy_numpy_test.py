@@ -24,6 +24,7 @@ class Evidence:
         self.keys = load("keys.f32", self.layers, self.heads, self.n, dim)
         self.values = load("values.f32", self.layers, self.heads, self.n, dim)
         self.queries = load("queries.f32", self.layers, tokens, self.heads, self.group, dim)
+        self.masses = load("masses.f32", self.layers, self.heads, self.n)
         self.scale = numbers["scale"]
 
 
@@ -173,7 +174,45 @@ def all_layers(e, k, window=32):
     return [sorted(s) + [*range(e.n - window, e.n)] for s in kept]
 
 
+def heavy_hitters(e, k, recent=0.5):
+    return keep_top(e, by_head(e, lambda l, h: e.masses[l, h]), k, recent=int(k * recent))
+
+
+def r_kv(e, k, window=8, kernel=7, factor=0.1, threshold=0.5):
+    """The redundancy as in the authors' code, but that a key without any similar one loses nothing."""
+
+    def score(l, h):
+        logits = np.einsum("tgd,nd->gtn", e.queries[l, -window:, h], e.keys[l, h]).max(0) * e.scale
+        importance = softmax(logits[:, : e.n - window]).mean(0)
+        padded = np.pad(importance, kernel // 2, constant_values=-np.inf)
+        importance = np.lib.stride_tricks.sliding_window_view(padded, kernel).max(-1)
+        unit = e.keys[l, h] / np.linalg.norm(e.keys[l, h], axis=-1, keepdims=True)
+        cosines = unit @ unit.T
+        np.fill_diagonal(cosines, 0)
+        for row in cosines:
+            similar = np.flatnonzero(row > threshold)
+            row[similar[-1:]] = 0
+        redundancy = softmax(cosines.mean(0))[: e.n - window]
+        return factor * importance - (1 - factor) * redundancy
+
+    return keep_top(e, by_head(e, score), k, recent=window)
+
+
+def kv_compose(e, k, window=32):
+    scores = [[snap_scores(e, l, h, window, kernel=1) for h in range(e.heads)] for l in range(e.layers)]
+    composites = [(-worth, l, i) for l in range(e.layers) for i, worth in enumerate(np.mean([-np.sort(-s) for s in scores[l]], 0))]
+    chosen = sorted(composites)[: (k - window) * e.layers]
+    counts = [sum(l == layer for _, l, _ in chosen) for layer in range(e.layers)]
+    return [[*top(s, counts[l]), *range(e.n - window, e.n)] for l in range(e.layers) for s in scores[l]]
+
+
 CASES = {
+    "h2o,tokens=100": lambda e: heavy_hitters(e, 100),
+    "h2o(recent=0.2),keep=0.5": lambda e: heavy_hitters(e, 350, 0.2),
+    "rkv,tokens=120": lambda e: r_kv(e, 120),
+    "rkv(window=20,kernel=3,lambda=0.6,threshold=0.2),tokens=300": lambda e: r_kv(e, 300, 20, 3, 0.6, 0.2),
+    "kvcompose,tokens=90": lambda e: kv_compose(e, 90),
+    "kvcompose(window=16),tokens=400": lambda e: kv_compose(e, 400, 16),
     "streamingllm,tokens=100": lambda e: streaming_llm(e, 100),
     "keynorm,keep=0.3": lambda e: key_norm(e, 210),
     "keydiff,tokens=90": lambda e: key_diff(e, 90),

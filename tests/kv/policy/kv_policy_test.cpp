@@ -33,14 +33,15 @@ TEST(KvPolicy, EveryMethodStandsAlone) {
 
 TEST(KvPolicy, PartsAndKeysSetWhatTheyName) {
   const KvPolicy policy = parse_kv_policy(" snapkv( window = 16 , pool=max), pyramidkv(slope=7), floor=64, keep=0.5 ");
-  EXPECT_EQ(policy.scorer->num_query_tokens(), 16);
+  EXPECT_EQ(policy.scorer->wants().num_query_tokens, 16);
   EXPECT_EQ(policy.num_recent, 32) << "pyramidkv's own window is protected too";
   EXPECT_EQ(policy.layers, KvLayerBudget::kPyramid);
   EXPECT_EQ(policy.pyramid_slope, 7.0);
   EXPECT_EQ(policy.budget.floor, 64);
   const KvPolicy chunks =
       parse_kv_policy("keydiff,chunkkv(chunk=5,reuse=3,score=mean,heads=apart),tokens=100,sinks=2,recent=9");
-  EXPECT_EQ(chunks.scorer->num_query_tokens(), 0) << "a method that is named goes before one that a refinement brings";
+  EXPECT_EQ(chunks.scorer->wants().num_query_tokens, 0)
+      << "a method that is named goes before one that a refinement brings";
   EXPECT_EQ(chunks.chunk, 5);
   EXPECT_EQ(chunks.reused_layers, 3);
   EXPECT_FALSE(chunks.chunk_by_sum);
@@ -122,6 +123,8 @@ TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("adakv,global,keep=0.5"), HasSubstr("adakv and global cannot be combined"));
   EXPECT_THAT(error_of("snapkv,global,pyramidkv,keep=0.5"), HasSubstr("global and pyramidkv cannot be combined"));
   EXPECT_THAT(error_of("chunkkv,adakv,keep=0.5"), HasSubstr("chunkkv and adakv cannot be combined"));
+  EXPECT_THAT(error_of("kvcompose,adakv,keep=0.5"), HasSubstr("kvcompose and adakv cannot be combined"));
+  EXPECT_THAT(error_of("kvcompose,pyramidkv,keep=0.5"), HasSubstr("kvcompose and pyramidkv cannot be combined"));
   EXPECT_EQ(error_of("chunkkv(heads=apart),adakv,keep=0.5"), "none");
 }
 

@@ -1,0 +1,91 @@
+#include "models/kv_observation.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "kv/policy/row_weights.h"
+
+namespace witan {
+namespace {
+
+void save_queries(QueryWindow& window, const SequenceSlice& slice, int32_t layer, const AttentionSpec& spec,
+                  const float* queries) {
+  WITAN_CHECK(window.num_heads() == spec.num_heads && window.key_dim() == spec.key_dim,
+              "queries of {} x {} for a window of {} x {}", spec.num_heads, spec.key_dim, window.num_heads(),
+              window.key_dim());
+  window.scoring(layer) = {.scale = spec.scale, .sinks = spec.sinks};
+  const int64_t num_floats = int64_t{spec.num_heads} * spec.key_dim;
+  const int32_t begin = std::max(slice.first_token, window.first_token());
+  const int32_t end = std::min(slice.first_token + slice.num_tokens, window.first_token() + window.num_tokens());
+  for (int32_t token = begin; token < end; ++token) {
+    const int64_t row = slice.first_row + (token - slice.first_token);
+    std::memcpy(window.queries(layer, token), queries + row * num_floats,
+                static_cast<size_t>(num_floats) * sizeof(float));
+  }
+}
+
+// Rows are added in the order of their tokens, one by one, so that sums do not depend on how a text is cut into slices.
+void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlice& slice, int32_t layer,
+              const AttentionSpec& spec, const float* queries) {
+  ComputeContext& compute = ctx.compute;
+  const ScratchScope scope(compute.scratch);
+  const int32_t group = spec.num_heads / spec.num_kv_heads;
+  const auto view_of = [&](int32_t head) {
+    return ctx.kv.view(slice.kv_sequence, layer, head,
+                       ctx.kv.num_entries(slice.kv_sequence, layer, head) + slice.num_tokens);
+  };
+  int64_t scratch_floats = 0;
+  for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+    scratch_floats = std::max(scratch_floats, RowWeights::scratch_floats(view_of(head)));
+  }
+  auto* scratch = compute.scratch.allocate<float>(scratch_floats * compute.threads.num_threads());
+  compute.threads.parallel_for(spec.num_kv_heads, [&](int64_t h, int thread) {
+    const auto head = static_cast<int32_t>(h);
+    RowWeights weights(view_of(head), scratch + thread * scratch_floats);
+    float* mass = slice.evidence->mass->of(layer, head);
+    const int32_t num_rows = slice.num_tokens * group;
+    for (int32_t first = 0; first < num_rows; first += RowWeights::kMaxRows) {
+      const int32_t count = std::min(RowWeights::kMaxRows, num_rows - first);
+      const float* pointers[RowWeights::kMaxRows];
+      int32_t positions[RowWeights::kMaxRows];
+      const auto query_head = [&](int32_t r) { return head * group + (first + r) % group; };
+      for (int32_t r = 0; r < count; ++r) {
+        const int64_t row = slice.first_row + (first + r) / group;
+        pointers[r] = queries + (row * spec.num_heads + query_head(r)) * spec.key_dim;
+        positions[r] = batch.positions[static_cast<size_t>(row)];
+      }
+      weights.compute(compute.isa,
+                      {.queries = pointers, .positions = positions, .num_rows = count, .scale = spec.scale});
+      for (int32_t r = 0; r < count; ++r) {
+        weights.add_to(compute.isa, r, spec.sinks == nullptr ? nullptr : spec.sinks + query_head(r), 1.0f, mass);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void observe_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+                     const float* queries) {
+  for (const SequenceSlice& slice : batch.slices) {
+    if (slice.evidence == nullptr) continue;
+    if (slice.evidence->window != nullptr) save_queries(*slice.evidence->window, slice, layer, spec, queries);
+    if (slice.evidence->mass != nullptr && spec.window == 0) add_mass(ctx, batch, slice, layer, spec, queries);
+  }
+}
+
+std::vector<int32_t> observed_rows(const ForwardBatch& batch) {
+  std::vector<int32_t> rows;
+  for (const SequenceSlice& slice : batch.slices) {
+    if (slice.evidence == nullptr) continue;
+    const KvEvidence& evidence = *slice.evidence;
+    for (int32_t i = 0; i < slice.num_tokens; ++i) {
+      const bool in_window = evidence.window != nullptr && evidence.window->has(slice.first_token + i);
+      if (evidence.mass != nullptr || in_window) rows.push_back(slice.first_row + i);
+    }
+  }
+  return rows;
+}
+
+}  // namespace witan

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "models/model.h"
+#include "models/paged_attention.h"
+
+namespace witan {
+
+// Gives the KV policies of the slices what they want of this layer's queries [num_tokens, num_heads, key_dim], RoPE
+// applied, as they meet the entries, which are written already.
+void observe_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+                     const float* queries);
+
+// The rows of the batch whose queries observe_queries reads.
+std::vector<int32_t> observed_rows(const ForwardBatch& batch);
+
+}  // namespace witan
