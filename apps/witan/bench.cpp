@@ -180,14 +180,15 @@ class Bench {
     while (steps < flags_.num_tokens && engine_.step()) {
       const EngineStats after = engine_.stats();
       if (after.prompt_tokens == before.prompt_tokens && after.decode_tokens - before.decode_tokens == c.batch) {
+        const std::optional<KvPageReader> reader = c.kv_policy ? c.kv_policy->pages : std::nullopt;
         const int64_t entries = c.num_entries(std::max(1, c.depth) + steps) + 1;
         seconds += after.decode_seconds - before.decode_seconds;
         experts += static_cast<double>(after.last_step_experts);
         bytes += static_cast<double>(cost_.dense_bytes()) +
                  static_cast<double>(after.last_step_experts) * cost_.expert_bytes() +
-                 c.batch * cost_.kv_bytes(entries);
+                 c.batch * cost_.kv_bytes(entries, reader);
         operations += total(cost_.token_operations()) + total(cost_.logit_operations()) +
-                      cost_.decode_attention_operations(entries);
+                      cost_.decode_attention_operations(entries, reader);
         ++steps;
       }
       before = after;

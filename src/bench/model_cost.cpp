@@ -43,6 +43,15 @@ double visible_entries_of_prompt(const KvLayerSpec& layer, int64_t first, int64_
   return sum_up_to(end) - sum_up_to(first);
 }
 
+// Of those that a generated token sees in a layer, those that it reads.
+int64_t entries_read(const ModelInfo& info, int32_t layer, int64_t num_entries,
+                     const std::optional<KvPageReader>& reader) {
+  const KvLayerSpec& spec = info.kv_layers[static_cast<size_t>(layer)];
+  const int64_t visible = visible_entries(spec, num_entries);
+  const bool by_pages = reader && layer >= reader->num_dense_layers && spec.window == 0;
+  return by_pages ? std::min<int64_t>(visible, reader->num_tokens) : visible;
+}
+
 }  // namespace
 
 ModelCost::ModelCost(const Checkpoint& checkpoint, const ModelInfo& info, Precision precision, KvCodec kv_codec)
@@ -74,12 +83,17 @@ void ModelCost::add_tensor(const TensorEntry& tensor, Precision precision, bool 
   }
 }
 
-double ModelCost::kv_bytes(int64_t num_entries) const {
+double ModelCost::kv_bytes(int64_t num_entries, const std::optional<KvPageReader>& reader) const {
   double bytes = 0;
-  for (const KvLayerSpec& layer : info_.kv_layers) {
+  for (int32_t i = 0; i < std::ssize(info_.kv_layers); ++i) {
+    const KvLayerSpec& layer = info_.kv_layers[static_cast<size_t>(i)];
     const KvBlockFormat format{kv_codec_, layer.key_dim, layer.value_dim, layer.value_in_key};
-    bytes += static_cast<double>(visible_entries(layer, num_entries)) * layer.num_kv_heads *
-             static_cast<double>(format.block_bytes()) / kKvBlockSize;
+    const double entry_bytes = static_cast<double>(format.block_bytes()) / kKvBlockSize;
+    const int64_t num_read = entries_read(info_, i, num_entries, reader);
+    bytes += static_cast<double>(num_read) * layer.num_kv_heads * entry_bytes;
+    if (num_read < visible_entries(layer, num_entries)) {
+      bytes += static_cast<double>(num_entries) * layer.num_kv_heads * PageBounds::bytes_per_entry(layer.key_dim);
+    }
   }
   return bytes;
 }
@@ -101,11 +115,15 @@ Arithmetic ModelCost::prompt_attention_arithmetic(Isa isa) const {
                                                                                      : Arithmetic::kF32;
 }
 
-double ModelCost::decode_attention_operations(int64_t num_entries) const {
+double ModelCost::decode_attention_operations(int64_t num_entries, const std::optional<KvPageReader>& reader) const {
   double operations = 0;
-  for (const KvLayerSpec& layer : info_.kv_layers) {
-    operations += static_cast<double>(visible_entries(layer, num_entries)) * 2.0 * info_.num_heads *
-                  (layer.key_dim + layer.value_dim);
+  for (int32_t i = 0; i < std::ssize(info_.kv_layers); ++i) {
+    const KvLayerSpec& layer = info_.kv_layers[static_cast<size_t>(i)];
+    const int64_t num_read = entries_read(info_, i, num_entries, reader);
+    operations += static_cast<double>(num_read) * 2.0 * info_.num_heads * (layer.key_dim + layer.value_dim);
+    if (num_read < visible_entries(layer, num_entries)) {
+      operations += static_cast<double>(num_entries) / kKvBlockSize * 2.0 * info_.num_heads * 2.0 * layer.key_dim;
+    }
   }
   return operations;
 }

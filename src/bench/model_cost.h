@@ -2,9 +2,11 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "base/isa.h"
 #include "engine/loaded_model.h"
+#include "kv/policy/page_bounds.h"
 
 namespace witan {
 
@@ -26,15 +28,16 @@ class ModelCost {
   // Of a routed expert, the mean over the layers.
   double expert_bytes() const { return expert_bytes_; }
   // Of the KV entries that the next token of a sequence with so many sees, over all layers; at kv_codec, without the
-  // unused room of last blocks.
-  double kv_bytes(int64_t num_entries) const;
+  // unused room of last blocks. With a page reader: of the pages that it reads, and of the bounds of all.
+  double kv_bytes(int64_t num_entries, const std::optional<KvPageReader>& reader = std::nullopt) const;
 
   // Of the products of one token with weights, but for the output layer; and of the output layer, per row of logits.
   const Operations& token_operations() const { return token_; }
   const Operations& logit_operations() const { return logit_; }
   // Of the attention of a prompt's tokens [first, end), over all layers; of one generated token that sees num_entries.
   double prompt_attention_operations(int64_t first, int64_t end) const;
-  double decode_attention_operations(int64_t num_entries) const;
+  double decode_attention_operations(int64_t num_entries,
+                                     const std::optional<KvPageReader>& reader = std::nullopt) const;
   // What the attention of prompts runs in on `isa`; the layers of a model are all of one kind.
   Arithmetic prompt_attention_arithmetic(Isa isa) const;
 

@@ -193,12 +193,13 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
   if (request.kv_policy && num_prompt > 0) {
     const int64_t num_tokens =
         std::min<int64_t>(int64_t{num_prompt} + request.max_new_tokens, s.model.options().context_length);
-    const KvWants wants = request.kv_policy->scorer->wants();
+    const KvWants wants = request.kv_policy->wants();
     sequence_request.compression = {
         .points = request.kv_policy->compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 1),
         .is_average = !request.kv_policy->heads_keep_alike(),
         .num_query_tokens =
             wants.attention_mass ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
+    sequence_request.private_generation = request.kv_policy->pages.has_value();
   }
 
   const std::lock_guard lock(s.mutex);
@@ -218,7 +219,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
                           .most_judged = 0,
                           .kv_evidence = {},
                           .kv_error = {}};
-    if (!sequence_request.compression.points.empty()) {
+    if (!sequence_request.compression.points.empty() || sequence_request.private_generation) {
       generation.kv_policy = request.kv_policy;
       generation.most_judged = sequence_request.compression.most_entries();
     }
@@ -269,14 +270,19 @@ void Engine::State::begin_collecting(const StepPlan& plan) {
 void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
   Generation& generation = generations.at(sequence);
   KvEvidence& evidence = generation.kv_evidence;
+  if (!generation.kv_policy) return;
   const std::optional<KvCompressionPoint> point = scheduler.next_compression(sequence);
-  if (!point) {
-    evidence = {};
-    return;
-  }
-  const KvWants wants = generation.kv_policy->scorer->wants();
   generation.kv_error.clear();
   try {
+    if (generation.kv_policy->pages && evidence.pages == nullptr) {
+      evidence.pages = model.make_page_bounds(*generation.kv_policy->pages, scheduler.max_tokens(sequence));
+    }
+    if (!point) {
+      evidence.window.reset();
+      evidence.mass.reset();
+      return;
+    }
+    const KvWants wants = generation.kv_policy->wants();
     if (wants.num_query_tokens > 0) {
       const int32_t num_tokens = std::min(wants.num_query_tokens, point->num_tokens - first_token);
       if (evidence.window == nullptr || evidence.window->num_tokens() != num_tokens) {
@@ -326,6 +332,7 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;
     if (generation->kv_evidence.mass != nullptr) generation->kv_evidence.mass->keep(model.info().kv_layers, kept);
+    if (generation->kv_evidence.pages != nullptr) generation->kv_evidence.pages->forget();
     collect_evidence(slice.sequence, slice.first_token + slice.num_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens > slice.first_token;
     auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
@@ -435,6 +442,11 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     }
     Generation& generation = found->second;
     generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
+    if (!generation.kv_error.empty()) {
+      i += slice.samples;
+      fail_sequence(slice.sequence, generation.kv_error, deliveries);
+      continue;
+    }
     if (!slice.samples) continue;
     SampleJob& job = jobs[i++];
     if (!job.error.empty()) {

@@ -157,6 +157,10 @@ std::unique_ptr<AttentionMass> LoadedModel::make_attention_mass(int32_t max_entr
   return with_room([&] { return std::make_unique<AttentionMass>(pool_, info().kv_layers, max_entries); });
 }
 
+std::unique_ptr<PageBounds> LoadedModel::make_page_bounds(const KvPageReader& reader, int32_t max_entries) {
+  return with_room([&] { return std::make_unique<PageBounds>(pool_, info().kv_layers, reader, max_entries); });
+}
+
 void check_token_ids(std::span<const TokenId> tokens, int32_t vocab_size) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] < 0 || tokens[i] >= vocab_size) {

@@ -446,10 +446,12 @@ void KvCache::commit(SequenceId id, std::span<const TokenId> tokens, std::span<c
     if (entries.lost_entries) entries.positions.resize(static_cast<size_t>(entries.num_entries));
     state_->resize(sequence, table, num_blocks_for(entries.num_entries));
   }
-  if (state_->config.prefix_cache && !sequence.lost_entries) {
-    sequence.tail_tokens.insert(sequence.tail_tokens.end(), tokens.begin(), tokens.end());
-    sequence.tail_roles.insert(sequence.tail_roles.end(), roles.begin(), roles.end());
+  if (state_->config.prefix_cache && !sequence.lost_entries && !sequence.is_private) {
+    const auto end = std::ranges::find(roles, TokenRole::kPrivate) - roles.begin();
+    sequence.tail_tokens.insert(sequence.tail_tokens.end(), tokens.begin(), tokens.begin() + end);
+    sequence.tail_roles.insert(sequence.tail_roles.end(), roles.begin(), roles.begin() + end);
     while (sequence.tail_tokens.size() >= kKvBlockSize) state_->publish_block(sequence);
+    sequence.is_private = end < std::ssize(roles);
   }
   state_->pass_window(sequence);
   state_->trim();

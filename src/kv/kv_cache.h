@@ -39,7 +39,11 @@ struct KvCacheConfig {
 };
 
 // How a token's entries were computed, where that changes their bits. Part of the prefix key.
-enum class TokenRole : uint8_t { kPrompt, kGenerated };
+enum class TokenRole : uint8_t {
+  kPrompt,
+  kGenerated,
+  kPrivate,  // in a way of the sequence's own: neither its block nor any after it becomes a prefix block
+};
 
 struct KvCacheStats {
   int64_t block_bytes_held = 0;    // bytes of all blocks that are not free, shared ones counted once

@@ -75,6 +75,7 @@ struct KvSequence {
   int64_t first_window_block = 0;  // of window tables: the places before it are gone
   InputId input = kNoInput;
   bool lost_entries = false;  // keep() dropped some: its blocks are its own, and none become prefix blocks
+  bool is_private = false;    // some tokens are: no more of its blocks become prefix blocks
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
   std::vector<TokenId> tail_tokens;  // committed tokens behind them; empty with the prefix cache off

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <span>
+#include <vector>
 
 #include "base/check.h"
 #include "nn/rows.h"
@@ -60,12 +61,79 @@ struct AttentionTask {
   }
 };
 
-std::span<const Tile> make_tiles(ForwardContext& ctx, std::span<const SliceRows> parts, int32_t layer,
-                                 const AttentionSpec& spec) {
+// The bounds of the pages that generated tokens of a slice choose from, in a layer where they do.
+PageBounds* pages_of(const SequenceSlice& slice, int32_t layer) {
+  PageBounds* pages = slice.evidence == nullptr ? nullptr : slice.evidence->pages.get();
+  return pages != nullptr && pages->has(layer) ? pages : nullptr;
+}
+
+// A tile of a generated token that reads some pages of its view gets a view of those alone. Its entries are at lower
+// places than they were in the text, so that the row, which saw all of them, does so still.
+void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile> tiles, int32_t layer,
+                  const AttentionSpec& spec, const float* queries) {
+  ComputeContext& compute = ctx.compute;
   const int32_t group = spec.num_heads / spec.num_kv_heads;
-  const int32_t tile_tokens = std::max(1, kMaxTileRows / group);
+  std::vector<Tile*> choosing;
+  std::vector<const Tile*> longest;  // of each slice and head
+  int64_t scratch_floats = 0;
+  for (Tile& tile : tiles) {
+    const PageBounds* pages = pages_of(*tile.slice, layer);
+    if (pages == nullptr || batch.roles[static_cast<size_t>(tile.first_row)] == TokenRole::kPrompt) continue;
+    choosing.push_back(&tile);
+    if (tile.first_row == tile.slice->first_row + tile.slice->num_tokens - 1) longest.push_back(&tile);
+    scratch_floats = std::max(scratch_floats, pages->scratch_floats(layer, tile.view, group));
+  }
+  if (choosing.empty()) return;
+  compute.threads.parallel_for(std::ssize(longest), [&](int64_t i, int) {
+    const Tile& tile = *longest[static_cast<size_t>(i)];
+    pages_of(*tile.slice, layer)->learn(layer, tile.kv_head, tile.view);
+  });
+  struct Choice {
+    const std::byte** blocks;
+    int32_t* pages;
+    const float** rows;
+  };
+  auto* choices = compute.scratch.allocate<Choice>(std::ssize(choosing));
+  for (size_t i = 0; i < choosing.size(); ++i) {
+    const int32_t num_pages = pages_of(*choosing[i]->slice, layer)->num_pages_read();
+    choices[i] = {.blocks = compute.scratch.allocate<const std::byte*>(num_pages),
+                  .pages = compute.scratch.allocate<int32_t>(num_pages),
+                  .rows = compute.scratch.allocate<const float*>(group)};
+  }
+  scratch_floats = (scratch_floats + 15) / 16 * 16;
+  auto* scratch = compute.scratch.allocate<float>(scratch_floats * compute.threads.num_threads());
+  compute.threads.parallel_for(std::ssize(choosing), [&](int64_t i, int thread) {
+    Tile& tile = *choosing[static_cast<size_t>(i)];
+    const PageBounds& bounds = *pages_of(*tile.slice, layer);
+    const auto [blocks, pages, rows] = choices[i];
+    for (int32_t g = 0; g < group; ++g) {
+      rows[g] = queries + (int64_t{tile.first_row} * spec.num_heads + tile.kv_head * group + g) * spec.key_dim;
+    }
+    const int32_t num_pages = bounds.choose(compute.isa, layer, tile.kv_head, tile.view,
+                                            {.queries = rows, .num_rows = group, .scale = spec.scale}, pages,
+                                            scratch + thread * scratch_floats);
+    const int32_t num_skipped = (tile.view.num_entries + kKvBlockSize - 1) / kKvBlockSize - num_pages;
+    if (num_skipped == 0) return;
+    for (int32_t p = 0; p < num_pages; ++p) blocks[p] = tile.view.blocks[pages[p]];
+    tile.view.blocks = blocks;
+    tile.view.num_entries -= num_skipped * kKvBlockSize;
+    tile.view.positions = nullptr;
+  });
+}
+
+std::span<Tile> make_tiles(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts,
+                           int32_t layer, const AttentionSpec& spec) {
+  const int32_t group = spec.num_heads / spec.num_kv_heads;
+  // Tokens that read pages choose them for themselves.
+  const auto tile_tokens_of = [&](const SliceRows& part) {
+    const auto last_row = static_cast<size_t>(part.first_row + part.num_tokens - 1);
+    const bool chooses = pages_of(*part.slice, layer) != nullptr && batch.roles[last_row] != TokenRole::kPrompt;
+    return chooses ? 1 : std::max(1, kMaxTileRows / group);
+  };
   int64_t num_tiles = 0;
-  for (const SliceRows& part : parts) num_tiles += (part.num_tokens + tile_tokens - 1) / tile_tokens;
+  for (const SliceRows& part : parts) {
+    num_tiles += (part.num_tokens + tile_tokens_of(part) - 1) / tile_tokens_of(part);
+  }
   num_tiles *= spec.num_kv_heads;
   Tile* tiles = ctx.compute.scratch.allocate<Tile>(num_tiles);
   int64_t count = 0;
@@ -73,6 +141,7 @@ std::span<const Tile> make_tiles(ForwardContext& ctx, std::span<const SliceRows>
   // The last tokens see most entries: they go first, so that no thread begins a long tile when the others are done.
   for (const SliceRows& part : parts) {
     const int32_t end = part.first_row + part.num_tokens;
+    const int32_t tile_tokens = tile_tokens_of(part);
     for (int32_t tile_end = end; tile_end > part.first_row; tile_end -= tile_tokens) {
       const int32_t first_row = std::max(part.first_row, tile_end - tile_tokens);
       // Windows are of positions; layers that have one never lose entries, so that these are entries too.
@@ -198,7 +267,8 @@ void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<c
   if (parts.empty()) return;
   const ScratchScope scope(ctx.compute.scratch);
   const int64_t group = spec.num_heads / spec.num_kv_heads;
-  const std::span<const Tile> tiles = make_tiles(ctx, parts, layer, spec);
+  const std::span<Tile> tiles = make_tiles(ctx, batch, parts, layer, spec);
+  choose_pages(ctx, batch, tiles, layer, spec, queries);
   const int64_t num_queries = tiles.back().first_query + tiles.back().num_tokens * group;
   AttentionTask task{.ctx = ctx,
                      .batch = batch,

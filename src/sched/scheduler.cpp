@@ -336,6 +336,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
     num_before = point.num_kept;
   }
   sequence->compression = std::move(request.compression);
+  sequence->private_generation = request.private_generation;
   const int64_t needed_bytes =
       state_->peak_bytes(*sequence, sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
@@ -389,7 +390,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     if (!slice.samples) continue;
     WITAN_CHECK(num_sampled < sampled.size(), "{} sampled tokens do not suffice", sampled.size());
     sequence.tokens.push_back(sampled[num_sampled++]);
-    sequence.kv_roles.push_back(generated_role);
+    sequence.kv_roles.push_back(sequence.private_generation ? TokenRole::kPrivate : generated_role);
   }
   WITAN_CHECK(num_sampled == sampled.size(), "{} tokens sampled, {} slices sample", sampled.size(), num_sampled);
   state_->plan_is_open = false;

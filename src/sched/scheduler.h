@@ -29,6 +29,7 @@ struct SequenceRequest {
   int32_t max_new_tokens = 0;       // > 0
   int32_t priority = 0;             // higher runs first and is preempted last
   CompressionPlan compression = {};
+  bool private_generation = false;  // generated tokens are computed in a way of its own: nobody shares their entries
 };
 
 // One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are

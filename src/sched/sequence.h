@@ -25,6 +25,7 @@ struct Sequence {
   std::vector<TokenId> input;   // of the encoder; not counted in num_tokens
   std::vector<TokenId> tokens;  // prompt, then generated
   CompressionPlan compression;
+  bool private_generation = false;
   std::vector<TokenRole> kv_roles;  // [tokens.size()], as the KV cache is told
 
   std::optional<SequenceId> kv_sequence;
@@ -60,13 +61,15 @@ struct Sequence {
   }
   // Tokens from the beginning that it may find in the prefix cache; and that it leaves there.
   int32_t num_attachable() const {
-    const int32_t most = num_tokens() - 1;
+    const int32_t most = std::min(num_tokens() - 1, num_shareable());
     if (compression.points.empty()) return most;
     return std::min(most, std::max(0, compression.points[0].num_tokens - compression.num_query_tokens));
   }
   int32_t num_publishable() const {
-    return compression.points.empty() ? num_tokens() : std::min(num_tokens(), compression.points[0].num_tokens);
+    const int32_t most = num_shareable();
+    return compression.points.empty() ? most : std::min(most, compression.points[0].num_tokens);
   }
+  int32_t num_shareable() const { return private_generation ? num_prompt_tokens : num_tokens(); }
   // The last token that a sequence may have is sampled, never computed.
   int32_t max_entries() const { return max_tokens - 1; }
 };

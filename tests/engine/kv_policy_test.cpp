@@ -32,6 +32,14 @@ constexpr int32_t kVocabSize = 512;  // of the tiny presets
 constexpr int32_t kPrompt = 150;
 constexpr int32_t kNewTokens = 12;
 
+ModelOptions options_for(const ModelCase& model) {
+  return {.path = test::made_model(model.arch, "tiny", model.dtype),
+          .kv_codec = model.codec,
+          .num_threads = 2,
+          .memory_bytes = int64_t{512} << 20,
+          .context_length = 512};
+}
+
 std::vector<TokenId> prompt_tokens(int32_t length, int32_t seed) {
   std::vector<TokenId> tokens;
   for (int32_t i = 0; i < length; ++i) tokens.push_back(3 + (i * i * 7 + i * seed + seed) % 250);
@@ -78,19 +86,77 @@ Answer ask(Engine& engine, const GenerationRequest& request) {
   return answer;
 }
 
+// Whatever the chunks, the threads, what else runs and what the prefix cache has.
+void expect_the_same_answer_everywhere(const ModelOptions& options, const std::string& policy) {
+  SCOPED_TRACE(policy);
+  const GenerationRequest request = request_for(prompt_tokens(kPrompt, 5), policy);
+  ModelOptions o = options;
+  o.prefix_cache = false;
+  Engine alone(o);
+  const Answer expected = ask(alone, request);
+  EXPECT_NE(expected.steps, ask(alone, request_for(prompt_tokens(kPrompt, 5), "")).steps) << "lossy";
+
+  o = options;
+  o.num_threads = 1;
+  o.max_step_tokens = 29;  // less than the window's distance to the end, so that chunks cut it
+  Engine engine(o);
+  EXPECT_EQ(ask(engine, request).steps, expected.steps) << "chunks of 29";
+  const Answer again = ask(engine, request);
+  EXPECT_EQ(again.steps, expected.steps) << "prompt from the cache";
+  if (request.kv_policy->wants().attention_mass) {
+    EXPECT_EQ(again.usage.cached_prompt_tokens, 0) << "it wants to see what all tokens attend to";
+  } else {
+    EXPECT_GE(again.usage.cached_prompt_tokens, 128 - 32);
+  }
+
+  // Among others, dense and compressed, of the same and of other prompts; all are what they are alone.
+  std::map<int32_t, Answer> answers;
+  const auto request_of = [&](int32_t i) {
+    const std::string chosen = i % 3 == 0 ? policy : i % 3 == 1 ? "" : "streamingllm,tokens=40";
+    return request_for(prompt_tokens(i < 3 ? kPrompt : 60 + 20 * i, i < 3 ? 5 : i), chosen);
+  };
+  for (int32_t i = 0; i < 6; ++i) {
+    engine.submit(request_of(i), [&answers, i](const GenerationOutput& output) { answers[i].take(output); });
+  }
+  run_all(engine);
+  EXPECT_EQ(answers[0].steps, expected.steps);
+  for (int32_t i = 1; i < 6; ++i) EXPECT_EQ(answers[i].steps, ask(alone, request_of(i)).steps) << "request " << i;
+}
+
+// Returns how often sequences were preempted.
+int64_t expect_the_same_answers_in_little_room(const ModelOptions& options, const std::string& policy) {
+  SCOPED_TRACE(policy);
+  const auto run = [&](Engine& engine) {
+    std::vector<Answer> answers(4);
+    for (int32_t i = 0; i < 4; ++i) {
+      engine.submit(request_for(prompt_tokens(60 + i, 20 + i), policy, 190),
+                    [&answers, i](const GenerationOutput& output) { answers[static_cast<size_t>(i)].take(output); });
+    }
+    run_all(engine);
+    std::vector<decltype(Answer::steps)> steps;
+    for (const Answer& answer : answers) {
+      EXPECT_TRUE(answer.error.empty()) << answer.error;
+      steps.push_back(answer.steps);
+    }
+    return steps;
+  };
+  ModelOptions roomy = options;
+  roomy.context_length = 256;
+  roomy.prefix_cache = false;
+  Engine calm(roomy);
+  const auto expected = run(calm);
+  EXPECT_EQ(calm.stats().scheduler.num_preemptions, 0);
+  ModelOptions tight = roomy;
+  tight.prefix_cache = true;
+  tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held * 45 / 100;
+  Engine crowded(tight);
+  EXPECT_EQ(run(crowded), expected);
+  return crowded.stats().scheduler.num_preemptions;
+}
+
 class KvPolicyTest : public testing::TestWithParam<std::tuple<ModelCase, KvPolicyPart>> {
  protected:
-  static ModelOptions options() {
-    const ModelCase& model = std::get<0>(GetParam());
-    return {.path = test::made_model(model.arch, "tiny", model.dtype),
-            .kv_codec = model.codec,
-            .num_threads = 2,
-            .memory_bytes = int64_t{512} << 20,
-            .context_length = 512};
-  }
-  static void expect_the_same_answer_everywhere(const std::string& budget);
-  static int64_t expect_the_same_answers_in_little_room(const std::string& budget);
-
+  static ModelOptions options() { return options_for(std::get<0>(GetParam())); }
   // Small windows, so that a short prompt has something to judge.
   static std::string policy(const std::string& budget) {
     const std::string name(std::get<1>(GetParam()).name);
@@ -168,83 +234,16 @@ TEST_P(KvPolicyTest, BudgetsHoldWhileTokensAreGenerated) {
 
 TEST_P(KvPolicyTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
   for (const char* budget : {"keep=0.3", "tokens=40,every=4", "keep=0.3,generated_tokens=4,every=3"}) {
-    expect_the_same_answer_everywhere(budget);
+    expect_the_same_answer_everywhere(options(), policy(budget));
   }
-}
-
-void KvPolicyTest::expect_the_same_answer_everywhere(const std::string& budget) {
-  SCOPED_TRACE(budget);
-  const GenerationRequest request = request_for(prompt_tokens(kPrompt, 5), policy(budget));
-  ModelOptions o = options();
-  o.prefix_cache = false;
-  Engine alone(o);
-  const Answer expected = ask(alone, request);
-  EXPECT_NE(expected.steps, ask(alone, request_for(prompt_tokens(kPrompt, 5), "")).steps) << "lossy";
-
-  o = options();
-  o.num_threads = 1;
-  o.max_step_tokens = 29;  // less than the window's distance to the end, so that chunks cut it
-  Engine engine(o);
-  EXPECT_EQ(ask(engine, request).steps, expected.steps) << "chunks of 29";
-  const Answer again = ask(engine, request);
-  EXPECT_EQ(again.steps, expected.steps) << "prompt from the cache";
-  if (request.kv_policy->scorer->wants().attention_mass) {
-    EXPECT_EQ(again.usage.cached_prompt_tokens, 0) << "it wants to see what all tokens attend to";
-  } else {
-    EXPECT_GE(again.usage.cached_prompt_tokens, 128 - 32);
-  }
-
-  // Among others, dense and compressed, of the same and of other prompts; all are what they are alone.
-  std::map<int32_t, Answer> answers;
-  const auto request_of = [&](int32_t i) {
-    const std::string chosen = i % 3 == 0 ? policy(budget) : i % 3 == 1 ? "" : "streamingllm,tokens=40";
-    return request_for(prompt_tokens(i < 3 ? kPrompt : 60 + 20 * i, i < 3 ? 5 : i), chosen);
-  };
-  for (int32_t i = 0; i < 6; ++i) {
-    engine.submit(request_of(i), [&answers, i](const GenerationOutput& output) { answers[i].take(output); });
-  }
-  run_all(engine);
-  EXPECT_EQ(answers[0].steps, expected.steps);
-  for (int32_t i = 1; i < 6; ++i) EXPECT_EQ(answers[i].steps, ask(alone, request_of(i)).steps) << "request " << i;
 }
 
 TEST_P(KvPolicyTest, PreemptionDoesNotChangeAnything) {
   int64_t num_preemptions = 0;
   for (const char* budget : {"keep=0.5", "keep=0.9,every=16", "keep=0.8,generated_keep=0.9,every=12"}) {
-    num_preemptions += expect_the_same_answers_in_little_room(budget);
+    num_preemptions += expect_the_same_answers_in_little_room(options(), policy(budget));
   }
   EXPECT_GT(num_preemptions, 0);
-}
-
-// Returns how often sequences were preempted.
-int64_t KvPolicyTest::expect_the_same_answers_in_little_room(const std::string& budget) {
-  SCOPED_TRACE(budget);
-  const auto run = [&](Engine& engine) {
-    std::vector<Answer> answers(4);
-    for (int32_t i = 0; i < 4; ++i) {
-      engine.submit(request_for(prompt_tokens(60 + i, 20 + i), policy(budget), 190),
-                    [&answers, i](const GenerationOutput& output) { answers[static_cast<size_t>(i)].take(output); });
-    }
-    run_all(engine);
-    std::vector<decltype(Answer::steps)> steps;
-    for (const Answer& answer : answers) {
-      EXPECT_TRUE(answer.error.empty()) << answer.error;
-      steps.push_back(answer.steps);
-    }
-    return steps;
-  };
-  ModelOptions roomy = options();
-  roomy.context_length = 256;
-  roomy.prefix_cache = false;
-  Engine calm(roomy);
-  const auto expected = run(calm);
-  EXPECT_EQ(calm.stats().scheduler.num_preemptions, 0);
-  ModelOptions tight = roomy;
-  tight.prefix_cache = true;
-  tight.kv_capacity_bytes = calm.stats().kv.peak_block_bytes_held * 45 / 100;
-  Engine crowded(tight);
-  EXPECT_EQ(run(crowded), expected);
-  return crowded.stats().scheduler.num_preemptions;
 }
 
 std::vector<KvPolicyPart> methods() {
@@ -258,6 +257,54 @@ std::string case_name(const testing::TestParamInfo<std::tuple<ModelCase, KvPolic
   std::ranges::replace(name, '-', '_');
   return name;
 }
+
+// Policies whose generated tokens read some pages.
+class KvPagesTest : public testing::TestWithParam<ModelCase> {
+ protected:
+  static ModelOptions options() { return options_for(GetParam()); }
+};
+
+TEST_P(KvPagesTest, ReadingAllPagesChangesNoBit) {
+  Engine engine(options());
+  const Answer dense = ask(engine, request_for(prompt_tokens(kPrompt, 5), ""));
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=192,dense=0)")).steps, dense.steps);
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=1,dense=1000)")).steps, dense.steps);
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(70, 5), "quest(tokens=1,dense=0)")).steps,
+            ask(engine, request_for(prompt_tokens(70, 5), "")).steps)
+      << "three pages are always read";
+}
+
+TEST_P(KvPagesTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
+  expect_the_same_answer_everywhere(options(), "quest(tokens=96,dense=0)");
+  expect_the_same_answer_everywhere(options(), "rocketkv(window=8,read=96,dense=1),keep=0.9");
+  expect_the_same_answer_everywhere(options(), "rocketkv(window=4,read=96,dense=0),tokens=130,every=5");
+}
+
+TEST_P(KvPagesTest, PreemptionDoesNotChangeAnything) {
+  EXPECT_GT(expect_the_same_answers_in_little_room(options(), "quest(tokens=96,dense=0)") +
+                expect_the_same_answers_in_little_room(options(), "rocketkv(window=8,read=96,dense=0),keep=0.95"),
+            0);
+}
+
+// What generated tokens compute is not what they would compute exactly: none of it may reach other requests.
+TEST_P(KvPagesTest, ExactRequestsFindNothingOfWhatWasGenerated) {
+  Engine engine(options());
+  const Answer lossy = ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=96,dense=0)", 100));
+  std::vector<TokenId> longer = prompt_tokens(kPrompt, 5);
+  for (const auto& [token, logprobs] : lossy.steps) longer.push_back(token);
+  const Answer exact = ask(engine, request_for(longer, ""));
+  EXPECT_EQ(exact.usage.cached_prompt_tokens, kPrompt / 32 * 32);
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine without_cache(o);
+  EXPECT_EQ(exact.steps, ask(without_cache, request_for(longer, "")).steps);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KvPagesTest, testing::ValuesIn(kModels), [](const auto& model) {
+  std::string name = model.param.arch;
+  std::erase(name, '-');
+  return name;
+});
 
 INSTANTIATE_TEST_SUITE_P(All, KvPolicyTest, testing::Combine(testing::ValuesIn(kModels), testing::ValuesIn(methods())),
                          case_name);

@@ -37,13 +37,22 @@ struct KvBudget {
   int32_t of(int32_t num_entries) const;
 };
 
-// How a sequence's KV cache is made smaller: a score, and what is done with it. Lossy, but for a budget of everything.
+// Generated tokens read only the pages (blocks) of entries that may matter to them, the prompt's tokens all (Quest,
+// Tang et al., arXiv 2406.10774).
+struct KvPageReader {
+  int32_t num_tokens = 2048;     // entries that a token reads of each kv head, in whole pages; at least 3 pages
+  int32_t num_dense_layers = 2;  // the first so many layers are read whole
+};
+
+// How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a
+// budget of everything.
 //
 // Once the prompt is computed, every kv head of every layer without a sliding window keeps its best entries and drops
 // the others. What is generated then is kept, or judged in its turn. Entries keep their positions.
 struct KvPolicy {
-  std::string text;  // as it was given
-  std::shared_ptr<const KvScorer> scorer;
+  std::string text;                        // as it was given
+  std::shared_ptr<const KvScorer> scorer;  // nullptr: nothing is dropped
+  std::optional<KvPageReader> pages;
 
   KvBudget budget;  // of what a head keeps of all tokens, or of the prompt where generated ones have a budget
 
@@ -65,6 +74,8 @@ struct KvPolicy {
   double head_floor = 0.0;  // share of its equal part that no head goes below, in the wider scopes
   KvLayerBudget layers = KvLayerBudget::kUniform;
   double pyramid_slope = 20.0;  // of the last layer's budget, beyond the recent entries: 1 / pyramid_slope
+
+  KvWants wants() const { return scorer == nullptr ? KvWants() : scorer->wants(); }
 
   // Whether all heads keep equally many entries.
   bool heads_keep_alike() const { return scope == KvScope::kHead && layers == KvLayerBudget::kUniform; }

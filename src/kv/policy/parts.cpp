@@ -37,6 +37,11 @@ constexpr Part kParts[] = {
     {{"pyramidkv", true, "more for the first layers, less for the last: slope=20"}, pyramid_kv},
     {{"kvcompose", true, "layers compete by what their heads' best entries are worth together"}, kv_compose},
     {{"adakv", true, "heads of a layer compete: floor=0.2 (share of its part that each keeps)"}, ada_kv},
+    {{"quest", false, "generated tokens read the pages that may matter: tokens=2048, dense=2 (layers read whole)"},
+     quest},
+    {{"rocketkv", true,
+      "snapkv with kernel=63, of what stays pages are read as by quest: read=512, dense=2, window=32"},
+     rocket_kv},
     {{"global", false, "heads of all layers compete: floor=0"}, shared_budget},
 };
 
@@ -128,7 +133,11 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   PartArguments arguments("a KV policy", keys);
   policy.generated_budget = read_budget("generated_", keys, arguments);
   const std::optional<KvBudget> budget = read_budget("", keys, arguments);
-  if (!budget && !policy.generated_budget) {
+  if (policy.scorer == nullptr && !keys.empty()) {
+    fail(ErrorCode::kInvalidArgument, "{} is given, but no part says which entries stay; add a method, such as snapkv",
+         keys.begin()->first);
+  }
+  if (policy.scorer != nullptr && !budget && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument, "no budget: say how much to keep, by keep=0.2 (a ratio) or tokens=1024");
   }
   policy.budget = budget.value_or(KvBudget());

@@ -88,6 +88,11 @@ void PolicyBuilder::choose_layers(const PartArguments& by, KvLayerBudget layers)
   policy.layers = layers;
 }
 
+void PolicyBuilder::choose_pages(const PartArguments& by, const KvPageReader& pages) {
+  claim("which entries are read", by);
+  policy.pages = pages;
+}
+
 void PolicyBuilder::choose_grouping(const PartArguments& by) { claim("which entries stay together", by); }
 
 void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
@@ -97,7 +102,8 @@ void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
 
 KvPolicy PolicyBuilder::finish() {
   if (policy.scorer == nullptr) policy.scorer = suggested_;
-  if (policy.scorer == nullptr) {
+  const bool only_reads = policy.pages && chosen_by_.size() == 1;
+  if (policy.scorer == nullptr && !only_reads) {
     fail(ErrorCode::kInvalidArgument, "no part says which entries stay; add a method, such as snapkv");
   }
   if (policy.scope == KvScope::kModel && policy.layers != KvLayerBudget::kUniform) {

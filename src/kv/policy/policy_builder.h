@@ -46,6 +46,7 @@ class PolicyBuilder {
   void suggest_score(std::shared_ptr<const KvScorer> scorer);
   void choose_scope(const PartArguments& by, KvScope scope, double head_floor);
   void choose_layers(const PartArguments& by, KvLayerBudget layers);
+  void choose_pages(const PartArguments& by, const KvPageReader& pages);
   void choose_grouping(const PartArguments& by);
   void protect(int32_t num_sinks, int32_t num_recent);  // at least so many
 
@@ -71,6 +72,8 @@ void tova(PolicyBuilder& builder, PartArguments& arguments);
 void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments);
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments);
+void quest(PolicyBuilder& builder, PartArguments& arguments);
+void rocket_kv(PolicyBuilder& builder, PartArguments& arguments);
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
 

@@ -93,6 +93,21 @@ TEST(KvPolicy, PromptAndGeneratedTokensMayHavePoolsOfTheirOwn) {
       << "the prompt stays whole, and 64 is the default of `every`";
 }
 
+TEST(KvPolicy, PagesMayBeReadOfAllEntriesOrOfWhatStays) {
+  const KvPolicy quest = parse_kv_policy("quest(tokens=512,dense=1)");
+  EXPECT_EQ(quest.scorer, nullptr);
+  EXPECT_EQ(quest.pages->num_tokens, 512);
+  EXPECT_EQ(quest.pages->num_dense_layers, 1);
+  EXPECT_EQ(quest.compression_points(1000, 2000), Points());
+  EXPECT_EQ(parse_kv_policy("quest").pages->num_tokens, 2048);
+  const KvPolicy both = parse_kv_policy("snapkv,quest(tokens=256),tokens=500");
+  EXPECT_NE(both.scorer, nullptr);
+  EXPECT_EQ(both.compression_points(1000, 2000), (Points{{1000, 500}}));
+  EXPECT_THAT(error_of("quest,keep=0.5"), HasSubstr("keep is given, but no part says which entries stay"));
+  EXPECT_THAT(error_of("quest,rocketkv,keep=0.5"), HasSubstr("quest and rocketkv cannot be combined"));
+  EXPECT_THAT(error_of("quest,global"), HasSubstr("add a method"));
+}
+
 TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("snapkv,generated_keep=0.5,generated_tokens=9"), HasSubstr("both generated_keep and generated"));
   EXPECT_THAT(error_of("snapkv,keep=0.5,every=0"), HasSubstr("every must be a number from 1"));

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kv/kv_cache.h"
+#include "kv/policy/kv_policy.h"
+#include "memory/memory_pool.h"
+
+namespace witan {
+
+// For each page of one sequence's KV entries, a block of them, the least and the largest component of its keys in every
+// channel (Quest, arXiv 2406.10774). From these follows, for any query, a bound that none of the page's scores exceeds,
+// so that generated tokens need to read only the pages that may matter to them. Bounds are bfloat16, rounded outward;
+// they take 1/32 of the bytes of bfloat16 keys and values of one size.
+//
+// Thread safety: distinct heads may be used by many threads.
+class PageBounds {
+ public:
+  // For at most max_entries entries of a head. Throws Error(kOutOfMemory) when the pool has no room.
+  PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvPageReader& reader, int32_t max_entries);
+
+  // Whether a layer's entries are read by pages. The others' are read whole.
+  bool has(int32_t layer) const { return first_heads_[static_cast<size_t>(layer)] >= 0; }
+  int32_t num_pages_read() const { return num_pages_read_; }
+
+  // Learns the bounds of those whole pages of a head that it does not know yet. Pages do not change once they are
+  // whole.
+  void learn(int32_t layer, int32_t head, const KvView& view);
+
+  // All pages are new: what was known is of no more use.
+  void forget();
+
+  // The pages that query rows may read, ascending and in place: of the view's blocks the last one and those of the
+  // others whose bounds, at their largest over the rows, are largest; of equal ones the first. Rows see all entries of
+  // the view, whose whole pages are known. queries [num_rows] pointers to [key_dim]. Returns their number, at most
+  // num_pages_read; pages has room for as many.
+  int32_t choose(Isa isa, int32_t layer, int32_t head, const KvView& view, const AttentionRows& rows, int32_t* pages,
+                 float* scratch) const;
+  int64_t scratch_floats(int32_t layer, const KvView& view, int32_t num_rows) const;
+
+  // Bytes of bounds per entry and head of a layer with keys of key_dim.
+  static double bytes_per_entry(int32_t key_dim);
+
+ private:
+  struct Head {
+    std::vector<const std::byte*> blocks;  // of kKvBlockSize pages each
+    int32_t num_known = 0;
+  };
+
+  const Head& head(int32_t layer, int32_t head) const {
+    return heads_[static_cast<size_t>(first_heads_[static_cast<size_t>(layer)] + head)];
+  }
+  Head& head(int32_t layer, int32_t head) { return const_cast<Head&>(std::as_const(*this).head(layer, head)); }
+  KvView bounds(int32_t layer, int32_t head, int32_t num_pages) const;
+
+  MemoryRegion region_;
+  int32_t num_pages_read_;
+  std::vector<KvBlockFormat> formats_;  // by layer: keys of [largest, least]
+  std::vector<int64_t> first_heads_;    // by layer; -1: none
+  std::vector<Head> heads_;
+};
+
+}  // namespace witan
