@@ -88,6 +88,11 @@ def page(files, title=None):
         body += _Tasks(tasks).sections()
     if perplexities:
         body += _perplexity(perplexities, results.common_traits(tasks) if tasks else None)
+    return document(title, body)
+
+
+def document(title, body):
+    """A page with this title, of the HTML texts in `body`."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

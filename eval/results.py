@@ -30,6 +30,7 @@ class Sample:
     generated_tokens: int
     finish_reason: str  # "" of replies that another program made
     reply: str
+    kv: dict | None = None  # what a KV policy left, where it dropped something
 
     def share_right(self):
         return self.correct.count(True) / len(self.correct)
@@ -84,6 +85,12 @@ def _is_list_of(is_item):
     return lambda value: isinstance(value, list) and all(map(is_item, value))
 
 
+def _is_kv(value):
+    counts = ("tokens", "bytes_before", "bytes_after")
+    return (isinstance(value, dict) and all(_is_count(value.get(name)) for name in counts)
+            and _is_list_of(_is_list_of(_is_count))(value.get("kept")))  # fmt: skip
+
+
 _HEADER = {"model": _is_text, "settings": lambda value: isinstance(value, dict), "tasks": _is_list_of(_is_text)}
 _SAMPLE = {
     "id": _is_text,
@@ -96,6 +103,7 @@ _SAMPLE = {
     "generated_tokens": _is_count,
     "finish_reason": _is_text,
     "reply": _is_text,
+    "kv": lambda value: value is None or _is_kv(value),
 }
 _NOT_RUN = {"id": _is_text, "error": _is_text}
 _PERPLEXITY = {
@@ -105,7 +113,7 @@ _PERPLEXITY = {
     "nll": lambda value: value is None or _is_number(value),
     "value": lambda value: value is None or _is_number(value),
 }
-_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": []}
+_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None}
 
 
 def _fields(value, checks):

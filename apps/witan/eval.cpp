@@ -149,12 +149,20 @@ class TaskRunner {
       add_error(flags_, *running.line, fmt::format("{}: {}", name_of(*running.line), output.error), &results_);
     } else {
       const EvalTask& task = running.line->task;
+      std::optional<EvalKv> kv;
+      if (const KvCompression* report = output.usage.kv.get()) {
+        kv = {.num_tokens = report->num_tokens,
+              .kept = report->kept,
+              .bytes_before = report->bytes_before,
+              .bytes_after = report->bytes_after};
+      }
       results_.add(*running.line, {.reply = running.reply,
                                    .marks = score(*task.scoring, running.reply, task.answers),
                                    .finish_reason = std::string(finish_reason_name(*output.finish)),
                                    .prompt_tokens = output.usage.prompt_tokens,
                                    .generated_tokens = output.usage.generated_tokens,
-                                   .seconds = output.usage.total_seconds});
+                                   .seconds = output.usage.total_seconds,
+                                   .kv = std::move(kv)});
     }
   }
 

@@ -73,6 +73,12 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
                  {"answers", task.answers.values},
                  {"seconds", result.seconds},
                  {"fingerprint", fmt::format("{:016x}", task.fingerprint)}});
+  if (result.kv) {
+    object["kv"] = {{"tokens", result.kv->num_tokens},
+                    {"kept", result.kv->kept},
+                    {"bytes_before", result.kv->bytes_before},
+                    {"bytes_after", result.kv->bytes_after}};
+  }
   return object;
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -12,6 +13,14 @@
 #include "eval/eval_task.h"
 
 namespace witan {
+
+// What a KV policy left of a task's KV cache when it judged last.
+struct EvalKv {
+  int32_t num_tokens = 0;                  // of the text by then
+  std::vector<std::vector<int32_t>> kept;  // entries, [layer][head]
+  int64_t bytes_before = 0;
+  int64_t bytes_after = 0;
+};
 
 // What became of a task.
 struct EvalResult {
@@ -21,7 +30,8 @@ struct EvalResult {
   std::string finish_reason = {};
   int32_t prompt_tokens = 0;
   int32_t generated_tokens = 0;
-  double seconds = 0.0;  // from the first step that it took part in
+  double seconds = 0.0;           // from the first step that it took part in
+  std::optional<EvalKv> kv = {};  // where a KV policy dropped something; not read back from files
 };
 
 // A file of results, as JSON Lines: what was evaluated, then a line per task in the order in which they ended, and a

@@ -80,6 +80,18 @@ TEST_F(EvalResultFileTest, EveryLineIsThereAsSoonAsItIsAdded) {
   EXPECT_EQ(lines[3], json({{"run", {{"steps", 7}}}}));
 }
 
+TEST_F(EvalResultFileTest, WhatAKvPolicyLeftIsTold) {
+  EvalResultFile file(path_, header_, tasks_);
+  EvalResult result = result_of({Mark::kRight, Mark::kMissing});
+  result.kv = {.num_tokens = 9, .kept = {{3, 4}, {5, 2}}, .bytes_before = 900, .bytes_after = 140};
+  file.add(tasks_[0], result);
+  file.add(tasks_[1], result_of({Mark::kRight}));
+  const std::vector<json> lines = lines_of_file();
+  EXPECT_EQ(lines[1]["kv"],
+            json({{"tokens", 9}, {"kept", {{3, 4}, {5, 2}}}, {"bytes_before", 900}, {"bytes_after", 140}}));
+  EXPECT_FALSE(lines[2].contains("kv"));
+}
+
 TEST_F(EvalResultFileTest, AnInterruptedEvaluationGoesOn) {
   {
     EvalResultFile file(path_, header_, tasks_);

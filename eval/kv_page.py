@@ -1,0 +1,253 @@
+"""A page of HTML from the results of eval/kv_sweep: accuracy against the KV cache's bytes, by method and task."""
+
+import dataclasses
+import math
+
+import plots
+import results
+from page import document, note, number, percent, table, task_name, text
+
+DENSE = "dense"
+_UNHARMED = 0.95  # of dense accuracy
+
+
+@dataclasses.dataclass
+class Run:
+    """One method at one budget."""
+
+    method: str
+    budget: str  # as kv_sweep was given it; "" of dense
+    samples: list
+
+    def __post_init__(self):
+        self.by_task = {task: results.Tally(found) for task, found in self.tasks().items()}
+
+    def tasks(self):
+        return results.groups(self.samples, lambda sample: sample.task)
+
+    def bytes_kept(self):
+        """Share of the bytes that the KV cache held before the policy first acted; all of it where it never did."""
+        told = [sample.kv for sample in self.samples if sample.kv]
+        # A sample without a report dropped nothing. It counts as large as the others are on average.
+        before = sum(kv["bytes_before"] for kv in told)
+        if not before:
+            return 1.0
+        untold = before / len(told) * (len(self.samples) - len(told))
+        return (sum(kv["bytes_after"] for kv in told) + untold) / (before + untold)
+
+    def mean(self):
+        """Of the tasks' accuracies."""
+        return sum(tally.right.value for tally in self.by_task.values()) / len(self.by_task)
+
+    def all(self):
+        return results.Tally(self.samples)
+
+    def kept_by_head(self):
+        """Mean share of the tokens whose entries stay: [layer][head]; None where nothing was dropped."""
+        told = [sample.kv for sample in self.samples if sample.kv and sample.kv["tokens"]]
+        if not told:
+            return None
+        first = told[0]["kept"]
+        return [[sum(kv["kept"][layer][head] / kv["tokens"] for kv in told) / len(told) for head in range(len(heads))]
+                for layer, heads in enumerate(first)]  # fmt: skip
+
+
+@dataclasses.dataclass
+class Sweep:
+    model: str
+    dense: Run
+    runs: list  # of all methods, by method and falling budget
+
+    def methods(self):
+        return list(dict.fromkeys(run.method for run in self.runs))
+
+    def budgets(self):
+        return list(dict.fromkeys(run.budget for run in self.runs))
+
+    def tasks(self):
+        return list(self.dense.by_task)
+
+    def at(self, budget):
+        return [run for run in self.runs if run.budget == budget]
+
+    def relative(self, run, task):
+        """Accuracy over dense accuracy; None where dense has none."""
+        dense = self.dense.by_task[task].right
+        return run.by_task[task].right.value / dense.value if dense.part else None
+
+
+def read(folder):
+    """The Sweep in a folder of kv_sweep. Raises ResultsError."""
+    found = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        found[path.stem] = results.read(path)
+    if DENSE not in found:
+        raise results.ResultsError(f"{folder}: no {DENSE}.jsonl in it; is it a folder of eval/kv_sweep?")
+    dense = Run(DENSE, "", found[DENSE].samples)
+    ids = {sample.id for sample in dense.samples}
+    runs = []
+    for stem, file in found.items():
+        method, at, budget = stem.rpartition("@")
+        if not at:
+            continue
+        if {sample.id for sample in file.samples} != ids:
+            raise results.ResultsError(f"{file.path}: ran other tasks than {DENSE}.jsonl; finish it with eval/kv_sweep")
+        runs.append(Run(method, budget, file.samples))
+    if not runs or not ids:
+        raise results.ResultsError(f"{folder}: no results of KV policies, METHOD@BUDGET.jsonl, in it")
+    runs.sort(key=lambda run: (run.method, "." not in run.budget, -float(run.budget)))
+    return Sweep(results.short(found[DENSE].header["model"]), dense, runs)
+
+
+def page(sweep, title):
+    """The page of a Sweep."""
+    return document(title, _sections(sweep, title))
+
+
+def _sections(sweep, title):
+    yield f"<h1>{text(title)}</h1>"
+    yield note(f"Model {sweep.model}, {len(sweep.dense.samples)} tasks, greedy. A budget is the share of a prompt's KV entries "
+               "that stay (20 %), or their number. Answers that are missing count as wrong.")  # fmt: skip
+    yield from _findings(sweep)
+    yield from _curves(sweep)
+    yield from _best(sweep)
+    yield from _suffering(sweep)
+    yield from _methods(sweep)
+    yield from _heat_maps(sweep)
+
+
+def _name(budget):
+    return f"{100 * float(budget):g} %" if "." in budget else f"{budget} tokens"
+
+
+def _findings(sweep):
+    """What the figures say, in words."""
+    yield "<h2>In words</h2>"
+    items = []
+    for budget in sweep.budgets():
+        ranked = sorted(sweep.at(budget), key=lambda run: -run.mean())
+        best, worst = ranked[0], ranked[-1]
+        items.append(f"With {_name(budget)}, {best.method} is right most often ({100 * best.mean():.0f} % on average over the "
+                     f"tasks, dense {100 * sweep.dense.mean():.0f} %), {worst.method} least ({100 * worst.mean():.0f} %).")  # fmt: skip
+    for task in sweep.tasks():
+        unharmed = [run for run in sweep.runs if (sweep.relative(run, task) or 0) >= _UNHARMED]
+        least = min(unharmed, key=lambda run: (run.bytes_kept(), run.method), default=None)
+        if least is None:
+            items.append(f"{task_name(task)}: no method keeps 95 % of the dense accuracy at any budget tried.")
+        else:
+            items.append(f"{task_name(task)}: {least.method} with {_name(least.budget)} is the smallest that keeps 95 % of the "
+                         f"dense accuracy ({100 * least.bytes_kept():.0f} % of the bytes).")  # fmt: skip
+    yield "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
+
+
+def _bytes_axis(shares):
+    low, high = min(shares), max(shares)
+    ticks = [p for p in (1, 2, 5, 10, 20, 30, 50, 70, 100) if low * 90 <= p <= high * 110]
+    return plots.Axis("KV bytes kept (%, logarithmic)", math.log2(low) - 0.2, math.log2(high) + 0.2,
+                      [(math.log2(p / 100), str(p)) for p in ticks])  # fmt: skip
+
+
+def _curves(sweep):
+    yield "<h2>Right answers by bytes kept</h2>"
+    yield note("Each line is a method, each point a budget; the point at 100 % is the dense cache. Vertical lines are 95 % "
+               "intervals.")  # fmt: skip
+    methods = sweep.methods()
+    items = [f"<li>{plots.swatch(i)}<span>{text(name)}</span></li>" for i, name in enumerate(methods)]
+    yield f'<ul class="legend">{"".join(items)}</ul>'
+    axis = _bytes_axis([1.0, *(run.bytes_kept() for run in sweep.runs)])
+    figures = []
+    for task in sweep.tasks():
+        dense = (math.log2(1.0), sweep.dense.by_task[task].right, "dense")
+        lines = []
+        for style, method in enumerate(methods):
+            points = [(math.log2(run.bytes_kept()), run.by_task[task].right, f"{method}, {_name(run.budget)}")
+                      for run in sweep.runs if run.method == method]  # fmt: skip
+            lines.append(plots.Line(style, "", sorted(points, key=lambda point: point[0]) + [dense]))
+        drawn = plots.panel(f"Right answers of {task_name(task)} by bytes kept", axis, lines)
+        figures.append(f"<figure><figcaption>{text(task_name(task))}</figcaption>{drawn}</figure>")
+    yield f'<div class="panels">{"".join(figures)}</div>'
+
+
+def _best(sweep):
+    yield "<h2>The best method</h2>"
+    rows = []
+    for task in sweep.tasks():
+        cells = [percent(sweep.dense.by_task[task].right)]
+        for budget in sweep.budgets():
+            best = max(sweep.at(budget), key=lambda run: run.by_task[task].right.value)
+            cells.append(f"{text(best.method)}<br>{percent(best.by_task[task].right)}")
+        rows.append((text(task_name(task)), *cells))
+    mean = [f"{100 * sweep.dense.mean():.1f} %"]
+    for budget in sweep.budgets():
+        best = max(sweep.at(budget), key=Run.mean)
+        mean.append(f"{text(best.method)}<br>{100 * best.mean():.1f} %")
+    rows.append(("<b>mean of the tasks</b>", *mean))
+    yield table("The best method", ("task", "dense", *map(_name, sweep.budgets())), rows)
+
+
+def _suffering(sweep):
+    yield "<h2>What suffers first</h2>"
+    yield note("Accuracy over dense accuracy, the mean of all methods; the task that loses most comes first.")
+    rows = []
+    for task in sweep.tasks():
+        means = []
+        for budget in sweep.budgets():
+            shares = [sweep.relative(run, task) for run in sweep.at(budget)]
+            shares = [share for share in shares if share is not None]
+            means.append(sum(shares) / len(shares) if shares else None)
+        rows.append((task, means))
+    rows.sort(key=lambda row: sum(mean for mean in row[1] if mean is not None))
+    yield table("What suffers first", ("task", *map(_name, sweep.budgets())),
+                [(text(task_name(task)), *("–" if m is None else f"{100 * m:.0f} %" for m in means)) for task, means in rows])  # fmt: skip
+
+
+def _methods(sweep):
+    yield "<h2>Methods</h2>"
+    yield note("Given are the answers that a reply has at all. Tokens are those of a reply on average, over dense replies; cut "
+               "off are replies that did not come to an end.")  # fmt: skip
+    tasks = sweep.tasks()
+    head = ("method", "mean", *map(task_name, tasks), "given", "tokens", "cut off", "bytes kept")
+    dense_tokens = sweep.dense.all().mean_tokens
+    for budget in sweep.budgets():
+        rows = []
+        for run in [sweep.dense, *sorted(sweep.at(budget), key=lambda run: -run.mean())]:
+            tally = run.all()
+            tokens = "–" if not dense_tokens else f"{tally.mean_tokens / dense_tokens:.2f}"
+            rows.append((text(run.method), f"{100 * run.mean():.1f} %", *(percent(run.by_task[task].right) for task in tasks),
+                         percent(tally.given), tokens, number(tally.num_cut_off), f"{100 * run.bytes_kept():.0f} %"))  # fmt: skip
+        yield f"<h3>{_name(budget)}</h3>"
+        yield table(f"Methods with {_name(budget)}", head, rows)
+
+
+def _heat_maps(sweep):
+    """At the budget nearest to a fifth, or the smallest number of tokens."""
+    ratios = [budget for budget in sweep.budgets() if "." in budget]
+    chosen = min(ratios, key=lambda b: abs(float(b) - 0.2)) if ratios else min(sweep.budgets(), key=float)
+    yield "<h2>What methods keep</h2>"
+    yield note(f"With {_name(chosen)}: the share of the tokens whose entries stay, by layer (down) and KV head (across), on "
+               "average over the tasks. Layers with a sliding window are not shown.")  # fmt: skip
+    figures = []
+    for run in sweep.at(chosen):
+        shares = run.kept_by_head()
+        if shares is not None:
+            figures.append(f"<figure><figcaption>{text(run.method)}</figcaption>{_heat_map(run.method, shares)}</figure>")
+    yield f'<div class="maps">{"".join(figures)}</div>'
+
+
+def _heat_map(method, shares):
+    size = 22 if len(shares) <= 12 else 10
+    width, height = 34 + size * max(map(len, shares)), 16 + size * len(shares)
+    darkest = max(max(heads) for heads in shares)
+    parts = ['<text x="34" y="11">head</text>']
+    for layer, heads in enumerate(shares):
+        y = 16 + size * layer
+        if layer % (1 if size > 12 else 6) == 0:
+            parts.append(f'<text x="28" y="{y + size / 2 + 4:.0f}" text-anchor="end">{layer}</text>')
+        for head, share in enumerate(heads):
+            said = f"layer {layer}, head {head}: {100 * share:.1f} %"
+            strength = share / darkest if darkest else 0
+            parts.append(f'<rect class="cell" x="{34 + size * head}" y="{y}" width="{size - 1}" height="{size - 1}" '
+                         f'fill-opacity="{0.06 + 0.94 * strength:.2f}"><title>{said}</title></rect>')  # fmt: skip
+    said = text(f"What {method} keeps, by layer and head")
+    return (f'<svg class="plot map" viewBox="0 0 {width} {height}" style="width:{width}px" role="img" aria-label="{said}">'
+            f'<title>{said}</title>{"".join(parts)}</svg>')  # fmt: skip
