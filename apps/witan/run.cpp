@@ -177,6 +177,10 @@ class Printer {
       result["usage"]["kv"] = {{"times", usage.kv->num_times},         {"tokens", usage.kv->num_tokens},
                                {"kept_entries", usage.kv->kept},       {"bytes_before", usage.kv->bytes_before},
                                {"bytes_after", usage.kv->bytes_after}, {"seconds", usage.kv->seconds}};
+      if (usage.kv->attention_kept) {
+        result["usage"]["kv"].update(
+            {{"attention_kept", *usage.kv->attention_kept}, {"fell_back", usage.kv->fell_back}});
+      }
     }
     if (!answer.logprobs.empty()) result["logprobs"] = answer.logprobs;
     if (!answer.last->error.empty()) result["error"] = answer.last->error;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "files.h"
 #include "help.h"
 
 namespace witan {
@@ -101,7 +102,7 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
       ->default_str("none");
   const auto set_policy = [&request](const std::string& text) {
     try {
-      request.kv_policy = parse_kv_policy(text);
+      request.kv_policy = parse_kv_policy(text.starts_with('@') ? read_text_file(text.substr(1)) : text);
     } catch (const Error& error) {
       throw CLI::ValidationError("--kv", error.what());
     }
@@ -109,7 +110,8 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
   app.add_option_function<std::string>(
          "--kv", set_policy,
          "Once a prompt is computed, keep only the KV entries that a policy chooses (lossy), such as "
-         "snapkv,keep=0.2; witan --list has the parts of policies, docs/kv-cache.md what they do")
+         "snapkv,keep=0.2, or @FILE that has one; witan --list has the parts of policies, docs/kv-cache.md what they "
+         "do")
       ->type_name("POLICY")
       ->group(group_name)
       ->default_str("none");

@@ -34,6 +34,7 @@ struct Generation {
 
   // With a KV policy that has something to drop:
   std::optional<KvPolicy> kv_policy;
+  KvText kv_text;
   int32_t most_judged = 0;  // entries of a head at once
   KvEvidence kv_evidence;   // while it runs: what the policy wants when it judges next
   std::string kv_error;     // why that could not be had
@@ -60,6 +61,46 @@ void run_job(SampleJob& job, std::span<const float> logits) {
   } catch (const std::exception& e) {
     job.error = e.what();
   }
+}
+
+// Pinned entries have to be there, and to have room.
+void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
+  int64_t num_pinned = 0;
+  for (const KvSpan& span : request.kv_pinned) {
+    if (span.begin < 0 || span.begin >= span.end || span.end > num_prompt) {
+      fail(ErrorCode::kInvalidArgument, "pinned tokens {} to {} are not in the prompt of {} tokens", span.begin,
+           span.end, num_prompt);
+    }
+    num_pinned += span.end - span.begin;
+  }
+  if (!request.kv_policy || num_pinned == 0) return;
+  const int32_t num_kept = request.kv_policy->num_kept(num_prompt);
+  if (num_pinned > num_kept) {
+    fail(ErrorCode::kInvalidArgument, "{} tokens are pinned, but the KV policy keeps {} of the prompt's {}", num_pinned,
+         num_kept, num_prompt);
+  }
+}
+
+// Where the parts of a prompt begin that each end with `separator`: the first token that begins behind it.
+std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const TokenId> prompt,
+                                 const std::string& separator) {
+  if (tokenizer == nullptr) {
+    fail(ErrorCode::kUnsupported,
+         "the KV policy keeps parts of the text together, for which the model needs a tokenizer");
+  }
+  std::string text;
+  std::vector<size_t> begins;  // of the tokens, in `text`
+  for (const TokenId token : prompt) {
+    begins.push_back(text.size());
+    text += tokenizer->token_bytes(token);
+  }
+  std::vector<int32_t> starts = {0};
+  for (size_t found = text.find(separator); found != std::string::npos; found = text.find(separator, found)) {
+    found += separator.size();
+    const auto next = static_cast<int32_t>(std::ranges::lower_bound(begins, found) - begins.begin());
+    if (next > starts.back()) starts.push_back(next);
+  }
+  return starts;
 }
 
 void validate(const GenerationRequest& request, const LoadedModel& model, bool has_tokenizer) {
@@ -190,7 +231,12 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
     sequence_request.input = std::exchange(sequence_request.prompt, {s.model.info().decoder_start_token});
   }
   const auto num_prompt = static_cast<int32_t>(request.prompt.size());
+  KvText kv_text{.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned};
+  check_pinned(request, num_prompt);
   if (request.kv_policy && num_prompt > 0) {
+    if (!request.kv_policy->span_separator.empty()) {
+      kv_text.span_starts = span_starts(s.model.tokenizer(), request.prompt, request.kv_policy->span_separator);
+    }
     const int64_t num_tokens =
         std::min<int64_t>(int64_t{num_prompt} + request.max_new_tokens, s.model.options().context_length);
     const KvWants wants = request.kv_policy->wants();
@@ -216,11 +262,13 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
                           .submitted = now,
                           .usage = {.prompt_tokens = num_prompt},
                           .kv_policy = std::nullopt,
+                          .kv_text = {},
                           .most_judged = 0,
                           .kv_evidence = {},
                           .kv_error = {}};
     if (!sequence_request.compression.points.empty() || sequence_request.private_generation) {
       generation.kv_policy = request.kv_policy;
+      generation.kv_text = kv_text;
       generation.most_judged = sequence_request.compression.most_entries();
     }
     generation.sampling.seed += static_cast<uint64_t>(choice);
@@ -313,18 +361,17 @@ void Engine::State::compress_all(const StepPlan& plan, std::vector<Delivery>& de
 std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
   Generation* generation = nullptr;
-  int32_t num_prompt = 0;
   {
     const std::lock_guard lock(mutex);
     generation = &generations.at(slice.sequence);  // stays where it is: only steps remove any
-    num_prompt = scheduler.num_prompt_tokens(slice.sequence);
     if (std::ssize(scheduler.tokens(slice.sequence)) >= scheduler.max_tokens(slice.sequence))
       return {};  // it ends here
   }
   try {
     if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
-    const auto kept =
-        model.choose_kept(slice.kv_sequence, num_prompt, *generation->kv_policy, &generation->kv_evidence);
+    const KvChoice choice =
+        model.choose_kept(slice.kv_sequence, generation->kv_text, *generation->kv_policy, &generation->kv_evidence);
+    const std::vector<std::vector<int32_t>>& kept = choice.kept;
     const std::lock_guard lock(mutex);
     const int64_t bytes_before = model.kv().held_bytes(slice.kv_sequence);
     const std::vector<SequenceId> victims = scheduler.compress(slice.sequence, kept);
@@ -340,6 +387,8 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     ++report->num_times;
     if (is_first) report->bytes_before = bytes_before;
     report->bytes_after = model.kv().held_bytes(slice.kv_sequence);
+    report->attention_kept = choice.attention_kept;
+    report->fell_back = choice.fell_back;
     report->kept.clear();
     size_t table = 0;
     for (const KvLayerSpec& layer : model.info().kv_layers) {

@@ -27,6 +27,7 @@ struct GenerationRequest {
   bool ignore_end_tokens = false;              // go on after the model's end tokens
   int32_t priority = 0;                        // higher runs first
   std::optional<KvPolicy> kv_policy = {};      // lossy; none: every entry stays
+  std::vector<KvSpan> kv_pinned = {};          // of the prompt: entries that stay before all that the policy chooses
 };
 
 enum class FinishReason : uint8_t {
@@ -46,6 +47,8 @@ struct KvCompression {
   int64_t bytes_before = 0;  // of the sequence's blocks, shared ones included, before the first time
   int64_t bytes_after = 0;   // and after the last
   double seconds = 0.0;      // for all of them
+  std::optional<double> attention_kept = {};  // with a guard: the last time, see KvChoice
+  bool fell_back = false;                     // the last time everything stayed, as the guard wanted it
 };
 
 struct GenerationUsage {

@@ -129,10 +129,10 @@ std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
   return {logits, size};
 }
 
-std::vector<std::vector<int32_t>> LoadedModel::choose_kept(SequenceId sequence, int32_t num_prompt_tokens,
-                                                           const KvPolicy& policy, const KvEvidence* evidence) {
+KvChoice LoadedModel::choose_kept(SequenceId sequence, const KvText& text, const KvPolicy& policy,
+                                  const KvEvidence* evidence) {
   ComputeContext ctx{.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = options_.precision};
-  return witan::choose_kept(ctx, *kv_, sequence, num_prompt_tokens, policy, evidence);
+  return witan::choose_kept(ctx, *kv_, sequence, text, policy, evidence);
 }
 
 template <typename Make>

@@ -58,8 +58,7 @@ class LoadedModel {
   ThreadPool& threads() { return threads_; }  // for work between forward passes
 
   // What to keep of a sequence (kv/policy/kv_compression.h). Not during a forward.
-  std::vector<std::vector<int32_t>> choose_kept(SequenceId sequence, int32_t num_prompt_tokens, const KvPolicy& policy,
-                                                const KvEvidence* evidence);
+  KvChoice choose_kept(SequenceId sequence, const KvText& text, const KvPolicy& policy, const KvEvidence* evidence);
   // Throw Error(kOutOfMemory).
   std::unique_ptr<QueryWindow> make_query_window(int32_t first_token, int32_t num_tokens);
   std::unique_ptr<AttentionMass> make_attention_mass(int32_t max_entries);

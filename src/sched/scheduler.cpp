@@ -71,6 +71,7 @@ struct Scheduler::State {
   Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
   bool has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const;
   int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
+  int32_t mean_entries(SequenceId kv_sequence) const;
   bool is_still_refused(const Sequence& sequence) const;
   void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
 
@@ -170,6 +171,7 @@ void Scheduler::State::stop_running(Sequence& sequence) {
   sequence.kv_sequence.reset();
   sequence.num_computed = 0;
   sequence.num_compressions = 0;
+  sequence.num_dropped = 0;
   waiting.release_followers(sequence);
   refusal.reset();
 }
@@ -285,7 +287,7 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
   const auto bytes_for = [&](int64_t num_entries, bool is_first) {
     return kv.bytes_for_tokens(num_entries + (is_first ? 0 : uneven), chunk);
   };
-  int64_t num_dropped = s.num_dropped();
+  int64_t num_dropped = s.num_dropped;
   int64_t peak = 0;
   for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
     const KvCompressionPoint& point = s.compression.points[i];
@@ -297,6 +299,20 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
     num_dropped = point.num_tokens - point.num_kept;
   }
   return std::max(peak, bytes_for(num_tokens - num_dropped, num_dropped == 0));
+}
+
+// Of the kv heads that may lose entries, rounded up.
+int32_t Scheduler::State::mean_entries(SequenceId kv_sequence) const {
+  int64_t num_entries = 0;
+  int64_t num_heads = 0;
+  for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
+    const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
+    if (spec.window > 0) continue;
+    for (int32_t head = 0; head < spec.num_kv_heads; ++head) num_entries += kv.num_entries(kv_sequence, layer, head);
+    num_heads += spec.num_kv_heads;
+  }
+  if (num_heads == 0) return kv.num_tokens(kv_sequence);
+  return static_cast<int32_t>((num_entries + num_heads - 1) / num_heads);
 }
 
 bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
@@ -408,7 +424,10 @@ std::vector<SequenceId> Scheduler::compress(SequenceId id, std::span<const std::
     state_->preempt(victim);
     preempted.push_back(victim.id);
   }
-  if (sequence.kv_sequence) ++sequence.num_compressions;
+  if (sequence.kv_sequence) {
+    ++sequence.num_compressions;
+    sequence.num_dropped = sequence.num_computed - state_->mean_entries(*sequence.kv_sequence);
+  }
   state_->refusal.reset();
   return preempted;
 }

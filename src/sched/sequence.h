@@ -31,8 +31,9 @@ struct Sequence {
   std::optional<SequenceId> kv_sequence;
   int32_t num_computed = 0;
   int32_t num_planned = 0;
-  size_t num_compressions = 0;                   // points of the plan that its KV sequence is past
-  int32_t num_ever_computed = 0;                 // the most that num_computed was, preemptions or not
+  size_t num_compressions = 0;    // points of the plan that its KV sequence is past
+  int32_t num_dropped = 0;        // tokens that a kv head has no entry of any more, on average, rounded down
+  int32_t num_ever_computed = 0;  // the most that num_computed was, preemptions or not
   std::optional<int32_t> num_prefix_hit_tokens;  // set by the first admission
 
   // A waiting sequence may wait for the running `leader` to compute their common tokens [0, num_common_tokens).
@@ -52,12 +53,6 @@ struct Sequence {
   int32_t num_computable() const {
     const KvCompressionPoint* next = next_compression();
     return next == nullptr ? num_uncomputed() : std::min(num_uncomputed(), next->num_tokens - num_computed);
-  }
-  // Tokens that each kv head has no entry of any more, on average.
-  int32_t num_dropped() const {
-    if (num_compressions == 0) return 0;
-    const KvCompressionPoint& last = compression.points[num_compressions - 1];
-    return last.num_tokens - last.num_kept;
   }
   // Tokens from the beginning that it may find in the prefix cache; and that it leaves there.
   int32_t num_attachable() const {

@@ -41,6 +41,16 @@ void shared_budget(PolicyBuilder& builder, PartArguments& arguments) {
   builder.choose_scope(arguments, KvScope::kModel, arguments.number("floor", 0.0, 0.0, 1.0));
 }
 
+// ShotKV (Liu et al., arXiv 2502.01941): the examples of a prompt, or its paragraphs, stay or go as a whole, by the
+// mean of their scores, the same in all heads. Generated tokens have a pool of their own.
+void shot_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments, 1));
+  builder.choose_grouping(arguments);
+  builder.policy.heads_agree = true;
+  builder.policy.chunk_by_sum = false;
+  builder.policy.span_separator = arguments.choice("separator", {"paragraph", "line"}) == "line" ? "\n" : "\n\n";
+}
+
 // ChunkKV (Liu et al., arXiv 2502.00299): whole chunks stay by the sum of their scores,
 // the same in all heads, and `reuse` neighbouring layers keep what the first of them would.
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments) {

@@ -51,7 +51,8 @@ float comparable(float score) { return std::isnan(score) ? -std::numeric_limits<
 // Selects from the entries of several heads.
 class Selection {
  public:
-  Selection(const KvPolicy& policy, std::vector<Head> heads) : chunk_(policy.chunk), heads_(std::move(heads)) {
+  Selection(const KvPolicy& policy, std::vector<Head> heads, std::span<const int32_t> span_starts)
+      : chunk_(span_starts.empty() ? policy.chunk : 1), span_starts_(span_starts), heads_(std::move(heads)) {
     for (int32_t head = 0; head < std::ssize(heads_); ++head) add_units(policy, head);
   }
 
@@ -73,13 +74,20 @@ class Selection {
 
   void add_units(const KvPolicy& policy, int32_t head) {
     const auto& [scores, begin, end, kept] = heads_[static_cast<size_t>(head)];
-    for (int32_t first = begin; first < end; first += chunk_) {
-      const int32_t count = std::min(chunk_, end - first);
+    for (int32_t first = begin, count = 0; first < end; first += count) {
+      count = std::min(unit_end(first), end) - first;
       float score = comparable(scores[first]);
       for (int32_t i = 1; i < count; ++i) score += comparable(scores[first + i]);
       if (!policy.chunk_by_sum) score /= static_cast<float>(count);
       units_.push_back({.score = score, .head = head, .first_entry = first, .num_entries = count});
     }
+  }
+
+  // Of the unit that begins with an entry.
+  int32_t unit_end(int32_t first) const {
+    if (span_starts_.empty()) return first + chunk_;
+    const auto next = std::ranges::upper_bound(span_starts_, first);
+    return next == span_starts_.end() ? std::numeric_limits<int32_t>::max() : *next;
   }
 
   // Keeps the best of the units from `begin` on as long as they fit, and returns how many entries they had.
@@ -106,7 +114,8 @@ class Selection {
     head.kept->insert(head.kept->end(), entries.begin(), entries.begin() + std::min(count, unit.num_entries));
   }
 
-  int32_t chunk_;
+  int32_t chunk_;  // entries of the smallest unit that is whole
+  std::span<const int32_t> span_starts_;
   std::vector<Head> heads_;
   Units units_;
 };
@@ -185,7 +194,7 @@ std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32
 }
 
 std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::span<const LayerScores> layers,
-                                                 int32_t num_kept) {
+                                                 int32_t num_kept, std::span<const int32_t> span_starts) {
   std::vector<int32_t> num_entries;  // on average over the heads of a layer
   std::vector<std::vector<int32_t>> kept;
   for (const LayerScores& layer : layers) {
@@ -205,8 +214,9 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
   for (size_t l = 0; l < layers.size(); ++l) {
     const int32_t floor_entries = static_cast<int32_t>(policy.head_floor * budgets[l]);
     const auto select = [&] {
-      const Protected fixed(policy, num_entries[l], budgets[l], layers[l][0].num_fixed > 0);
-      Selection selection(policy, std::exchange(together, {}));
+      const bool has_fixed = layers[l][0].num_fixed > 0;
+      const Protected fixed(policy, num_entries[l], budgets[l], has_fixed);
+      Selection selection(policy, std::exchange(together, {}), has_fixed ? std::span<const int32_t>() : span_starts);
       selection.keep(std::exchange(num_together, 0),
                      policy.scope == KvScope::kHead ? 0 : floor_entries - fixed.count());
     };

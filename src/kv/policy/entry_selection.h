@@ -25,8 +25,9 @@ std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32
 // The entries that stay, ascending, of each head of each layer: [layers * heads], by layer, then head. Beside the fixed
 // ones they are num_kept * heads in every layer on average, and in every scope's part of it exactly so; there must be
 // as many. Of equal scores the first head's wins, then the first entry's. Chunks are counted from the first entry that
-// is not protected; the last that the budget has no room for gives its best entries.
+// is not protected; the last that the budget has no room for gives its best entries. Where the policy keeps spans
+// together they begin at span_starts, ascending, and entries are tokens; fixed ones have none.
 std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::span<const LayerScores> layers,
-                                                 int32_t num_kept);
+                                                 int32_t num_kept, std::span<const int32_t> span_starts = {});
 
 }  // namespace witan

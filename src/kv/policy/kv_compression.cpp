@@ -1,10 +1,14 @@
 #include "kv/policy/kv_compression.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kv/policy/entry_selection.h"
+#include "kv/policy/row_weights.h"
 
 namespace witan {
 namespace {
@@ -90,79 +94,185 @@ int32_t num_entries_of(const KvView& view, int32_t num_tokens) {
                               view.positions);
 }
 
+// A sequence in front of a policy.
+class Judge {
+ public:
+  Judge(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, const KvText& text, const KvPolicy& policy,
+        const KvEvidence* evidence)
+      : ctx_(ctx),
+        kv_(kv),
+        sequence_(sequence),
+        text_(text),
+        policy_(policy),
+        queries_(evidence == nullptr ? nullptr : evidence->window.get()),
+        judged_(judged_layers(ctx.scratch, kv, sequence)),
+        task_{.kv = kv, .sequence = sequence, .policy = policy, .collected = evidence, .isa = ctx.isa} {}
+
+  KvChoice choose() {
+    int64_t num_tables = 0;
+    for (const KvLayerSpec& layer : kv_.config().layers) num_tables += layer.num_kv_heads;
+    KvChoice choice{.kept = std::vector<std::vector<int32_t>>(static_cast<size_t>(num_tables))};
+    if (judged_.empty()) return choice;
+    score();
+    const int32_t num_generated = kv_.num_tokens(sequence_) - text_.num_prompt_tokens;
+    const bool apart = policy_.generated_budget && num_generated > 0;
+    const int32_t num_kept =
+        apart ? policy_.generated_budget->of(num_generated) : policy_.num_kept(text_.num_prompt_tokens, num_generated);
+    std::vector<std::vector<int32_t>> selected =
+        select_entries(policy_, layer_scores(apart), num_kept, text_.span_starts);
+    if (policy_.guard > 0.0) {
+      choice.attention_kept = attention_kept(selected);
+      choice.fell_back = *choice.attention_kept < policy_.guard;
+    }
+    size_t next = 0;
+    for (const JudgedLayer& layer : judged_) {
+      for (int32_t head = 0; head < layer.num_heads(); ++head) {
+        std::vector<int32_t>& kept = choice.kept[static_cast<size_t>(layer.first_table + head)];
+        kept = std::move(selected[next++]);
+        if (!choice.fell_back) continue;
+        kept.resize(static_cast<size_t>(layer.heads[static_cast<size_t>(head)].num_entries));
+        std::iota(kept.begin(), kept.end(), 0);
+      }
+    }
+    return choice;
+  }
+
+ private:
+  // Calls body(layer, head, evidence, scratch) for the heads of every step-th layer, on all threads; scratch has
+  // scratch_floats_of(evidence).
+  template <typename ScratchFloats, typename Body>
+  void for_heads(int32_t step, const ScratchFloats& scratch_floats_of, const Body& body) {
+    struct Item {
+      const JudgedLayer* judged;
+      int32_t head;
+    };
+    std::vector<Item> items;
+    for (size_t i = 0; i < judged_.size(); i += static_cast<size_t>(step)) {
+      for (int32_t head = 0; head < judged_[i].num_heads(); ++head) {
+        items.push_back({.judged = &judged_[i], .head = head});
+      }
+    }
+    const ScratchScope scope(ctx_.scratch);
+    const int64_t num_rows = queries_ == nullptr ? 0 : int64_t{queries_->num_tokens()} * queries_->num_heads();
+    const int num_threads = ctx_.threads.num_threads();
+    auto** rows = ctx_.scratch.allocate<const float*>(num_rows * num_threads);
+    auto* positions = ctx_.scratch.allocate<int32_t>(num_rows * num_threads);
+    int64_t scratch_floats = 0;
+    for (const Item& item : items) {
+      scratch_floats =
+          std::max(scratch_floats, scratch_floats_of(task_.evidence(*item.judged, item.head, rows, positions)));
+    }
+    scratch_floats = (scratch_floats + 15) / 16 * 16;
+    auto* scratch = ctx_.scratch.allocate<float>(scratch_floats * num_threads);
+    ctx_.threads.parallel_for(std::ssize(items), [&](int64_t i, int thread) {
+      const Item& item = items[static_cast<size_t>(i)];
+      body(*item.judged, item.head,
+           task_.evidence(*item.judged, item.head, rows + thread * num_rows, positions + thread * num_rows),
+           scratch + thread * scratch_floats);
+    });
+  }
+
+  void score() {
+    const int32_t num_query_tokens = policy_.scorer->wants().num_query_tokens;
+    for_heads(
+        policy_.reused_layers,
+        [&](const HeadEvidence& head) {
+          return policy_.scorer->scratch_floats(head.with_last_queries(num_query_tokens));
+        },
+        [&](const JudgedLayer& layer, int32_t head, const HeadEvidence& evidence, float* scratch) {
+          const auto& [num_entries, scores] = layer.heads[static_cast<size_t>(head)];
+          policy_.scorer->score(evidence.with_last_queries(num_query_tokens),
+                                {scores, static_cast<size_t>(num_entries)}, scratch);
+        });
+    for (size_t i = 0; i < judged_.size(); i += static_cast<size_t>(policy_.reused_layers)) {
+      if (policy_.heads_agree) add_up_heads(ctx_.isa, judged_[i]);
+      pin(judged_[i]);
+    }
+  }
+
+  void pin(const JudgedLayer& layer) {
+    for (int32_t head = 0; head < layer.num_heads(); ++head) {
+      const auto& [num_entries, scores] = layer.heads[static_cast<size_t>(head)];
+      const KvView view = kv_.view(sequence_, layer.layer, head, num_entries);
+      for (const KvSpan& span : text_.pinned) {
+        const int32_t end = num_entries_of(view, span.end);
+        for (int32_t i = num_entries_of(view, span.begin); i < end; ++i) {
+          scores[i] = std::numeric_limits<float>::infinity();
+        }
+      }
+    }
+  }
+
+  std::vector<LayerScores> layer_scores(bool prompt_is_fixed) const {
+    std::vector<LayerScores> scores;
+    for (size_t i = 0; i < judged_.size(); ++i) {
+      const JudgedLayer& layer = judged_[i];
+      const JudgedLayer& scored = judged_[i - i % static_cast<size_t>(policy_.reused_layers)];
+      WITAN_CHECK(scored.num_heads() == layer.num_heads(), "layers {} and {} have {} and {} kv heads", scored.layer,
+                  layer.layer, scored.num_heads(), layer.num_heads());
+      scores.emplace_back();
+      for (int32_t head = 0; head < layer.num_heads(); ++head) {
+        const auto& [num_entries, of_head] = scored.heads[static_cast<size_t>(head)];
+        WITAN_CHECK(num_entries == layer.heads[static_cast<size_t>(head)].num_entries,
+                    "layers {} and {}, head {} have {} and {} entries", scored.layer, layer.layer, head, num_entries,
+                    layer.heads[static_cast<size_t>(head)].num_entries);
+        const KvView view = kv_.view(sequence_, layer.layer, head, num_entries);
+        scores.back().push_back({.scores = of_head,
+                                 .num_entries = num_entries,
+                                 .num_fixed = prompt_is_fixed ? num_entries_of(view, text_.num_prompt_tokens) : 0});
+      }
+    }
+    return scores;
+  }
+
+  // Of the attention of the last tokens, the share that goes to `kept` [judged heads], on average over heads and
+  // tokens.
+  double attention_kept(std::span<const std::vector<int32_t>> kept) {
+    std::vector<double> of_heads(kept.size());
+    std::vector<size_t> first_heads;
+    for (size_t first = 0; const JudgedLayer& layer : judged_) {
+      first_heads.push_back(first);
+      first += layer.heads.size();
+    }
+    for_heads(
+        1,
+        [](const HeadEvidence& head) {
+          return RowWeights::scratch_floats(head.view) + RowWeights(head.view, nullptr).row_floats();
+        },
+        [&](const JudgedLayer& layer, int32_t index, const HeadEvidence& head, float* scratch) {
+          RowWeights weights(head.view, scratch);
+          float* sums = scratch + RowWeights::scratch_floats(head.view);
+          std::fill_n(sums, weights.row_floats(), 0.0f);
+          const int32_t num_rows = head.queries.num_rows;
+          for (int32_t first = 0; first < num_rows; first += RowWeights::kMaxRows) {
+            const int32_t count = std::min(RowWeights::kMaxRows, num_rows - first);
+            const float* queries[RowWeights::kMaxRows];
+            int32_t positions[RowWeights::kMaxRows];
+            weights.compute(head.isa, head.rows(first, count, 1, queries, positions));
+            for (int32_t r = 0; r < count; ++r) weights.add_to(head.isa, r, nullptr, 1.0f, sums);
+          }
+          const size_t table = first_heads[static_cast<size_t>(&layer - judged_.data())] + static_cast<size_t>(index);
+          for (const int32_t entry : kept[table]) of_heads[table] += static_cast<double>(sums[entry]) / num_rows;
+        });
+    return std::accumulate(of_heads.begin(), of_heads.end(), 0.0) / static_cast<double>(of_heads.size());
+  }
+
+  ComputeContext& ctx_;
+  const KvCache& kv_;
+  SequenceId sequence_;
+  const KvText& text_;
+  const KvPolicy& policy_;
+  const QueryWindow* queries_;
+  std::vector<JudgedLayer> judged_;
+  HeadTask task_;
+};
+
 }  // namespace
 
-std::vector<std::vector<int32_t>> choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
-                                              int32_t num_prompt_tokens, const KvPolicy& policy,
-                                              const KvEvidence* evidence) {
+KvChoice choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, const KvText& text,
+                     const KvPolicy& policy, const KvEvidence* evidence) {
   const ScratchScope scope(ctx.scratch);
-  const std::vector<JudgedLayer> judged = judged_layers(ctx.scratch, kv, sequence);
-  int64_t num_tables = 0;
-  for (const KvLayerSpec& layer : kv.config().layers) num_tables += layer.num_kv_heads;
-  std::vector<std::vector<int32_t>> kept(static_cast<size_t>(num_tables));
-  if (judged.empty()) return kept;
-
-  // The heads of those layers that are scored, in the order in which threads take them.
-  struct Item {
-    const JudgedLayer* judged;
-    int32_t head;
-  };
-  std::vector<Item> items;
-  for (size_t i = 0; i < judged.size(); i += static_cast<size_t>(policy.reused_layers)) {
-    for (int32_t head = 0; head < judged[i].num_heads(); ++head) items.push_back({.judged = &judged[i], .head = head});
-  }
-  const HeadTask task{.kv = kv, .sequence = sequence, .policy = policy, .collected = evidence, .isa = ctx.isa};
-  const QueryWindow* queries = evidence == nullptr ? nullptr : evidence->window.get();
-  const int64_t num_rows = queries == nullptr ? 0 : int64_t{queries->num_tokens()} * queries->num_heads();
-  const int num_threads = ctx.threads.num_threads();
-  auto** rows = ctx.scratch.allocate<const float*>(num_rows * num_threads);
-  auto* positions = ctx.scratch.allocate<int32_t>(num_rows * num_threads);
-  int64_t scratch_floats = 0;
-  for (const Item& item : items) {
-    const HeadEvidence head = task.evidence(*item.judged, item.head, rows, positions);
-    scratch_floats = std::max(scratch_floats, policy.scorer->scratch_floats(head));
-  }
-  scratch_floats = (scratch_floats + 15) / 16 * 16;
-  auto* scratch = ctx.scratch.allocate<float>(scratch_floats * num_threads);
-  ctx.threads.parallel_for(std::ssize(items), [&](int64_t i, int thread) {
-    const Item& item = items[static_cast<size_t>(i)];
-    const HeadEvidence head =
-        task.evidence(*item.judged, item.head, rows + thread * num_rows, positions + thread * num_rows);
-    const auto& [num_entries, scores] = item.judged->heads[static_cast<size_t>(item.head)];
-    policy.scorer->score(head, {scores, static_cast<size_t>(num_entries)}, scratch + thread * scratch_floats);
-  });
-
-  const int32_t num_generated = kv.num_tokens(sequence) - num_prompt_tokens;
-  const bool apart = policy.generated_budget && num_generated > 0;
-  std::vector<LayerScores> scores;
-  for (size_t i = 0; i < judged.size(); ++i) {
-    const JudgedLayer& layer = judged[i];
-    const JudgedLayer& scored = judged[i - i % static_cast<size_t>(policy.reused_layers)];
-    if (&scored == &layer && policy.heads_agree) add_up_heads(ctx.isa, layer);
-    WITAN_CHECK(scored.num_heads() == layer.num_heads(), "layers {} and {} have {} and {} kv heads", scored.layer,
-                layer.layer, scored.num_heads(), layer.num_heads());
-    scores.emplace_back();
-    for (int32_t head = 0; head < layer.num_heads(); ++head) {
-      const auto& [num_entries, of_head] = scored.heads[static_cast<size_t>(head)];
-      WITAN_CHECK(num_entries == layer.heads[static_cast<size_t>(head)].num_entries,
-                  "layers {} and {}, head {} have {} and {} entries", scored.layer, layer.layer, head, num_entries,
-                  layer.heads[static_cast<size_t>(head)].num_entries);
-      const KvView view = kv.view(sequence, layer.layer, head, num_entries);
-      scores.back().push_back({.scores = of_head,
-                               .num_entries = num_entries,
-                               .num_fixed = apart ? num_entries_of(view, num_prompt_tokens) : 0});
-    }
-  }
-  const int32_t num_kept =
-      apart ? policy.generated_budget->of(num_generated) : policy.num_kept(num_prompt_tokens, num_generated);
-  std::vector<std::vector<int32_t>> selected = select_entries(policy, scores, num_kept);
-  size_t next = 0;
-  for (const JudgedLayer& layer : judged) {
-    for (int32_t head = 0; head < layer.num_heads(); ++head) {
-      kept[layer.first_table + head] = std::move(selected[next++]);
-    }
-  }
-  return kept;
+  return Judge(ctx, kv, sequence, text, policy, evidence).choose();
 }
 
 }  // namespace witan

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kv/kv_cache.h"
@@ -10,13 +11,26 @@
 
 namespace witan {
 
-// Which committed entries of a sequence a policy keeps, for KvCache::keep: ascending, by table (layer, then head).
-// Layers with a sliding window have none listed: they hold no more than their window anyway. The sequence's first
-// num_prompt_tokens tokens are its prompt. `evidence` has what the policy's scorer wants, of queries as many as there
-// are since entries were judged before; nullptr for one that wants nothing. Takes scratch for the scores of all heads.
-// Throws Error(kOutOfMemory) when there is no room for them.
-std::vector<std::vector<int32_t>> choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
-                                              int32_t num_prompt_tokens, const KvPolicy& policy,
-                                              const KvEvidence* evidence);
+// What a policy has to know of the text, beside its entries.
+struct KvText {
+  int32_t num_prompt_tokens = 0;
+  std::vector<KvSpan> pinned = {};        // of the prompt: their entries are worth more than all others
+  std::vector<int32_t> span_starts = {};  // of the prompt, ascending: where policies that keep spans together cut it
+};
+
+struct KvChoice {
+  // Entries that stay, for KvCache::keep: ascending, by table (layer, then head). Layers with a sliding window have
+  // none listed: they hold no more than their window anyway.
+  std::vector<std::vector<int32_t>> kept;
+  std::optional<double> attention_kept =
+      {};                  // with a guard: of what the last tokens attend to, the share that stays, on average
+  bool fell_back = false;  // that is below the guard: all entries stay
+};
+
+// Which committed entries of a sequence a policy keeps. `evidence` has what the policy wants, of queries as many as
+// there are since entries were judged before; nullptr for one that wants nothing. Takes scratch for the scores of all
+// heads. Throws Error(kOutOfMemory) when there is no room for them.
+KvChoice choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, const KvText& text,
+                     const KvPolicy& policy, const KvEvidence* evidence);
 
 }  // namespace witan

@@ -37,6 +37,14 @@ struct KvBudget {
   int32_t of(int32_t num_entries) const;
 };
 
+// Tokens [begin, end) of a text.
+struct KvSpan {
+  int32_t begin = 0;
+  int32_t end = 0;
+
+  bool operator==(const KvSpan&) const = default;
+};
+
 // Generated tokens read only the pages (blocks) of entries that may matter to them, the prompt's tokens all (Quest,
 // Tang et al., arXiv 2406.10774).
 struct KvPageReader {
@@ -66,16 +74,21 @@ struct KvPolicy {
   int32_t num_recent = 0;
   double recent_share = 0.0;  // of the budget: of the most recent at least so many stay
 
-  int32_t chunk = 1;          // > 1: so many neighbouring entries stay or go together
-  bool chunk_by_sum = true;   // a chunk's score is the sum of its entries', or their mean
-  bool heads_agree = false;   // all heads of a layer keep the entries with the best sum of their scores
-  int32_t reused_layers = 1;  // > 1: of so many neighbouring layers the first is scored for all
+  int32_t chunk = 1;           // > 1: so many neighbouring entries stay or go together
+  std::string span_separator;  // not empty: the parts of the prompt that end with it stay or go together
+  bool chunk_by_sum = true;    // a chunk's or part's score is the sum of its entries', or their mean
+  bool heads_agree = false;    // all heads of a layer keep the entries with the best sum of their scores
+  int32_t reused_layers = 1;   // > 1: of so many neighbouring layers the first is scored for all
   KvScope scope = KvScope::kHead;
   double head_floor = 0.0;  // share of its equal part that no head goes below, in the wider scopes
   KvLayerBudget layers = KvLayerBudget::kUniform;
   double pyramid_slope = 20.0;  // of the last layer's budget, beyond the recent entries: 1 / pyramid_slope
 
-  KvWants wants() const { return scorer == nullptr ? KvWants() : scorer->wants(); }
+  KvWants wants() const;
+
+  // > 0: where less of what the last tokens attend to would stay than this share, on average over the heads, everything
+  // does.
+  double guard = 0.0;
 
   // Whether all heads keep equally many entries.
   bool heads_keep_alike() const { return scope == KvScope::kHead && layers == KvLayerBudget::kUniform; }
@@ -95,8 +108,8 @@ struct KvPolicy {
 //   snapkv(window=32),adakv(floor=0.2),keep=0.2,every=64
 //
 // Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks,
-// recent, every, generated_keep and generated_tokens. Throws Error(kInvalidArgument) naming what is unknown, missing,
-// out of range or cannot be combined.
+// recent, every, generated_keep, generated_tokens and guard. The same may be said as a JSON object. Throws
+// Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
 KvPolicy parse_kv_policy(std::string_view text);
 
 // What parts there are, for help texts and tests.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -19,6 +20,16 @@ struct HeadEvidence {
 
   int32_t num_query_tokens() const { return queries.num_rows / group; }
   const float* sink(int32_t query_head) const { return sinks == nullptr ? nullptr : sinks + query_head; }
+
+  // What a scorer sees that wants the queries of so many last tokens.
+  HeadEvidence with_last_queries(int32_t num_tokens) const {
+    HeadEvidence evidence = *this;
+    const int32_t num_dropped = std::max(0, num_query_tokens() - num_tokens) * group;
+    evidence.queries.queries += num_dropped;
+    evidence.queries.positions += num_dropped;
+    evidence.queries.num_rows -= num_dropped;
+    return evidence;
+  }
 
   // Rows first, first + step, ... of the queries, whose pointers and positions go where the caller says.
   AttentionRows rows(int32_t first, int32_t count, int32_t step, const float** pointers, int32_t* positions) const {

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "kv/policy/policy_builder.h"
+#include "kv/policy/policy_json.h"
 
 namespace witan {
 namespace {
@@ -34,6 +35,8 @@ constexpr Part kParts[] = {
     {{"chunkkv", true,
       "snapkv by chunks: chunk=10, reuse=1 (layers per index), heads=together|apart, score=sum|mean, window=32"},
      chunk_kv},
+    {{"shotkv", true, "snapkv by examples or paragraphs: separator=paragraph|line, window=32; generated tokens apart"},
+     shot_kv},
     {{"pyramidkv", true, "more for the first layers, less for the last: slope=20"}, pyramid_kv},
     {{"kvcompose", true, "layers compete by what their heads' best entries are worth together"}, kv_compose},
     {{"adakv", true, "heads of a layer compete: floor=0.2 (share of its part that each keeps)"}, ada_kv},
@@ -52,9 +55,9 @@ constexpr auto kPartList = [] {
 }();
 
 std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
-  while (!text.empty() && text.back() == ' ') text.remove_suffix(1);
-  return text;
+  const size_t begin = text.find_first_not_of(" \t\r\n");
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
 // Splits at commas outside parentheses.
@@ -95,7 +98,7 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
   if (part == std::end(kParts)) {
     fail(ErrorCode::kInvalidArgument,
          "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, every=, "
-         "generated_keep=, generated_tokens=",
+         "generated_keep=, generated_tokens=, guard=",
          name, known_names());
   }
   Arguments values;
@@ -144,6 +147,7 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   policy.budget.floor = arguments.integer("floor", 0, 0, kMost);
   policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
+  policy.guard = arguments.number("guard", 0.0, 0.0, 1.0);
   policy.every = arguments.integer("every", policy.generated_budget && policy.every == 0 ? 64 : policy.every, 1, kMost);
   arguments.check_all_known();
 }
@@ -153,6 +157,7 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
 std::span<const KvPolicyPart> kv_policy_parts() { return kPartList; }
 
 KvPolicy parse_kv_policy(std::string_view text) {
+  if (trimmed(text).starts_with('{')) return parse_kv_policy(kv_policy_text_of_json(text));
   PolicyBuilder builder;
   Arguments keys;
   for (const std::string_view part : split_parts(text)) {
@@ -166,6 +171,12 @@ KvPolicy parse_kv_policy(std::string_view text) {
   }
   KvPolicy policy = builder.finish();
   set_budget(policy, keys);
+  if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
+    fail(ErrorCode::kInvalidArgument,
+         "every is given, but only the prompt has parts that stay together; give generated tokens a budget of their "
+         "own, "
+         "by generated_keep or generated_tokens");
+  }
   policy.text = text;
   return policy;
 }
@@ -173,6 +184,14 @@ KvPolicy parse_kv_policy(std::string_view text) {
 int32_t KvBudget::of(int32_t num_entries) const {
   const auto wanted = tokens > 0 ? int64_t{tokens} : static_cast<int64_t>(ratio * num_entries);
   return static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(wanted, std::max(floor, 1)), num_entries));
+}
+
+KvWants KvPolicy::wants() const {
+  // The last tokens whose attention a guard looks at, of policies that want the queries of fewer.
+  constexpr int32_t kGuardTokens = 32;
+  KvWants wants = scorer == nullptr ? KvWants() : scorer->wants();
+  if (guard > 0.0) wants.num_query_tokens = std::max(wants.num_query_tokens, kGuardTokens);
+  return wants;
 }
 
 int32_t KvPolicy::num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens) const {

@@ -74,6 +74,7 @@ void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments);
 void quest(PolicyBuilder& builder, PartArguments& arguments);
 void rocket_kv(PolicyBuilder& builder, PartArguments& arguments);
+void shot_kv(PolicyBuilder& builder, PartArguments& arguments);
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
 

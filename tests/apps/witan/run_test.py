@@ -195,6 +195,9 @@ class AnswersTest(RunTestCase):
             self.assertEqual(set(layer), {kv["tokens"] // 4})
         self.assertLess(kv["bytes_after"], kv["bytes_before"])
         self.assertEqual(self.answers(*prompt, "--kv", "snapkv,keep=1")[0]["tokens"], dense["tokens"])
+        for name, text in (("policy.txt", "snapkv(window=8),keep=0.25\n"),
+                           ("policy.json", '{"parts": [{"part": "snapkv", "window": 8}], "keep": 0.25}')):  # fmt: skip
+            self.assertEqual(self.answers(*prompt, "--kv", f"@{self.file(name, text)}")[0]["tokens"], kept["tokens"])
         again = self.answers(*prompt, "--kv", "snapkv(window=8),tokens=9,every=2")[0]["usage"]["kv"]
         self.assertEqual((again["times"], again["tokens"]), (2, kept["usage"]["prompt_tokens"] + 2))
 

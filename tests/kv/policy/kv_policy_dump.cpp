@@ -105,7 +105,7 @@ void run(int argc, char** argv) {
                     evidence.window->queries(layer, kEntries - num_tokens + token));
       }
     }
-    const auto kept = choose_kept(ctx, kv, sequence, kEntries, policy, &evidence);
+    const auto kept = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence).kept;
     std::cout << json{{"policy", argv[i]}, {"kept", kept}} << "\n";
   }
 }

@@ -108,7 +108,33 @@ TEST(KvPolicy, PagesMayBeReadOfAllEntriesOrOfWhatStays) {
   EXPECT_THAT(error_of("quest,global"), HasSubstr("add a method"));
 }
 
+TEST(KvPolicy, JsonSaysTheSameAsText) {
+  const KvPolicy policy = parse_kv_policy(
+      R"( {"parts": [{"part": "snapkv", "window": 16, "pool": "max"}, "adakv"], "keep": 0.25, "every": 64})");
+  EXPECT_EQ(policy.scorer->wants().num_query_tokens, 16);
+  EXPECT_EQ(policy.scope, KvScope::kLayer);
+  EXPECT_EQ(policy.budget.ratio, 0.25);
+  EXPECT_EQ(policy.every, 64);
+  EXPECT_EQ(policy.text, "snapkv(pool=max,window=16),adakv,every=64,keep=0.25");
+  EXPECT_EQ(parse_kv_policy(policy.text).text, policy.text);
+  EXPECT_THAT(error_of("{"), HasSubstr("no JSON object"));
+  EXPECT_THAT(error_of(R"({"keep": 0.5})"), HasSubstr("no list \"parts\""));
+  EXPECT_THAT(error_of(R"({"parts": [7], "keep": 0.5})"), HasSubstr("7 is no part"));
+  EXPECT_THAT(error_of(R"({"parts": ["snapkv,adakv"], "keep": 0.5})"), HasSubstr("a part is \"snapkv,adakv\""));
+  EXPECT_THAT(error_of(R"({"parts": ["snapkv"], "keep": [1]})"), HasSubstr("keep is [1]"));
+  EXPECT_THAT(error_of(R"({"parts": ["snipkv"], "keep": 0.5})"), HasSubstr("'snipkv' is no part"));
+}
+
+TEST(KvPolicy, AGuardWantsQueries) {
+  EXPECT_EQ(parse_kv_policy("keynorm,keep=0.5").wants().num_query_tokens, 0);
+  EXPECT_EQ(parse_kv_policy("keynorm,keep=0.5,guard=0.9").wants().num_query_tokens, 32);
+  EXPECT_EQ(parse_kv_policy("snapkv(window=64),keep=0.5,guard=0.9").wants().num_query_tokens, 64);
+}
+
 TEST(KvPolicy, WhatIsWrongIsNamed) {
+  EXPECT_THAT(error_of("snapkv,keep=0.5,guard=1.5"), HasSubstr("guard must be a number from 0 to 1"));
+  EXPECT_THAT(error_of("shotkv,keep=0.5,every=8"), HasSubstr("generated_keep"));
+  EXPECT_EQ(error_of("shotkv,keep=0.5,generated_keep=0.5"), "none");
   EXPECT_THAT(error_of("snapkv,generated_keep=0.5,generated_tokens=9"), HasSubstr("both generated_keep and generated"));
   EXPECT_THAT(error_of("snapkv,keep=0.5,every=0"), HasSubstr("every must be a number from 1"));
   EXPECT_THAT(error_of("snapkv"), HasSubstr("keep=0.2"));
