@@ -29,6 +29,9 @@ void print_list() {
   print_stdout("  {:<20}  {}\n", "keep=X, tokens=N", "the budget: a ratio of the prompt, or a number of its tokens");
   print_stdout("  {:<20}  {}\n", "floor=N", "but at least so many tokens");
   print_stdout("  {:<20}  {}\n", "sinks=N, recent=N", "first and last tokens that stay in any case");
+  print_stdout("  {:<20}  {}\n", "every=N", "judge again whenever so many tokens were generated");
+  print_stdout("  {:<20}  {}\n", "generated_keep=X", "or generated_tokens=N: a budget for generated tokens alone");
+  print_stdout("  {:<20}  {}\n", "guard=X", "keep everything where less of the attention than this share would stay");
   print_stdout("\nKernel variants\n");
   for (const Isa isa : kAllIsas) {
     print_stdout("  {:<20}  {}{}\n", isa_name(isa), cpu_supports(isa) ? "this CPU has it" : "not on this CPU",

@@ -81,6 +81,24 @@ void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
   }
 }
 
+// A table of heads has to be of this model.
+void check_head_kinds(const KvPolicy& policy, const ModelInfo& info) {
+  if (policy.head_kinds.empty()) return;
+  std::vector<size_t> num_heads;
+  for (const KvLayerSpec& layer : info.kv_layers) {
+    if (layer.window == 0) num_heads.push_back(static_cast<size_t>(layer.num_kv_heads));
+  }
+  if (policy.head_kinds.size() != num_heads.size()) {
+    fail(ErrorCode::kInvalidArgument, "the KV policy has the heads of {} layers; the model has {} without a window",
+         policy.head_kinds.size(), num_heads.size());
+  }
+  for (size_t layer = 0; layer < num_heads.size(); ++layer) {
+    if (policy.head_kinds[layer].size() == num_heads[layer]) continue;
+    fail(ErrorCode::kInvalidArgument, "the KV policy has {} heads in layer {}; the model has {} KV heads there",
+         policy.head_kinds[layer].size(), layer, num_heads[layer]);
+  }
+}
+
 // Where the parts of a prompt begin that each end with `separator`: the first token that begins behind it.
 std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const TokenId> prompt,
                                  const std::string& separator) {
@@ -233,6 +251,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
   const auto num_prompt = static_cast<int32_t>(request.prompt.size());
   KvText kv_text{.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned};
   check_pinned(request, num_prompt);
+  if (request.kv_policy) check_head_kinds(*request.kv_policy, s.model.info());
   if (request.kv_policy && num_prompt > 0) {
     if (!request.kv_policy->span_separator.empty()) {
       kv_text.span_starts = span_starts(s.model.tokenizer(), request.prompt, request.kv_policy->span_separator);

@@ -395,6 +395,34 @@ TEST(KvPolicyEngine, AGuardFallsBackToAllEntriesAndSaysSo) {
   EXPECT_EQ(again.usage.kv->kept[0][0], 180);
 }
 
+TEST(KvPolicyEngine, HeadsOfAKindKeepEverythingAndTheOthersTheProtected) {
+  Engine engine(small_options());
+  const size_t num_layers = engine.model_info().kv_layers.size();
+  std::string kinds = "10";
+  for (size_t l = 1; l < num_layers; ++l) kinds += "/01";
+  const std::string policy = "duoattention(heads=" + kinds + ",sinks=4,recent=16),every=10";
+  const Answer answer = ask(engine, request_for(prompt_tokens(150, 1), policy, 36));
+  ASSERT_NE(answer.usage.kv, nullptr);
+  EXPECT_EQ(answer.usage.kv->num_tokens, 180);
+  EXPECT_EQ(answer.usage.kv->kept[0], (std::vector<int32_t>{180, 20}));
+  EXPECT_EQ(answer.usage.kv->kept[1], (std::vector<int32_t>{20, 180}));
+  expect_the_same_answer_everywhere(small_options(), policy);
+  for (const char* wrong : {"duoattention(heads=10)", "duoattention(heads=101)"}) {
+    EXPECT_THROW(engine.submit(request_for(prompt_tokens(50, 1), wrong), {}), Error) << wrong;
+  }
+}
+
+TEST(KvPolicyEngine, LazyLayersKeepTheProtectedAndTheOthersEverything) {
+  Engine engine(small_options());
+  const Answer dense = ask(engine, request_for(prompt_tokens(150, 1), "", 36));
+  const Answer none = ask(engine, request_for(prompt_tokens(150, 1), "simlayerkv(threshold=1,sinks=4,recent=16)", 36));
+  EXPECT_EQ(none.steps, dense.steps) << "no layer is as lazy";
+  const std::string all = "simlayerkv(threshold=0,sinks=4,recent=16),every=10";
+  const Answer lazy = ask(engine, request_for(prompt_tokens(150, 1), all, 36));
+  for (const auto& layer : lazy.usage.kv->kept) EXPECT_THAT(layer, testing::Each(20));
+  expect_the_same_answer_everywhere(small_options(), all);
+}
+
 TEST(KvPolicyEngine, PinnedTokensMustBeInThePromptAndInTheBudget) {
   Engine engine(small_options());
   GenerationRequest request = request_for(prompt_tokens(100, 1), "streamingllm,tokens=30");

@@ -157,6 +157,49 @@ std::vector<int32_t> composite_budgets(const KvPolicy& policy, std::span<const L
   return budgets;
 }
 
+// SimLayerKV: what layers keep whose heads' scores, which are shares of attention, say how much of it goes to the
+// protected entries.
+std::vector<int32_t> lazy_budgets(const KvPolicy& policy, std::span<const LayerScores> layers) {
+  std::vector<int32_t> budgets;
+  for (const LayerScores& layer : layers) {
+    double mass = 0.0;
+    int32_t num_protected = 0;
+    int32_t num_entries = 0;
+    for (const HeadScores& head : layer) {
+      const Protected fixed(policy, head.num_entries, head.num_entries);
+      num_protected = fixed.count();
+      num_entries = head.num_entries;
+      for (int32_t i = 0; i < fixed.num_sinks; ++i) mass += static_cast<double>(head.scores[i]);
+      for (int32_t i = num_entries - fixed.num_recent; i < num_entries; ++i)
+        mass += static_cast<double>(head.scores[i]);
+    }
+    const bool is_lazy = mass > policy.lazy_threshold * static_cast<double>(layer.size());
+    budgets.push_back(is_lazy ? num_protected : num_entries);
+  }
+  return budgets;
+}
+
+// DuoAttention: heads keep everything, or the protected entries.
+std::vector<std::vector<int32_t>> select_by_kind(const KvPolicy& policy, std::span<const LayerScores> layers) {
+  WITAN_CHECK(layers.size() == policy.head_kinds.size(), "{} layers, {} kinds", layers.size(),
+              policy.head_kinds.size());
+  std::vector<std::vector<int32_t>> kept;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    WITAN_CHECK(layers[l].size() == policy.head_kinds[l].size(), "{} heads, {} kinds", layers[l].size(),
+                policy.head_kinds[l].size());
+    for (size_t h = 0; h < layers[l].size(); ++h) {
+      const int32_t num_entries = layers[l][h].num_entries;
+      const Protected fixed(policy, num_entries, num_entries);
+      const bool is_full = policy.head_kinds[l][h] == '1';
+      kept.emplace_back();
+      for (int32_t i = 0; i < num_entries; ++i) {
+        if (is_full || i < fixed.num_sinks || i >= num_entries - fixed.num_recent) kept.back().push_back(i);
+      }
+    }
+  }
+  return kept;
+}
+
 }  // namespace
 
 std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32_t> num_entries, int32_t num_kept) {
@@ -195,6 +238,7 @@ std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32
 
 std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::span<const LayerScores> layers,
                                                  int32_t num_kept, std::span<const int32_t> span_starts) {
+  if (!policy.head_kinds.empty()) return select_by_kind(policy, layers);
   std::vector<int32_t> num_entries;  // on average over the heads of a layer
   std::vector<std::vector<int32_t>> kept;
   for (const LayerScores& layer : layers) {
@@ -204,9 +248,10 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
     kept.resize(kept.size() + layer.size());
   }
   if (layers.empty()) return kept;
-  const std::vector<int32_t> budgets = policy.layers == KvLayerBudget::kComposite
-                                           ? composite_budgets(policy, layers, num_kept)
-                                           : layer_budgets(policy, num_entries, num_kept);
+  const std::vector<int32_t> budgets =
+      policy.layers == KvLayerBudget::kComposite ? composite_budgets(policy, layers, num_kept)
+      : policy.layers == KvLayerBudget::kLazy    ? lazy_budgets(policy, layers)
+                                                 : layer_budgets(policy, num_entries, num_kept);
 
   std::vector<Head> together;  // heads that are selected from together, once there are all of them
   int64_t num_together = 0;    // entries that those keep beside the protected ones

@@ -24,6 +24,8 @@ enum class KvScope : uint8_t {
 enum class KvLayerBudget : uint8_t {
   kUniform,
   kPyramid,    // less from layer to layer (PyramidKV, arXiv 2406.02069)
+  kLazy,       // layers that look at little but their protected entries keep those, the others all (SimLayerKV, arXiv
+               // 2410.13846)
   kComposite,  // by how much the heads' i-th best entries are worth together (KVCompose, arXiv 2509.05165)
 };
 
@@ -82,6 +84,7 @@ struct KvPolicy {
   KvScope scope = KvScope::kHead;
   double head_floor = 0.0;  // share of its equal part that no head goes below, in the wider scopes
   KvLayerBudget layers = KvLayerBudget::kUniform;
+  double lazy_threshold = 0.9;  // of attention: a layer that looks at more than that of its protected entries is lazy
   double pyramid_slope = 20.0;  // of the last layer's budget, beyond the recent entries: 1 / pyramid_slope
 
   KvWants wants() const;
@@ -90,10 +93,20 @@ struct KvPolicy {
   // does.
   double guard = 0.0;
 
-  // Whether all heads keep equally many entries.
-  bool heads_keep_alike() const { return scope == KvScope::kHead && layers == KvLayerBudget::kUniform; }
+  // Not empty: by layer without a window, a character per kv head. Heads with '1' keep everything, those with '0' their
+  // protected entries (DuoAttention, arXiv 2410.10819).
+  std::vector<std::string> head_kinds;
 
-  // Entries that each head keeps, or the mean over the heads, when a text of so many tokens is judged.
+  // Whether the policy itself says how much stays, and no budget does.
+  bool has_own_budget() const { return layers == KvLayerBudget::kLazy || !head_kinds.empty(); }
+
+  // Whether all heads keep equally many entries.
+  bool heads_keep_alike() const {
+    return scope == KvScope::kHead && layers == KvLayerBudget::kUniform && head_kinds.empty();
+  }
+
+  // Entries that each head keeps, or the mean over the heads, when a text of so many tokens is judged. Where layers may
+  // be lazy, the most that it is when one is.
   int32_t num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens = 0) const;
 
   // The same when so many tokens are computed, since the last time that they were judged.
@@ -115,7 +128,7 @@ KvPolicy parse_kv_policy(std::string_view text);
 // What parts there are, for help texts and tests.
 struct KvPolicyPart {
   std::string_view name;
-  bool is_method;  // decides by itself what stays; the others refine one
+  bool is_method;  // says what stays, within a budget; the others refine one, or need no budget
   std::string_view summary;
 };
 std::span<const KvPolicyPart> kv_policy_parts();

@@ -45,6 +45,12 @@ constexpr Part kParts[] = {
     {{"rocketkv", true,
       "snapkv with kernel=63, of what stays pages are read as by quest: read=512, dense=2, window=32"},
      rocket_kv},
+    {{"simlayerkv", false,
+      "layers that look at little else keep the first and last tokens: threshold=0.9, sinks=4, recent=1024"},
+     sim_layer_kv},
+    {{"duoattention", false,
+      "heads=10/01/..., by layer: heads with 1 keep everything, those with 0 the first and last: sinks=64, recent=256"},
+     duo_attention},
     {{"global", false, "heads of all layers compete: floor=0"}, shared_budget},
 };
 
@@ -136,11 +142,16 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   PartArguments arguments("a KV policy", keys);
   policy.generated_budget = read_budget("generated_", keys, arguments);
   const std::optional<KvBudget> budget = read_budget("", keys, arguments);
+  for (const auto& [key, value] : keys) {
+    if (policy.has_own_budget() && key != "every" && key != "guard") {
+      fail(ErrorCode::kInvalidArgument, "{} is given, but the policy decides by itself how much stays", key);
+    }
+  }
   if (policy.scorer == nullptr && !keys.empty()) {
     fail(ErrorCode::kInvalidArgument, "{} is given, but no part says which entries stay; add a method, such as snapkv",
          keys.begin()->first);
   }
-  if (policy.scorer != nullptr && !budget && !policy.generated_budget) {
+  if (policy.scorer != nullptr && !policy.has_own_budget() && !budget && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument, "no budget: say how much to keep, by keep=0.2 (a ratio) or tokens=1024");
   }
   policy.budget = budget.value_or(KvBudget());
@@ -186,6 +197,23 @@ int32_t KvBudget::of(int32_t num_entries) const {
   return static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(wanted, std::max(floor, 1)), num_entries));
 }
 
+namespace {
+
+int32_t num_kept_by_itself(const KvPolicy& policy, int32_t num_tokens) {
+  const int32_t num_protected = std::min(num_tokens, policy.num_sinks + policy.num_recent);
+  if (policy.head_kinds.empty()) return std::max(num_protected, num_tokens - 1);
+  int64_t num_heads = 0;
+  int64_t num_full = 0;
+  for (const std::string& kinds : policy.head_kinds) {
+    num_heads += std::ssize(kinds);
+    num_full += std::ranges::count(kinds, '1');
+  }
+  const int64_t sum = num_full * num_tokens + (num_heads - num_full) * num_protected;
+  return static_cast<int32_t>((sum + num_heads - 1) / num_heads);
+}
+
+}  // namespace
+
 KvWants KvPolicy::wants() const {
   // The last tokens whose attention a guard looks at, of policies that want the queries of fewer.
   constexpr int32_t kGuardTokens = 32;
@@ -195,6 +223,7 @@ KvWants KvPolicy::wants() const {
 }
 
 int32_t KvPolicy::num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens) const {
+  if (has_own_budget()) return num_kept_by_itself(*this, num_prompt_tokens + num_generated_tokens);
   if (!generated_budget) return budget.of(num_prompt_tokens + num_generated_tokens);
   return budget.of(num_prompt_tokens) + generated_budget->of(num_generated_tokens);
 }

@@ -43,6 +43,12 @@ double PartArguments::number(std::string_view name, double otherwise, double min
   return text == nullptr ? otherwise : parse_number(part_, name, *text, min, max);
 }
 
+std::string PartArguments::text(std::string_view name) {
+  const std::string* text = find(name);
+  if (text == nullptr) fail(ErrorCode::kInvalidArgument, "{}: {} is missing", part_, name);
+  return *text;
+}
+
 std::string_view PartArguments::choice(std::string_view name, std::initializer_list<std::string_view> choices) {
   const std::string* text = find(name);
   if (text == nullptr) return *choices.begin();
@@ -93,6 +99,13 @@ void PolicyBuilder::choose_pages(const PartArguments& by, const KvPageReader& pa
   policy.pages = pages;
 }
 
+void PolicyBuilder::choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds) {
+  claim("how heads share their budget", by);
+  claim("how layers share their budget", by);
+  claim("which entries stay together", by);
+  policy.head_kinds = std::move(head_kinds);
+}
+
 void PolicyBuilder::choose_grouping(const PartArguments& by) { claim("which entries stay together", by); }
 
 void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
@@ -110,6 +123,10 @@ KvPolicy PolicyBuilder::finish() {
     fail(ErrorCode::kInvalidArgument,
          "{} and {} cannot be combined: layers that compete for a budget have none of their own",
          chosen_by_["how heads share their budget"], chosen_by_["how layers share their budget"]);
+  }
+  if (policy.layers == KvLayerBudget::kLazy && (policy.scope != KvScope::kHead || policy.chunk > 1)) {
+    fail(ErrorCode::kInvalidArgument, "{} cannot be combined with parts that share a budget: it decides how much stays",
+         chosen_by_["how layers share their budget"]);
   }
   if (policy.layers == KvLayerBudget::kComposite && policy.scope != KvScope::kHead) {
     fail(ErrorCode::kInvalidArgument,

@@ -22,6 +22,7 @@ class PartArguments {
   int32_t integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max);
   int32_t odd_integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max);
   double number(std::string_view name, double otherwise, double min, double max);
+  std::string text(std::string_view name);  // throws where there is none
   // One of `choices`, the first where none is given.
   std::string_view choice(std::string_view name, std::initializer_list<std::string_view> choices);
 
@@ -47,6 +48,7 @@ class PolicyBuilder {
   void choose_scope(const PartArguments& by, KvScope scope, double head_floor);
   void choose_layers(const PartArguments& by, KvLayerBudget layers);
   void choose_pages(const PartArguments& by, const KvPageReader& pages);
+  void choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds);
   void choose_grouping(const PartArguments& by);
   void protect(int32_t num_sinks, int32_t num_recent);  // at least so many
 
@@ -74,6 +76,8 @@ void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments);
 void quest(PolicyBuilder& builder, PartArguments& arguments);
 void rocket_kv(PolicyBuilder& builder, PartArguments& arguments);
+void sim_layer_kv(PolicyBuilder& builder, PartArguments& arguments);
+void duo_attention(PolicyBuilder& builder, PartArguments& arguments);
 void shot_kv(PolicyBuilder& builder, PartArguments& arguments);
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);

@@ -206,7 +206,25 @@ def kv_compose(e, k, window=32):
     return [[*top(s, counts[l]), *range(e.n - window, e.n)] for l in range(e.layers) for s in scores[l]]
 
 
+def sim_layer_kv(e, threshold, sinks, recent, window=32):
+    kept = []
+    for layer in range(e.layers):
+        shares = [window_weights(e, layer, head, window).mean((0, 1)) for head in range(e.heads)]
+        mass = np.mean([s[:sinks].sum() + s[e.n - recent :].sum() for s in shares])
+        some = [*range(sinks), *range(e.n - recent, e.n)]
+        kept += [some if mass > threshold else [*range(e.n)]] * e.heads
+    assert len({len(k) for k in kept}) == 2, "a threshold between the layers"
+    return kept
+
+
+def duo_attention(e, kinds, sinks, recent):
+    some = [*range(sinks), *range(e.n - recent, e.n)]
+    return [[*range(e.n)] if kind == "1" else some for layer in kinds for kind in layer]
+
+
 CASES = {
+    "simlayerkv(threshold=0.4246,sinks=4,recent=300)": lambda e: sim_layer_kv(e, 0.4246, 4, 300),
+    "duoattention(heads=10/00/11/01,sinks=5,recent=60)": lambda e: duo_attention(e, ["10", "00", "11", "01"], 5, 60),
     "h2o,tokens=100": lambda e: heavy_hitters(e, 100),
     "h2o(recent=0.2),keep=0.5": lambda e: heavy_hitters(e, 350, 0.2),
     "rkv,tokens=120": lambda e: r_kv(e, 120),

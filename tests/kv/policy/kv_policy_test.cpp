@@ -8,6 +8,7 @@
 namespace witan {
 namespace {
 
+using testing::AnyOf;
 using testing::HasSubstr;
 
 std::string error_of(const std::string& text) {
@@ -26,7 +27,9 @@ TEST(KvPolicy, EveryMethodStandsAlone) {
     if (part.is_method) {
       EXPECT_NE(parse_kv_policy(text).scorer, nullptr) << text;
     } else {
-      EXPECT_THAT(error_of(text), HasSubstr("add a method")) << text;
+      EXPECT_THAT(error_of(text), AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"),
+                                        HasSubstr("heads is missing")))
+          << text;
     }
   }
 }
@@ -123,6 +126,25 @@ TEST(KvPolicy, JsonSaysTheSameAsText) {
   EXPECT_THAT(error_of(R"({"parts": ["snapkv,adakv"], "keep": 0.5})"), HasSubstr("a part is \"snapkv,adakv\""));
   EXPECT_THAT(error_of(R"({"parts": ["snapkv"], "keep": [1]})"), HasSubstr("keep is [1]"));
   EXPECT_THAT(error_of(R"({"parts": ["snipkv"], "keep": 0.5})"), HasSubstr("'snipkv' is no part"));
+}
+
+TEST(KvPolicy, LazyLayersAndKindsOfHeadsNeedNoBudget) {
+  const KvPolicy lazy = parse_kv_policy("simlayerkv(threshold=0.8,sinks=2,recent=50)");
+  EXPECT_EQ(lazy.layers, KvLayerBudget::kLazy);
+  EXPECT_EQ(lazy.lazy_threshold, 0.8);
+  EXPECT_EQ(lazy.compression_points(100, 300), (Points{{100, 99}})) << "at least one entry goes where a layer is lazy";
+  EXPECT_EQ(lazy.compression_points(52, 300), Points());
+  const KvPolicy duo = parse_kv_policy("duoattention(heads=10/00/11,sinks=4,recent=16)");
+  EXPECT_EQ(duo.head_kinds, (std::vector<std::string>{"10", "00", "11"}));
+  EXPECT_EQ(duo.num_kept(100), 60) << "three of six heads keep 100, three keep 20";
+  EXPECT_FALSE(duo.heads_keep_alike());
+  EXPECT_THAT(error_of("duoattention"), HasSubstr("heads is missing"));
+  EXPECT_THAT(error_of("duoattention(heads=10/2)"), HasSubstr("'2' is no layer"));
+  EXPECT_THAT(error_of("duoattention(heads=10//11)"), HasSubstr("'' is no layer"));
+  EXPECT_THAT(error_of("duoattention(heads=10),keep=0.5"), HasSubstr("keep is given, but the policy decides"));
+  EXPECT_THAT(error_of("duoattention(heads=10),adakv"), HasSubstr("duoattention and adakv cannot be combined"));
+  EXPECT_THAT(error_of("simlayerkv,adakv"), HasSubstr("simlayerkv cannot be combined"));
+  EXPECT_THAT(error_of("simlayerkv,snapkv"), HasSubstr("simlayerkv and snapkv cannot be combined"));
 }
 
 TEST(KvPolicy, AGuardWantsQueries) {
