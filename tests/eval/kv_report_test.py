@@ -92,6 +92,13 @@ class ReportTest(FolderTest):
                 self.assertIn(expected, text)
         self.assertNotIn("<script", text)
 
+    def test_heads_that_kept_most_make_a_table(self):
+        done = subprocess.run([REPOSITORY / "eval" / "kv_heads", self.folder, "--run", "snapkv@0.2", "--full", "0.5"],
+                              capture_output=True, text=True)  # fmt: skip
+        self.assertEqual((done.stdout, done.stderr), ("duoattention(heads=01/10)\n", ""), "of equal ones the first")
+        self.assertIn("keydiff@0.2, snapkv@0.2", self.run_tool("kv_heads", self.folder, "--run", "x@0.2", fails=True))
+        self.assertIn("--full 2.0", self.run_tool("kv_heads", self.folder, "--full", "2", fails=True))
+
     def test_what_is_no_sweep_is_named(self):
         page = self.folder / "page.html"
         self.write("snapkv@0.1", sample("a", [True, True], "retrieval"))
