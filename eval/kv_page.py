@@ -43,8 +43,8 @@ class Run:
         return results.Tally(self.samples)
 
     def kept_by_head(self):
-        """Mean share of the tokens whose entries stay: [layer][head]; None where nothing was dropped."""
-        told = [sample.kv for sample in self.samples if sample.kv and sample.kv["tokens"]]
+        """Mean share of the tokens whose entries stay: [layer][head]; None where no entries were judged."""
+        told = [sample.kv for sample in self.samples if sample.kv and sample.kv["tokens"] and sample.kv["kept"]]
         if not told:
             return None
         first = told[0]["kept"]
@@ -71,9 +71,21 @@ class Sweep:
         return [run for run in self.runs if run.budget == budget]
 
     def relative(self, run, task):
-        """Accuracy over dense accuracy; None where dense has none."""
-        dense = self.dense.by_task[task].right
-        return run.by_task[task].right.value / dense.value if dense.part else None
+        """Accuracy over dense accuracy, of a task where that is not 0."""
+        return run.by_task[task].right.value / self.dense.by_task[task].right.value
+
+
+def _is_budget(text):
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def _without_reply(sample):
+    """A task that ran with all entries and failed with a policy: none of its answers is given."""
+    return dataclasses.replace(sample, correct=[None] * len(sample.correct), generated_tokens=0, finish_reason="", reply="",
+                               kv=None)  # fmt: skip
 
 
 def read(folder):
@@ -90,9 +102,13 @@ def read(folder):
         method, at, budget = stem.rpartition("@")
         if not at:
             continue
-        if {sample.id for sample in file.samples} != ids:
+        if not _is_budget(budget):
+            raise results.ResultsError(f"{file.path}: '{budget}' is no budget; expected METHOD@BUDGET.jsonl")
+        failed = {one.id for one in file.not_run}
+        if {sample.id for sample in file.samples} | failed != ids:
             raise results.ResultsError(f"{file.path}: ran other tasks than {DENSE}.jsonl; finish it with eval/kv_sweep")
-        runs.append(Run(method, budget, file.samples))
+        lost = [_without_reply(sample) for sample in dense.samples if sample.id in failed]
+        runs.append(Run(method, budget, file.samples + lost))
     if not runs or not ids:
         raise results.ResultsError(f"{folder}: no results of KV policies, METHOD@BUDGET.jsonl, in it")
     runs.sort(key=lambda run: (run.method, "." not in run.budget, -float(run.budget)))
@@ -130,7 +146,10 @@ def _findings(sweep):
         items.append(f"With {_name(budget)}, {best.method} is right most often ({100 * best.mean():.0f} % on average over the "
                      f"tasks, dense {100 * sweep.dense.mean():.0f} %), {worst.method} least ({100 * worst.mean():.0f} %).")  # fmt: skip
     for task in sweep.tasks():
-        unharmed = [run for run in sweep.runs if (sweep.relative(run, task) or 0) >= _UNHARMED]
+        if not sweep.dense.by_task[task].right.part:
+            items.append(f"{task_name(task)}: nothing is right with all entries either.")
+            continue
+        unharmed = [run for run in sweep.runs if sweep.relative(run, task) >= _UNHARMED]
         least = min(unharmed, key=lambda run: (run.bytes_kept(), run.method), default=None)
         if least is None:
             items.append(f"{task_name(task)}: no method keeps 95 % of the dense accuracy at any budget tried.")
@@ -187,18 +206,20 @@ def _best(sweep):
 
 def _suffering(sweep):
     yield "<h2>What suffers first</h2>"
-    yield note("Accuracy over dense accuracy, the mean of all methods; the task that loses most comes first.")
+    yield note("Accuracy over dense accuracy, the mean of all methods; the task that loses most comes first. Tasks of which "
+               "nothing is right with all entries are left out.")  # fmt: skip
     rows = []
     for task in sweep.tasks():
+        if not sweep.dense.by_task[task].right.part:
+            continue
         means = []
         for budget in sweep.budgets():
             shares = [sweep.relative(run, task) for run in sweep.at(budget)]
-            shares = [share for share in shares if share is not None]
-            means.append(sum(shares) / len(shares) if shares else None)
+            means.append(sum(shares) / len(shares))
         rows.append((task, means))
-    rows.sort(key=lambda row: sum(mean for mean in row[1] if mean is not None))
+    rows.sort(key=lambda row: sum(row[1]))
     yield table("What suffers first", ("task", *map(_name, sweep.budgets())),
-                [(text(task_name(task)), *("–" if m is None else f"{100 * m:.0f} %" for m in means)) for task, means in rows])  # fmt: skip
+                [(text(task_name(task)), *(f"{100 * mean:.0f} %" for mean in means)) for task, means in rows])
 
 
 def _methods(sweep):

@@ -200,7 +200,10 @@ class Bench {
       fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
     }
     const double tokens = static_cast<double>(steps) * c.batch;
-    Measurement result = measurement(tokens, seconds, bytes / limits.bandwidth);
+    // How many layers are lazy is not known before.
+    const bool is_known = !c.kv_policy || c.kv_policy->layers != KvLayerBudget::kLazy;
+    Measurement result =
+        measurement(tokens, seconds, is_known ? std::optional(bytes / limits.bandwidth) : std::nullopt);
     result.bytes_per_token = bytes / tokens;
     result.operations_per_token = operations / steps;
     result.distinct_experts = experts / steps;

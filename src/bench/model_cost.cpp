@@ -49,7 +49,7 @@ int64_t entries_read(const ModelInfo& info, int32_t layer, int64_t num_entries,
   const KvLayerSpec& spec = info.kv_layers[static_cast<size_t>(layer)];
   const int64_t visible = visible_entries(spec, num_entries);
   const bool by_pages = reader && layer >= reader->num_dense_layers && spec.window == 0;
-  return by_pages ? std::min<int64_t>(visible, reader->num_tokens) : visible;
+  return by_pages ? std::min<int64_t>(visible, int64_t{reader->num_pages()} * kKvBlockSize) : visible;
 }
 
 }  // namespace

@@ -63,21 +63,36 @@ void run_job(SampleJob& job, std::span<const float> logits) {
   }
 }
 
-// Pinned entries have to be there, and to have room.
+// Pinned entries have to be there, and to have room beside those that stay in any case.
 void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
-  int64_t num_pinned = 0;
+  std::vector<bool> is_pinned(static_cast<size_t>(num_prompt));
   for (const KvSpan& span : request.kv_pinned) {
     if (span.begin < 0 || span.begin >= span.end || span.end > num_prompt) {
       fail(ErrorCode::kInvalidArgument, "pinned tokens {} to {} are not in the prompt of {} tokens", span.begin,
            span.end, num_prompt);
     }
-    num_pinned += span.end - span.begin;
+    std::fill(is_pinned.begin() + span.begin, is_pinned.begin() + span.end, true);
   }
-  if (!request.kv_policy || num_pinned == 0) return;
-  const int32_t num_kept = request.kv_policy->num_kept(num_prompt);
-  if (num_pinned > num_kept) {
-    fail(ErrorCode::kInvalidArgument, "{} tokens are pinned, but the KV policy keeps {} of the prompt's {}", num_pinned,
-         num_kept, num_prompt);
+  if (!request.kv_policy || request.kv_policy->scorer == nullptr || request.kv_pinned.empty()) return;
+  const KvPolicy& policy = *request.kv_policy;
+  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty()) {
+    fail(ErrorCode::kInvalidArgument,
+         "tokens cannot be pinned with the KV policy {}: not every layer has room for them", policy.text);
+  }
+  const int32_t num_kept = policy.num_kept(num_prompt);
+  if (num_kept == num_prompt) return;
+  const auto [num_sinks, num_recent] = policy.num_protected(num_prompt, num_kept);
+  int32_t num_taken = 0;
+  for (int32_t first = num_sinks; first < num_prompt - num_recent; first += policy.chunk) {
+    const int32_t end = std::min(first + policy.chunk, num_prompt - num_recent);
+    if (std::find(is_pinned.begin() + first, is_pinned.begin() + end, true) != is_pinned.begin() + end) {
+      num_taken += end - first;  // chunks stay as a whole
+    }
+  }
+  if (num_taken > num_kept - num_sinks - num_recent) {
+    fail(ErrorCode::kInvalidArgument,
+         "pinned tokens need the room of {} entries, but of the {} that the KV policy keeps {} are its first and last",
+         num_taken, num_kept, num_sinks + num_recent);
   }
 }
 
@@ -110,7 +125,7 @@ std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const Tok
   std::vector<size_t> begins;  // of the tokens, in `text`
   for (const TokenId token : prompt) {
     begins.push_back(text.size());
-    text += tokenizer->token_bytes(token);
+    if (token < tokenizer->vocab_size()) text += tokenizer->token_bytes(token);  // embeddings are padded
   }
   std::vector<int32_t> starts = {0};
   for (size_t found = text.find(separator); found != std::string::npos; found = text.find(separator, found)) {
@@ -184,6 +199,7 @@ struct Engine::State {
   void begin_collecting(const StepPlan& plan);
   void collect_evidence(SequenceId sequence, int32_t first_token);
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
+  KvChoice choose_kept(SequenceId kv_sequence, const Generation& generation);
   std::set<SequenceId> compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
   void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
@@ -260,8 +276,10 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
         std::min<int64_t>(int64_t{num_prompt} + request.max_new_tokens, s.model.options().context_length);
     const KvWants wants = request.kv_policy->wants();
     sequence_request.compression = {
-        .points = request.kv_policy->compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 1),
+        // With the last token but one computed the last is there, and nothing is computed any more.
+        .points = request.kv_policy->compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 2),
         .is_average = !request.kv_policy->heads_keep_alike(),
+        .may_keep_all = request.kv_policy->guard > 0.0,
         .num_query_tokens =
             wants.attention_mass ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
     sequence_request.private_generation = request.kv_policy->pages.has_value();
@@ -330,7 +348,10 @@ ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
 // A sequence that begins to run, or begins again, with a KV policy collects what its policy wants.
 void Engine::State::begin_collecting(const StepPlan& plan) {
   for (const SequenceId sequence : plan.preempted) generations.at(sequence).kv_evidence = {};
-  for (const SequenceId sequence : plan.admitted) collect_evidence(sequence, 0);
+  for (const SequenceId sequence : plan.admitted) {
+    generations.at(sequence).kv_evidence = {};  // of an earlier run, whose end a failing schedule did not tell
+    collect_evidence(sequence, 0);
+  }
 }
 
 // What the policy wants of the tokens from first_token to where it judges next.
@@ -376,24 +397,39 @@ void Engine::State::compress_all(const StepPlan& plan, std::vector<Delivery>& de
   }
 }
 
+KvChoice Engine::State::choose_kept(SequenceId kv_sequence, const Generation& generation) {
+  const auto choose = [&] {
+    return model.choose_kept(kv_sequence, generation.kv_text, *generation.kv_policy, &generation.kv_evidence);
+  };
+  try {
+    return choose();
+  } catch (const Error&) {  // what the prefix cache holds can be had
+    const std::lock_guard lock(mutex);
+    model.kv().clear_prefix_cache();
+  }
+  return choose();
+}
+
 // Returns the sequences that were preempted for its room.
 std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
   Generation* generation = nullptr;
+  std::vector<SequenceId> victims;
   {
     const std::lock_guard lock(mutex);
     generation = &generations.at(slice.sequence);  // stays where it is: only steps remove any
-    if (std::ssize(scheduler.tokens(slice.sequence)) >= scheduler.max_tokens(slice.sequence))
-      return {};  // it ends here
+    const TokenId last = scheduler.tokens(slice.sequence).back();
+    const bool is_stopped =
+        slice.samples && std::ranges::find(generation->stop_tokens, last) != generation->stop_tokens.end();
+    if (is_stopped) return {};  // it ends here
   }
   try {
     if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
-    const KvChoice choice =
-        model.choose_kept(slice.kv_sequence, generation->kv_text, *generation->kv_policy, &generation->kv_evidence);
+    const KvChoice choice = choose_kept(slice.kv_sequence, *generation);
     const std::vector<std::vector<int32_t>>& kept = choice.kept;
     const std::lock_guard lock(mutex);
     const int64_t bytes_before = model.kv().held_bytes(slice.kv_sequence);
-    const std::vector<SequenceId> victims = scheduler.compress(slice.sequence, kept);
+    scheduler.compress(slice.sequence, kept, victims);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;
@@ -423,7 +459,8 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
   } catch (const Error& error) {
     const std::lock_guard lock(mutex);
     fail_sequence(slice.sequence, error.what(), deliveries);
-    return {};
+    for (const SequenceId sequence : victims) generations.at(sequence).kv_evidence = {};
+    return {victims.begin(), victims.end()};
   }
 }
 
@@ -510,12 +547,10 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     }
     Generation& generation = found->second;
     generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
-    if (!generation.kv_error.empty()) {
-      i += slice.samples;
-      fail_sequence(slice.sequence, generation.kv_error, deliveries);
+    if (!slice.samples) {
+      if (!generation.kv_error.empty()) fail_sequence(slice.sequence, generation.kv_error, deliveries);
       continue;
     }
-    if (!slice.samples) continue;
     SampleJob& job = jobs[i++];
     if (!job.error.empty()) {
       fail_sequence(slice.sequence, job.error, deliveries);
@@ -537,6 +572,8 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     output.token = std::move(job.result);
     if (output.finish) {
       deliveries.push_back(end(slice.sequence, std::move(output)));
+    } else if (!generation.kv_error.empty()) {
+      fail_sequence(slice.sequence, generation.kv_error, deliveries);
     } else {
       generation.usage.total_seconds = seconds_since(generation.submitted);
       output.usage = generation.usage;

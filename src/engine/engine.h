@@ -57,7 +57,7 @@ struct GenerationUsage {
   int32_t generated_tokens = 0;                  // an end token included
   double first_token_seconds = 0.0;              // since submit
   double total_seconds = 0.0;                    // since submit
-  std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it dropped something
+  std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it judged
 };
 
 // What became known about one choice in one step.

@@ -39,10 +39,12 @@ void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlic
   for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
     scratch_floats = std::max(scratch_floats, RowWeights::scratch_floats(view_of(head)));
   }
-  auto* scratch = compute.scratch.allocate<float>(scratch_floats * compute.threads.num_threads());
+  const bool buffer_per_head = spec.num_kv_heads <= compute.threads.num_threads();
+  const int64_t num_buffers = buffer_per_head ? spec.num_kv_heads : compute.threads.num_threads();
+  auto* scratch = compute.scratch.allocate<float>(scratch_floats * num_buffers);
   compute.threads.parallel_for(spec.num_kv_heads, [&](int64_t h, int thread) {
     const auto head = static_cast<int32_t>(h);
-    RowWeights weights(view_of(head), scratch + thread * scratch_floats);
+    RowWeights weights(view_of(head), scratch + (buffer_per_head ? h : thread) * scratch_floats);
     float* mass = slice.evidence->mass->of(layer, head);
     const int32_t num_rows = slice.num_tokens * group;
     for (int32_t first = 0; first < num_rows; first += RowWeights::kMaxRows) {

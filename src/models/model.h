@@ -56,7 +56,7 @@ struct SequenceSlice {
   int32_t first_row = 0;  // of the batch's tokens
   int32_t num_tokens = 0;
   int32_t first_token = 0;               // tokens that the KV cache has already; the slice's follow
-  const KvEvidence* evidence = nullptr;  // collects what the sequence's KV policy wants; nullptr: there is none
+  const KvEvidence* evidence = nullptr;  // collects what the sequence's KV policy wants; nullptr: nothing
 };
 
 // An input that is encoded in this step: the tokens of a sequence that shares it with others, perhaps.

@@ -95,7 +95,8 @@ void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile
   };
   auto* choices = compute.scratch.allocate<Choice>(std::ssize(choosing));
   for (size_t i = 0; i < choosing.size(); ++i) {
-    const int32_t num_pages = pages_of(*choosing[i]->slice, layer)->num_pages_read();
+    const int32_t num_blocks = (choosing[i]->view.num_entries + kKvBlockSize - 1) / kKvBlockSize;
+    const int32_t num_pages = std::min(num_blocks, pages_of(*choosing[i]->slice, layer)->num_pages_read());
     choices[i] = {.blocks = compute.scratch.allocate<const std::byte*>(num_pages),
                   .pages = compute.scratch.allocate<int32_t>(num_pages),
                   .rows = compute.scratch.allocate<const float*>(group)};

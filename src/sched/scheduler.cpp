@@ -71,6 +71,7 @@ struct Scheduler::State {
   Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
   bool has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const;
   int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
+  int64_t copied_bytes(const Sequence& sequence, const KvCompressionPoint& point) const;
   int32_t mean_entries(SequenceId kv_sequence) const;
   bool is_still_refused(const Sequence& sequence) const;
   void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
@@ -282,23 +283,32 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
 
 // The most that a sequence holds until num_tokens of it are computed, from now on.
 int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int64_t chunk) const {
-  // Where heads keep different numbers, the last block of each may be filled less.
-  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
-  const auto bytes_for = [&](int64_t num_entries, bool is_first) {
-    return kv.bytes_for_tokens(num_entries + (is_first ? 0 : uneven), chunk);
-  };
   int64_t num_dropped = s.num_dropped;
+  // Where heads keep different numbers, the last block of each may be filled less.
+  const auto bytes_for = [&](int64_t num_entries) {
+    const int64_t uneven = s.compression.is_average && num_dropped > 0 ? kKvBlockSize : 0;
+    return kv.bytes_for_tokens(num_entries + uneven, chunk);
+  };
   int64_t peak = 0;
   for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
     const KvCompressionPoint& point = s.compression.points[i];
     if (point.num_tokens > num_tokens) break;
-    int64_t bytes = bytes_for(point.num_tokens - num_dropped, i == 0);
     // What is kept of shared blocks is copied while they are still held.
-    if (i == 0 && kv.config().prefix_cache) bytes += kv.bytes_for_tokens(point.num_kept + uneven, 1);
-    peak = std::max(peak, bytes);
-    num_dropped = point.num_tokens - point.num_kept;
+    const int64_t copies = num_dropped == 0 && kv.config().prefix_cache ? copied_bytes(s, point) : 0;
+    peak = std::max(peak, bytes_for(point.num_tokens - num_dropped) + copies);
+    if (!s.compression.may_keep_all) num_dropped = point.num_tokens - point.num_kept;
   }
-  return std::max(peak, bytes_for(num_tokens - num_dropped, num_dropped == 0));
+  return std::max(peak, bytes_for(num_tokens - num_dropped));
+}
+
+// Of the entries that are left at a point, and of the windows of layers that have one.
+int64_t Scheduler::State::copied_bytes(const Sequence& s, const KvCompressionPoint& point) const {
+  const auto full_bytes = [&](int64_t num_tokens) {
+    return num_block_rows(num_tokens) * kKvBlockSize * kv.bytes_per_token();
+  };
+  const int64_t window_bytes = kv.bytes_for_tokens(point.num_tokens, 1) - full_bytes(point.num_tokens);
+  return full_bytes(point.num_kept + (s.compression.is_average ? kKvBlockSize : 0)) +
+         std::max<int64_t>(0, window_bytes);
 }
 
 // Of the kv heads that may lose entries, rounded up.
@@ -412,12 +422,12 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   state_->plan_is_open = false;
 }
 
-std::vector<SequenceId> Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept) {
+void Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept,
+                         std::vector<SequenceId>& preempted) {
   WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
   Sequence& sequence = state_->at(id);
   WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} tokens computed", id, sequence.num_computed,
               sequence.num_tokens());
-  std::vector<SequenceId> preempted;
   while (sequence.kv_sequence && !state_->kv.keep(*sequence.kv_sequence, kept)) {
     Sequence& victim = *state_->running.back();
     if (state_->running.size() == 1) state_->fail_alone(victim);
@@ -429,7 +439,6 @@ std::vector<SequenceId> Scheduler::compress(SequenceId id, std::span<const std::
     sequence.num_dropped = sequence.num_computed - state_->mean_entries(*sequence.kv_sequence);
   }
   state_->refusal.reset();
-  return preempted;
 }
 
 void Scheduler::abandon(const StepPlan& plan) {

@@ -126,9 +126,10 @@ class Scheduler {
   // Drops the entries that are not in `kept` (KvCache::keep) from the KV cache of a sequence whose slice reached a
   // point of its compression plan in the plan committed last. Between that and the next schedule() it is called for
   // each of them that goes on. Copies of shared blocks may need the room of less valuable sequences, which are
-  // preempted, or of this one if it is the least valuable: it is computed again then, and compressed again. Returns
-  // those that were preempted. Throws SequenceError(kOutOfMemory) as schedule() does, when it runs alone.
-  std::vector<SequenceId> compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
+  // preempted, or of this one if it is the least valuable: it is computed again then, and compressed again. Those that
+  // were preempted are added to `preempted`, also where it throws SequenceError(kOutOfMemory), as schedule() does, when
+  // it runs alone.
+  void compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept, std::vector<SequenceId>& preempted);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
   // same tokens in a later plan, or are finished.

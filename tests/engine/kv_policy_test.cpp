@@ -442,7 +442,85 @@ TEST(KvPolicyEngine, PinnedTokensMustBeInThePromptAndInTheBudget) {
   EXPECT_THAT(error_of({{90, 101}}), testing::HasSubstr("pinned tokens 90 to 101 are not in the prompt of 100"));
   EXPECT_THAT(error_of({{7, 7}}), testing::HasSubstr("pinned tokens 7 to 7"));
   EXPECT_THAT(error_of({{-1, 7}}), testing::HasSubstr("pinned tokens -1 to 7"));
-  EXPECT_THAT(error_of({{0, 20}, {50, 61}}), testing::HasSubstr("31 tokens are pinned, but the KV policy keeps 30"));
+  EXPECT_THAT(error_of({{0, 20}, {50, 61}}), testing::HasSubstr("the room of 27 entries, but of the 30"))
+      << "4 of them are sinks anyway";
+  EXPECT_EQ(error_of({{0, 20}, {10, 30}}), "none") << "those in both count once";
+  request.kv_policy = parse_kv_policy("chunkkv(window=8,chunk=10),tokens=30");
+  EXPECT_EQ(error_of({{10, 11}, {40, 41}}), "none");
+  EXPECT_THAT(error_of({{10, 11}, {40, 41}, {70, 71}}), testing::HasSubstr("the room of 30 entries"));
+  for (const char* policy : {"pyramidkv,tokens=30", "simlayerkv(sinks=4,recent=8)", "kvcompose,tokens=30"}) {
+    request.kv_policy = parse_kv_policy(policy);
+    EXPECT_THAT(error_of({{40, 41}}), testing::HasSubstr("cannot be pinned")) << policy;
+  }
+}
+
+// Whatever parts are put together: they are refused by name, or keep what their budget says.
+TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
+  Engine engine(small_options());
+  struct Variant {
+    const char* keys;
+    bool pinned;
+    int64_t kept;  // of each head, on average, when entries were judged last; -1: everything, by the guard
+  };
+  constexpr int32_t kLength = 100;
+  constexpr int32_t kNew = 22;
+  const Variant variants[] = {{",tokens=40", false, 40},
+                              {",tokens=40,every=8", false, 40},
+                              {",keep=0.5,generated_tokens=5,every=6", false, 55},
+                              {",tokens=40,every=8,guard=1", false, -1},
+                              {",tokens=40", true, 40}};
+  const auto text_of = [](const KvPolicyPart& part) {
+    const bool has_window = std::ranges::find(kWithWindow, part.name) != std::end(kWithWindow);
+    const std::string name(part.name);
+    return name == "duoattention" ? name + "(heads=10/01,recent=16)" : has_window ? name + "(window=4)" : name;
+  };
+  int32_t num_run = 0;
+  for (const KvPolicyPart& first : kv_policy_parts()) {
+    for (const KvPolicyPart& second : kv_policy_parts()) {
+      for (const Variant& v : variants) {
+        const std::string text = fmt::format("{},{}{}", text_of(first), text_of(second), v.keys);
+        Answer answer;
+        try {
+          GenerationRequest request = request_for(prompt_tokens(kLength, 3), text, kNew);
+          if (v.pinned) request.kv_pinned = {{.begin = 50, .end = 53}};
+          engine.submit(request, [&](const GenerationOutput& output) { answer.take(output); });
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument) << text;
+          continue;
+        }
+        run_all(engine);
+        EXPECT_EQ(answer.error, "") << text;
+        ASSERT_NE(answer.usage.kv, nullptr) << text;
+        int64_t num_kept = 0;
+        int64_t num_heads = 0;
+        for (const auto& layer : answer.usage.kv->kept) {
+          num_kept += std::accumulate(layer.begin(), layer.end(), int64_t{0});
+          num_heads += std::ssize(layer);
+        }
+        EXPECT_EQ(num_kept, num_heads * (v.kept < 0 ? answer.usage.kv->num_tokens : v.kept)) << text;
+        ++num_run;
+      }
+    }
+  }
+  EXPECT_GT(num_run, 200);
+}
+
+// With a guard that always falls back, what is collected must have room for the whole text.
+TEST(KvPolicyEngine, AttentionMassHasRoomForWhatAGuardKeeps) {
+  ModelOptions o = small_options();
+  o.context_length = 1500;
+  Engine engine(o);
+  const Answer dense = ask(engine, request_for(prompt_tokens(500, 1), "", 200));
+  const Answer guarded = ask(engine, request_for(prompt_tokens(500, 1), "h2o,tokens=100,every=32,guard=1", 200));
+  EXPECT_EQ(guarded.steps, dense.steps);
+  EXPECT_EQ(guarded.usage.kv->num_times, 7);
+}
+
+TEST(KvPolicyEngine, TokensWithoutANameEndNoPart) {
+  Engine engine(small_options());
+  std::vector<TokenId> prompt = prompt_tokens(60, 1);
+  prompt[20] = engine.model_info().vocab_size - 1;
+  EXPECT_EQ(ask(engine, request_for(prompt, "shotkv(window=4),tokens=20", 4)).usage.kv->kept[0][0], 20);
 }
 
 TEST(KvPolicyEngine, AWindowOrABudgetBeyondThePromptIsNoError) {

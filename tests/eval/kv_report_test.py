@@ -99,10 +99,26 @@ class ReportTest(FolderTest):
         self.assertIn("keydiff@0.2, snapkv@0.2", self.run_tool("kv_heads", self.folder, "--run", "x@0.2", fails=True))
         self.assertIn("--full 2.0", self.run_tool("kv_heads", self.folder, "--full", "2", fails=True))
 
+    def test_what_failed_counts_as_wrong_and_what_nobody_solves_is_left_out(self):
+        self.write("dense", sample("a", [True], "retrieval"), sample("b", [False], "lists"), sample("c", [True], "retrieval"))
+        self.write("snapkv@0.2", sample("a", [True], "retrieval"), sample("b", [False], "lists"), {"id": "c", "error": "no room"})
+        for name in ("snapkv@0.5", "keydiff@0.2"):
+            os.remove(self.folder / f"{name}.jsonl")
+        (run,) = kv_page.read(self.folder).runs
+        self.assertEqual(run.by_task["retrieval"].right.value, 0.5)
+        page = self.folder / "page.html"
+        self.run_tool("kv_report", self.folder, "--out", page)
+        text = page.read_text()
+        self.assertIn("lists: nothing is right with all entries either.", text)
+        suffers = text[text.index("<h2>What suffers first") : text.index("<h2>Methods")]
+        self.assertNotIn('<th scope="row">lists', suffers)
+
     def test_what_is_no_sweep_is_named(self):
         page = self.folder / "page.html"
         self.write("snapkv@0.1", sample("a", [True, True], "retrieval"))
         self.assertIn("snapkv@0.1.jsonl: ran other tasks", self.run_tool("kv_report", self.folder, "--out", page, fails=True))
+        os.rename(self.folder / "snapkv@0.1.jsonl", self.folder / "a@b.jsonl")
+        self.assertIn("'b' is no budget", self.run_tool("kv_report", self.folder, "--out", page, fails=True))
         os.remove(self.folder / "dense.jsonl")
         self.assertIn("no dense.jsonl", self.run_tool("kv_report", self.folder, "--out", page, fails=True))
         self.assertFalse(page.exists())

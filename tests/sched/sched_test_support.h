@@ -242,8 +242,9 @@ class SchedulerHarness {
 
   void compress(const ScheduledSlice& slice) {
     if (std::ssize(scheduler_.tokens(slice.sequence)) >= scheduler_.max_tokens(slice.sequence)) return;  // it ends
-    const std::vector<SequenceId> preempted = scheduler_.compress(
-        slice.sequence, {{dropping_.at(slice.sequence).kept(kv_.num_entries(slice.kv_sequence, 0, 0))}});
+    std::vector<SequenceId> preempted;
+    scheduler_.compress(slice.sequence, {{dropping_.at(slice.sequence).kept(kv_.num_entries(slice.kv_sequence, 0, 0))}},
+                        preempted);
     for (const SequenceId id : preempted) {
       EXPECT_TRUE(id == slice.sequence || more_valuable(slice.sequence, id));
       running_.erase(id);

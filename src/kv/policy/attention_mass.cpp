@@ -22,8 +22,7 @@ AttentionMass::AttentionMass(MemoryPool& pool, std::span<const KvLayerSpec> laye
          "the attention that {} entries have had, which a KV policy judges by, needs {} bytes; {} are free",
          max_entries, bytes, pool.free_bytes());
   }
-  region_ = std::move(*region);
-  std::fill_n(reinterpret_cast<float*>(region_.data()), num_heads * row_floats_, 0.0f);
+  region_ = std::move(*region);  // of zeros
 }
 
 void AttentionMass::keep(std::span<const KvLayerSpec> layers, std::span<const std::vector<int32_t>> kept) {

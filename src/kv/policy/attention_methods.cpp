@@ -42,7 +42,7 @@ void shared_budget(PolicyBuilder& builder, PartArguments& arguments) {
 }
 
 // ShotKV (Liu et al., arXiv 2502.01941): the examples of a prompt, or its paragraphs, stay or go as a whole, by the
-// mean of their scores, the same in all heads. Generated tokens have a pool of their own.
+// mean of their scores, the same in all heads. The paper's pool for generated tokens is generated_budget.
 void shot_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments, 1));
   builder.choose_grouping(arguments);

@@ -13,17 +13,9 @@ namespace {
 
 // What a head keeps in any case of the entries that it may drop. Sinks are those of the text: behind fixed entries
 // there are none.
-struct Protected {
-  int32_t num_sinks;
-  int32_t num_recent;
-
-  Protected(const KvPolicy& policy, int32_t num_entries, int32_t num_kept, bool has_fixed = false)
-      : num_sinks(has_fixed ? 0 : std::min({policy.num_sinks, num_entries, num_kept})),
-        num_recent(std::min({std::max(policy.num_recent, static_cast<int32_t>(policy.recent_share * num_kept)),
-                             num_entries - num_sinks, num_kept - num_sinks})) {}
-
-  int32_t count() const { return num_sinks + num_recent; }
-};
+KvPolicy::Protected protected_of(const KvPolicy& policy, const HeadScores& head, int32_t num_kept) {
+  return policy.num_protected(head.num_entries - head.num_fixed, num_kept, head.num_fixed == 0);
+}
 
 // Neighbouring entries of one head that stay or go together.
 struct Unit {
@@ -127,23 +119,22 @@ std::vector<int32_t> composite_budgets(const KvPolicy& policy, std::span<const L
   std::vector<int32_t> budgets;
   int64_t num_left = 0;
   for (int32_t l = 0; l < std::ssize(layers); ++l) {
-    std::vector<double> worth;
-    for (const HeadScores& head : layers[static_cast<size_t>(l)]) {
-      const Protected fixed(policy, head.num_entries - head.num_fixed, num_kept, head.num_fixed > 0);
+    const LayerScores& layer = layers[static_cast<size_t>(l)];
+    const auto fixed = protected_of(policy, layer[0], num_kept);
+    budgets.push_back(fixed.count());
+    num_left += num_kept - fixed.count();
+    std::vector<double> worth(static_cast<size_t>(layer[0].num_entries - layer[0].num_fixed - fixed.count()));
+    for (const HeadScores& head : layer) {
+      WITAN_CHECK(head.num_entries - head.num_fixed == layer[0].num_entries - layer[0].num_fixed,
+                  "heads of {} and {} entries", layer[0].num_entries, head.num_entries);
       std::vector<float> scores;
       for (int32_t i = head.num_fixed + fixed.num_sinks; i < head.num_entries - fixed.num_recent; ++i) {
         scores.push_back(comparable(head.scores[i]));
       }
       std::ranges::sort(scores, std::greater<>());
-      if (worth.empty()) {
-        budgets.push_back(fixed.count());
-        num_left += num_kept - fixed.count();
-        worth.resize(scores.size());
-      }
-      WITAN_CHECK(worth.size() == scores.size(), "heads of {} and {} entries", worth.size(), scores.size());
       for (size_t i = 0; i < scores.size(); ++i) worth[i] += static_cast<double>(scores[i]);
     }
-    const auto num_heads = static_cast<double>(layers[static_cast<size_t>(l)].size());
+    const auto num_heads = static_cast<double>(layer.size());
     for (int32_t i = 0; i < std::ssize(worth); ++i) {
       composites.push_back({.score = static_cast<float>(worth[static_cast<size_t>(i)] / num_heads),
                             .head = l,
@@ -166,7 +157,7 @@ std::vector<int32_t> lazy_budgets(const KvPolicy& policy, std::span<const LayerS
     int32_t num_protected = 0;
     int32_t num_entries = 0;
     for (const HeadScores& head : layer) {
-      const Protected fixed(policy, head.num_entries, head.num_entries);
+      const auto fixed = policy.num_protected(head.num_entries, head.num_entries);
       num_protected = fixed.count();
       num_entries = head.num_entries;
       for (int32_t i = 0; i < fixed.num_sinks; ++i) mass += static_cast<double>(head.scores[i]);
@@ -189,7 +180,7 @@ std::vector<std::vector<int32_t>> select_by_kind(const KvPolicy& policy, std::sp
                 policy.head_kinds[l].size());
     for (size_t h = 0; h < layers[l].size(); ++h) {
       const int32_t num_entries = layers[l][h].num_entries;
-      const Protected fixed(policy, num_entries, num_entries);
+      const auto fixed = policy.num_protected(num_entries, num_entries);
       const bool is_full = policy.head_kinds[l][h] == '1';
       kept.emplace_back();
       for (int32_t i = 0; i < num_entries; ++i) {
@@ -207,7 +198,7 @@ std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32
   std::vector<int32_t> budgets(num_entries.size(), num_kept);
   if (policy.layers != KvLayerBudget::kPyramid || num_layers < 2) return budgets;
   const int32_t most_entries = *std::ranges::max_element(num_entries);
-  const int32_t fixed = Protected(policy, most_entries, num_kept).count();
+  const int32_t fixed = policy.num_protected(most_entries, num_kept).count();
   const double mean = num_kept - fixed;
   double last = mean / policy.pyramid_slope;
   double first = 2.0 * mean - last;
@@ -260,14 +251,14 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
     const int32_t floor_entries = static_cast<int32_t>(policy.head_floor * budgets[l]);
     const auto select = [&] {
       const bool has_fixed = layers[l][0].num_fixed > 0;
-      const Protected fixed(policy, num_entries[l], budgets[l], has_fixed);
+      const auto fixed = protected_of(policy, layers[l][0], budgets[l]);
       Selection selection(policy, std::exchange(together, {}), has_fixed ? std::span<const int32_t>() : span_starts);
       selection.keep(std::exchange(num_together, 0),
                      policy.scope == KvScope::kHead ? 0 : floor_entries - fixed.count());
     };
     for (const HeadScores& head : layers[l]) {
       std::vector<int32_t>& entries = kept[table++];
-      const Protected fixed(policy, head.num_entries - head.num_fixed, budgets[l], head.num_fixed > 0);
+      const auto fixed = protected_of(policy, head, budgets[l]);
       const int32_t begin = head.num_fixed + fixed.num_sinks;
       const int32_t end = head.num_entries - fixed.num_recent;
       for (int32_t i = 0; i < begin; ++i) entries.push_back(i);

@@ -3,8 +3,8 @@
 #include <sstream>
 
 #include "base/error.h"
+#include "kv/policy/attention_shares.h"
 #include "kv/policy/policy_builder.h"
-#include "kv/policy/row_weights.h"
 
 namespace witan {
 namespace {
@@ -17,24 +17,13 @@ class AttentionShares : public KvScorer {
   KvWants wants() const override { return {.num_query_tokens = window_}; }
 
   int64_t scratch_floats(const HeadEvidence& head) const override {
-    return RowWeights::scratch_floats(head.view) + RowWeights(head.view, nullptr).row_floats();
+    return attention_shares_scratch(head.view) + attention_shares_floats(head.view);
   }
 
   void score(const HeadEvidence& head, std::span<float> scores, float* scratch) const override {
-    RowWeights weights(head.view, scratch);
-    float* sum = scratch + RowWeights::scratch_floats(head.view);
-    std::fill_n(sum, weights.row_floats(), 0.0f);
-    const int32_t num_rows = head.queries.num_rows;
-    for (int32_t first = 0; first < num_rows; first += RowWeights::kMaxRows) {
-      const int32_t count = std::min(RowWeights::kMaxRows, num_rows - first);
-      const float* queries[RowWeights::kMaxRows];
-      int32_t positions[RowWeights::kMaxRows];
-      weights.compute(head.isa, head.rows(first, count, 1, queries, positions));
-      for (int32_t r = 0; r < count; ++r) {
-        weights.add_to(head.isa, r, nullptr, 1.0f / static_cast<float>(num_rows), sum);
-      }
-    }
-    std::copy_n(sum, scores.size(), scores.begin());
+    float* shares = scratch + attention_shares_scratch(head.view);
+    attention_shares(head, shares, scratch);
+    std::copy_n(shares, scores.size(), scores.begin());
   }
 
  private:

@@ -7,8 +7,8 @@
 
 #include "base/check.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kv/policy/attention_shares.h"
 #include "kv/policy/entry_selection.h"
-#include "kv/policy/row_weights.h"
 
 namespace witan {
 namespace {
@@ -31,7 +31,6 @@ struct JudgedLayer {
 struct HeadTask {
   const KvCache& kv;
   SequenceId sequence;
-  const KvPolicy& policy;
   const KvEvidence* collected;
   Isa isa;
 
@@ -106,7 +105,7 @@ class Judge {
         policy_(policy),
         queries_(evidence == nullptr ? nullptr : evidence->window.get()),
         judged_(judged_layers(ctx.scratch, kv, sequence)),
-        task_{.kv = kv, .sequence = sequence, .policy = policy, .collected = evidence, .isa = ctx.isa} {}
+        task_{.kv = kv, .sequence = sequence, .collected = evidence, .isa = ctx.isa} {}
 
   KvChoice choose() {
     int64_t num_tables = 0;
@@ -237,22 +236,13 @@ class Judge {
     for_heads(
         1,
         [](const HeadEvidence& head) {
-          return RowWeights::scratch_floats(head.view) + RowWeights(head.view, nullptr).row_floats();
+          return attention_shares_scratch(head.view) + attention_shares_floats(head.view);
         },
         [&](const JudgedLayer& layer, int32_t index, const HeadEvidence& head, float* scratch) {
-          RowWeights weights(head.view, scratch);
-          float* sums = scratch + RowWeights::scratch_floats(head.view);
-          std::fill_n(sums, weights.row_floats(), 0.0f);
-          const int32_t num_rows = head.queries.num_rows;
-          for (int32_t first = 0; first < num_rows; first += RowWeights::kMaxRows) {
-            const int32_t count = std::min(RowWeights::kMaxRows, num_rows - first);
-            const float* queries[RowWeights::kMaxRows];
-            int32_t positions[RowWeights::kMaxRows];
-            weights.compute(head.isa, head.rows(first, count, 1, queries, positions));
-            for (int32_t r = 0; r < count; ++r) weights.add_to(head.isa, r, nullptr, 1.0f, sums);
-          }
+          float* shares = scratch + attention_shares_scratch(head.view);
+          attention_shares(head, shares, scratch);
           const size_t table = first_heads[static_cast<size_t>(&layer - judged_.data())] + static_cast<size_t>(index);
-          for (const int32_t entry : kept[table]) of_heads[table] += static_cast<double>(sums[entry]) / num_rows;
+          for (const int32_t entry : kept[table]) of_heads[table] += static_cast<double>(shares[entry]);
         });
     return std::accumulate(of_heads.begin(), of_heads.end(), 0.0) / static_cast<double>(of_heads.size());
   }

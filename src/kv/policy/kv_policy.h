@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/attention/kv_block.h"
 #include "kv/policy/kv_compression_point.h"
 #include "kv/policy/kv_scorer.h"
 
@@ -52,6 +54,8 @@ struct KvSpan {
 struct KvPageReader {
   int32_t num_tokens = 2048;     // entries that a token reads of each kv head, in whole pages; at least 3 pages
   int32_t num_dense_layers = 2;  // the first so many layers are read whole
+
+  int32_t num_pages() const { return std::max(3, num_tokens / kKvBlockSize); }
 };
 
 // How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a
@@ -60,7 +64,7 @@ struct KvPageReader {
 // Once the prompt is computed, every kv head of every layer without a sliding window keeps its best entries and drops
 // the others. What is generated then is kept, or judged in its turn. Entries keep their positions.
 struct KvPolicy {
-  std::string text;                        // as it was given
+  std::string text;                        // as parse_kv_policy reads it
   std::shared_ptr<const KvScorer> scorer;  // nullptr: nothing is dropped
   std::optional<KvPageReader> pages;
 
@@ -87,8 +91,6 @@ struct KvPolicy {
   double lazy_threshold = 0.9;  // of attention: a layer that looks at more than that of its protected entries is lazy
   double pyramid_slope = 20.0;  // of the last layer's budget, beyond the recent entries: 1 / pyramid_slope
 
-  KvWants wants() const;
-
   // > 0: where less of what the last tokens attend to would stay than this share, on average over the heads, everything
   // does.
   double guard = 0.0;
@@ -96,6 +98,17 @@ struct KvPolicy {
   // Not empty: by layer without a window, a character per kv head. Heads with '1' keep everything, those with '0' their
   // protected entries (DuoAttention, arXiv 2410.10819).
   std::vector<std::string> head_kinds;
+
+  KvWants wants() const;
+
+  // Of num_entries entries of which num_kept stay: the sinks, if they are among them, and the most recent that stay in
+  // any case.
+  struct Protected {
+    int32_t num_sinks;
+    int32_t num_recent;
+    int32_t count() const { return num_sinks + num_recent; }
+  };
+  Protected num_protected(int32_t num_entries, int32_t num_kept, bool has_sinks = true) const;
 
   // Whether the policy itself says how much stays, and no budget does.
   bool has_own_budget() const { return layers == KvLayerBudget::kLazy || !head_kinds.empty(); }

@@ -31,7 +31,7 @@ float round_down(float x) { return -round_up(-x); }
 
 PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvPageReader& reader,
                        int32_t max_entries)
-    : num_pages_read_(std::max(3, reader.num_tokens / kKvBlockSize)) {
+    : num_pages_read_(reader.num_pages()) {
   const int64_t blocks_per_head = (max_entries / kKvBlockSize + kKvBlockSize - 1) / kKvBlockSize;
   int64_t num_heads = 0;
   int64_t bytes = 0;
@@ -123,12 +123,10 @@ int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& 
   float* queries = scratch + RowWeights::scratch_floats(of_pages);  // [num_rows][2 * key_dim]: positive, negative part
   float* best = queries + padded(int64_t{rows.num_rows} * 2 * key_dim);  // exp(bound - shift), largest over the rows
   float* of_row = best + padded(last);
-  std::fill_n(best, last, 0.0f);
-  float shift = -std::numeric_limits<float>::infinity();
-  for (int32_t first = 0; first < rows.num_rows; first += RowWeights::kMaxRows) {
-    const int32_t count = std::min(RowWeights::kMaxRows, rows.num_rows - first);
-    const float* pointers[RowWeights::kMaxRows];
-    int32_t positions[RowWeights::kMaxRows];
+  const float* pointers[RowWeights::kMaxRows];
+  int32_t positions[RowWeights::kMaxRows];
+  std::ranges::fill(positions, std::numeric_limits<int32_t>::max());
+  const auto rows_of = [&](int32_t first, int32_t count) -> AttentionRows {
     for (int32_t r = 0; r < count; ++r) {
       float* parts = queries + int64_t{first + r} * 2 * key_dim;
       for (int32_t d = 0; d < key_dim; ++d) {
@@ -137,20 +135,11 @@ int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& 
         parts[key_dim + d] = std::min(x, 0.0f);
       }
       pointers[r] = parts;
-      positions[r] = std::numeric_limits<int32_t>::max();
     }
     // Only the order matters: a small scale keeps exponentials from vanishing.
-    weights.compute(isa, {.queries = pointers, .positions = positions, .num_rows = count, .scale = rows.scale / 16});
-    float max = shift;
-    for (int32_t r = 0; r < count; ++r) max = std::max(max, weights.max(r));
-    const float rescale = std::exp(shift - max);
-    for (int32_t i = 0; i < last; ++i) best[i] *= rescale;
-    shift = max;
-    for (int32_t r = 0; r < count; ++r) {
-      weights.exponentials(r, shift, of_row);
-      for (int32_t i = 0; i < last; ++i) best[i] = std::max(best[i], of_row[i]);
-    }
-  }
+    return {.queries = pointers, .positions = positions, .num_rows = count, .scale = rows.scale / 16};
+  };
+  weights.find_largest(isa, rows.num_rows, rows_of, best, of_row);
   // The worst page that is read, and how many of its worth are.
   const int32_t num_chosen = num_pages_read_ - 1;
   std::copy_n(best, last, of_row);

@@ -35,8 +35,7 @@ constexpr Part kParts[] = {
     {{"chunkkv", true,
       "snapkv by chunks: chunk=10, reuse=1 (layers per index), heads=together|apart, score=sum|mean, window=32"},
      chunk_kv},
-    {{"shotkv", true, "snapkv by examples or paragraphs: separator=paragraph|line, window=32; generated tokens apart"},
-     shot_kv},
+    {{"shotkv", true, "snapkv by examples or paragraphs: separator=paragraph|line, window=32"}, shot_kv},
     {{"pyramidkv", true, "more for the first layers, less for the last: slope=20"}, pyramid_kv},
     {{"kvcompose", true, "layers compete by what their heads' best entries are worth together"}, kv_compose},
     {{"adakv", true, "heads of a layer compete: floor=0.2 (share of its part that each keeps)"}, ada_kv},
@@ -184,16 +183,25 @@ KvPolicy parse_kv_policy(std::string_view text) {
   set_budget(policy, keys);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument,
-         "every is given, but only the prompt has parts that stay together; give generated tokens a budget of their "
-         "own, "
-         "by generated_keep or generated_tokens");
+         "generated tokens are to be judged every {} tokens, but only the prompt has parts that stay together; give "
+         "generated tokens a budget of their own, by generated_keep or generated_tokens",
+         policy.every);
+  }
+  const bool layers_stay_alike = policy.layers == KvLayerBudget::kUniform && policy.scope != KvScope::kModel;
+  if (policy.reused_layers > 1 && policy.every > 0 && !layers_stay_alike) {
+    fail(
+        ErrorCode::kInvalidArgument,
+        "reuse={} cannot be combined with layers of different budgets when generated tokens are judged: what one layer "
+        "keeps, another may have dropped",
+        policy.reused_layers);
   }
   policy.text = text;
   return policy;
 }
 
 int32_t KvBudget::of(int32_t num_entries) const {
-  const auto wanted = tokens > 0 ? int64_t{tokens} : static_cast<int64_t>(ratio * num_entries);
+  // 0.29 of 100 are 29, although the double nearest to 0.29 is less.
+  const auto wanted = tokens > 0 ? int64_t{tokens} : static_cast<int64_t>(ratio * num_entries + 1e-9 * num_entries);
   return static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(wanted, std::max(floor, 1)), num_entries));
 }
 
@@ -213,6 +221,12 @@ int32_t num_kept_by_itself(const KvPolicy& policy, int32_t num_tokens) {
 }
 
 }  // namespace
+
+KvPolicy::Protected KvPolicy::num_protected(int32_t num_entries, int32_t num_kept, bool has_sinks) const {
+  const int32_t most_recent = std::max(num_recent, static_cast<int32_t>(recent_share * num_kept));
+  const int32_t sinks = has_sinks ? std::min({num_sinks, num_entries, num_kept}) : 0;
+  return {.num_sinks = sinks, .num_recent = std::min({most_recent, num_entries - sinks, num_kept - sinks})};
+}
 
 KvWants KvPolicy::wants() const {
   // The last tokens whose attention a guard looks at, of policies that want the queries of fewer.
@@ -237,7 +251,10 @@ std::vector<KvCompressionPoint> KvPolicy::compression_points(int32_t num_prompt_
   std::vector<KvCompressionPoint> points;
   int64_t num_entries = num_prompt_tokens;
   for (int64_t num_judged = num_prompt_tokens; num_judged <= num_tokens; num_judged += every, num_entries += every) {
-    const int32_t kept = num_kept(num_prompt_tokens, static_cast<int32_t>(num_judged) - num_prompt_tokens);
+    // Whether a layer is lazy is found out each time anew.
+    const int32_t kept = layers == KvLayerBudget::kLazy
+                             ? static_cast<int32_t>(std::max<int64_t>(num_sinks + num_recent, num_entries - 1))
+                             : num_kept(num_prompt_tokens, static_cast<int32_t>(num_judged) - num_prompt_tokens);
     if (kept < num_entries) {
       points.push_back({.num_tokens = static_cast<int32_t>(num_judged), .num_kept = kept});
       num_entries = kept;

@@ -124,8 +124,10 @@ KvPolicy PolicyBuilder::finish() {
          "{} and {} cannot be combined: layers that compete for a budget have none of their own",
          chosen_by_["how heads share their budget"], chosen_by_["how layers share their budget"]);
   }
-  if (policy.layers == KvLayerBudget::kLazy && (policy.scope != KvScope::kHead || policy.chunk > 1)) {
-    fail(ErrorCode::kInvalidArgument, "{} cannot be combined with parts that share a budget: it decides how much stays",
+  const bool is_shared = policy.scope != KvScope::kHead || chosen_by_.contains("which entries stay together");
+  if (policy.layers == KvLayerBudget::kLazy && is_shared) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} cannot be combined with parts that share or group entries: it decides by layers what stays",
          chosen_by_["how layers share their budget"]);
   }
   if (policy.layers == KvLayerBudget::kComposite && policy.scope != KvScope::kHead) {

@@ -7,7 +7,6 @@
 // All pairs of keys are compared: the cost is quadratic in the number of entries, which the method keeps small.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "base/error.h"
 #include "kernels/elementwise/elementwise.h"
@@ -57,23 +56,14 @@ class ImportanceLessRedundancy : public KvScorer {
     float* of_row = largest + padded(std::ssize(scores));
     const float share = 1.0f / static_cast<float>(head.num_query_tokens());
     for (int32_t token = 0; token < head.num_query_tokens(); ++token) {
-      float shift = -std::numeric_limits<float>::infinity();  // `largest` is exp(logit - shift)
-      std::fill_n(largest, num_judged, 0.0f);
-      for (int32_t first = 0; first < head.group; first += RowWeights::kMaxRows) {
-        const int32_t count = std::min(RowWeights::kMaxRows, head.group - first);
-        const float* queries[RowWeights::kMaxRows];
-        int32_t positions[RowWeights::kMaxRows];
-        weights.compute(head.isa, head.rows(token * head.group + first, count, 1, queries, positions));
-        float max = shift;
-        for (int32_t r = 0; r < count; ++r) max = std::max(max, weights.max(r));
-        const float rescale = std::exp(shift - max);
-        for (int32_t i = 0; i < num_judged; ++i) largest[i] *= rescale;
-        shift = max;
-        for (int32_t r = 0; r < count; ++r) {
-          weights.exponentials(r, shift, of_row);
-          for (int32_t i = 0; i < num_judged; ++i) largest[i] = std::max(largest[i], of_row[i]);
-        }
-      }
+      const auto rows_of = [&](int32_t first, int32_t count) {
+        AttentionRows rows = head.queries;
+        rows.queries += token * head.group + first;
+        rows.positions += token * head.group + first;
+        rows.num_rows = count;
+        return rows;
+      };
+      weights.find_largest(head.isa, head.group, rows_of, largest, of_row);
       double total = 0.0;
       for (int32_t i = 0; i < num_judged; ++i) total += static_cast<double>(largest[i]);
       if (total > 0.0) axpy(head.isa, static_cast<float>(share / total), largest, num_judged, scores.data());

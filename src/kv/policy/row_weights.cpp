@@ -58,6 +58,19 @@ void RowWeights::add_to(Isa isa, int32_t r, const float* sink, float factor, flo
   }
 }
 
+float RowWeights::merge_largest(int32_t num_rows, float shift, float* largest, float* of_row) const {
+  const float before = shift;
+  for (int32_t r = 0; r < num_rows; ++r) shift = std::max(shift, max(r));
+  if (shift == -std::numeric_limits<float>::infinity()) return shift;
+  const float rescale = std::exp(before - shift);
+  for (int32_t i = 0; i < view_.num_entries; ++i) largest[i] *= rescale;
+  for (int32_t r = 0; r < num_rows; ++r) {
+    exponentials(r, shift, of_row);
+    for (int32_t i = 0; i < view_.num_entries; ++i) largest[i] = std::max(largest[i], of_row[i]);
+  }
+  return shift;
+}
+
 float RowWeights::max(int32_t r) const {
   float max = -std::numeric_limits<float>::infinity();
   for (int32_t split = 0; split < num_splits_; ++split) max = std::max(max, state(r, split)[0]);

@@ -27,8 +27,8 @@ TEST(KvPolicy, EveryMethodStandsAlone) {
     if (part.is_method) {
       EXPECT_NE(parse_kv_policy(text).scorer, nullptr) << text;
     } else {
-      EXPECT_THAT(error_of(text), AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"),
-                                        HasSubstr("heads is missing")))
+      EXPECT_THAT(error_of(text),
+                  AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"), HasSubstr("heads is missing")))
           << text;
     }
   }
@@ -64,6 +64,8 @@ TEST(KvPolicy, BudgetsAreRatiosOrNumbersWithAFloor) {
   EXPECT_EQ(parse_kv_policy("snapkv,tokens=30").num_kept(10), 10);
   EXPECT_EQ(parse_kv_policy("snapkv,keep=0.01").num_kept(5), 1) << "something stays";
   EXPECT_EQ(parse_kv_policy("snapkv,keep=1").num_kept(5), 5);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.29").num_kept(100), 29) << "0.29 has no double of its own";
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.57").num_kept(100), 57);
 }
 
 using Points = std::vector<KvCompressionPoint>;
@@ -134,6 +136,9 @@ TEST(KvPolicy, LazyLayersAndKindsOfHeadsNeedNoBudget) {
   EXPECT_EQ(lazy.lazy_threshold, 0.8);
   EXPECT_EQ(lazy.compression_points(100, 300), (Points{{100, 99}})) << "at least one entry goes where a layer is lazy";
   EXPECT_EQ(lazy.compression_points(52, 300), Points());
+  EXPECT_EQ(parse_kv_policy("simlayerkv(sinks=2,recent=50),every=20").compression_points(100, 145),
+            (Points{{100, 99}, {120, 118}, {140, 137}}))
+      << "judged each time";
   const KvPolicy duo = parse_kv_policy("duoattention(heads=10/00/11,sinks=4,recent=16)");
   EXPECT_EQ(duo.head_kinds, (std::vector<std::string>{"10", "00", "11"}));
   EXPECT_EQ(duo.num_kept(100), 60) << "three of six heads keep 100, three keep 20";
@@ -144,6 +149,8 @@ TEST(KvPolicy, LazyLayersAndKindsOfHeadsNeedNoBudget) {
   EXPECT_THAT(error_of("duoattention(heads=10),keep=0.5"), HasSubstr("keep is given, but the policy decides"));
   EXPECT_THAT(error_of("duoattention(heads=10),adakv"), HasSubstr("duoattention and adakv cannot be combined"));
   EXPECT_THAT(error_of("simlayerkv,adakv"), HasSubstr("simlayerkv cannot be combined"));
+  EXPECT_THAT(error_of("simlayerkv,shotkv"), HasSubstr("simlayerkv cannot be combined"));
+  EXPECT_THAT(error_of("simlayerkv,chunkkv(chunk=1)"), HasSubstr("simlayerkv cannot be combined"));
   EXPECT_THAT(error_of("simlayerkv,snapkv"), HasSubstr("simlayerkv and snapkv cannot be combined"));
 }
 
@@ -156,6 +163,11 @@ TEST(KvPolicy, AGuardWantsQueries) {
 TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("snapkv,keep=0.5,guard=1.5"), HasSubstr("guard must be a number from 0 to 1"));
   EXPECT_THAT(error_of("shotkv,keep=0.5,every=8"), HasSubstr("generated_keep"));
+  EXPECT_THAT(error_of("rkv,shotkv,keep=0.5"), HasSubstr("judged every 128 tokens"));
+  EXPECT_THAT(error_of("chunkkv(reuse=2),pyramidkv,keep=0.5,every=8"), HasSubstr("reuse=2 cannot be combined"));
+  EXPECT_THAT(error_of("chunkkv(heads=apart,reuse=2),global,keep=0.5,generated_keep=0.5"), HasSubstr("reuse=2 cannot"));
+  EXPECT_EQ(error_of("chunkkv(reuse=2),pyramidkv,keep=0.5"), "none");
+  EXPECT_EQ(error_of("chunkkv(heads=apart,reuse=2),adakv,keep=0.5,every=8"), "none");
   EXPECT_EQ(error_of("shotkv,keep=0.5,generated_keep=0.5"), "none");
   EXPECT_THAT(error_of("snapkv,generated_keep=0.5,generated_tokens=9"), HasSubstr("both generated_keep and generated"));
   EXPECT_THAT(error_of("snapkv,keep=0.5,every=0"), HasSubstr("every must be a number from 1"));
