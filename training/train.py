@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Trains witan-tiny. One command, which can be killed and repeated: it goes on from DIR/checkpoint.pt.
 
-  training/train.py --out DIR                              # 2 CPU cores, two hours
+  training/train.py --out DIR                              # 2 CPU cores, three hours
   training/train.py --size full --device cuda --out DIR    # a GPU
 
 DIR gets checkpoint.pt, log.jsonl (a line per block of steps) and model/, a Hugging Face directory that witan reads.
