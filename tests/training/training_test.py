@@ -319,6 +319,7 @@ class TrainTest(unittest.TestCase):
         self.assertIn("\n| retrieval: needle | 0 | 0 |\n", card)
         self.assertIn("\n| retrieval | 0, 0 | 0, 0 |\n", card)
         self.assertIn("`--kv streamingllm,keep=0.2`", card)
+        self.assertIn("Short of its aim: long_answer at 256 tokens is right to 0 %, where 80 % were wanted, k20 to 0 %.", card)
         self.assertIn("training/train.py --size test --seed 1 --tokens 1000 --out DIR", card)
         shares = re.search(r"\n\| 0 \| ([\d. |]+) \|\n", card[card.index("## Routing") :])[1].split(" | ")
         self.assertAlmostEqual(sum(map(float, shares)), 100, delta=0.3)
