@@ -283,6 +283,8 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
         .num_query_tokens =
             wants.attention_mass ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
     sequence_request.private_generation = request.kv_policy->pages.has_value();
+    sequence_request.side_bytes = s.model.evidence_bytes(
+        *request.kv_policy, sequence_request.compression.most_entries(), static_cast<int32_t>(num_tokens));
   }
 
   const std::lock_guard lock(s.mutex);

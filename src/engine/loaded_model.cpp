@@ -145,6 +145,19 @@ auto LoadedModel::with_room(const Make& make) {
   }
 }
 
+int64_t LoadedModel::evidence_bytes(const KvPolicy& policy, int32_t most_judged, int32_t max_tokens) const {
+  const std::vector<KvLayerSpec>& layers = info().kv_layers;
+  const KvWants wants = policy.wants();
+  int64_t bytes = 0;
+  if (most_judged > 0) {
+    bytes += QueryWindow::bytes(static_cast<int32_t>(layers.size()), info().num_heads, layers.front().key_dim,
+                                std::min(wants.num_query_tokens, most_judged));
+    if (wants.attention_mass) bytes += AttentionMass::bytes(layers, most_judged);
+  }
+  if (policy.pages) bytes += PageBounds::bytes(layers, *policy.pages, max_tokens);
+  return bytes;
+}
+
 std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token, int32_t num_tokens) {
   const std::vector<KvLayerSpec>& layers = info().kv_layers;
   return with_room([&] {

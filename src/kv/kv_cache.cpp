@@ -499,6 +499,13 @@ KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_ent
           entries.lost_entries ? entries.positions.data() : nullptr};
 }
 
+int64_t KvCache::available_memory_bytes() const {
+  const State& state = *state_;
+  const auto frame_bytes = static_cast<int64_t>(state.memory.held_bytes(MemoryTag::kKvCache));
+  return static_cast<int64_t>(state.memory.free_bytes()) + frame_bytes - state.stats.block_bytes_held +
+         state.evictable_bytes();
+}
+
 int64_t KvCache::available_bytes() const {
   const State& state = *state_;
   // Blocks are needed in sets, one of every table. The most sets that both bounds allow:

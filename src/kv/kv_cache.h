@@ -155,6 +155,8 @@ class KvCache {
   // Blocks' bytes that reserve could still hand out, counting evictable prefix blocks as free: of whole sets of one
   // block per table, within both the capacity and what the memory pool has at this moment.
   int64_t available_bytes() const;
+  // Bytes of the memory pool that are free, or would be without what nobody refers to, for blocks and anything else.
+  int64_t available_memory_bytes() const;
   KvCacheStats stats() const;
 
   // Drops every unreferenced prefix block.

@@ -84,6 +84,7 @@ struct Scheduler::State {
   std::vector<Sequence*> running;  // most valuable first
   WaitingQueue waiting;
   std::optional<Refusal> refusal;
+  int64_t side_bytes_to_come = 0;  // of those that are admitted in this plan, which have not taken them yet
   SequenceId next_id = 1;
   bool plan_is_open = false;
   int64_t num_preemptions = 0;
@@ -244,6 +245,7 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   }
   step.add(sequence, num_tokens);
   step.plan.admitted.push_back(sequence.id);
+  side_bytes_to_come += sequence.side_bytes;
   in_flight.add(sequence);
   if (!sequence.num_prefix_hit_tokens) {
     sequence.num_prefix_hit_tokens = shares_input ? static_cast<int32_t>(sequence.input.size()) : num_attached;
@@ -278,7 +280,8 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
   for (const Sequence* other : running) {
     bytes += bytes_to_come(*other, other->num_uncomputed() - other->num_planned, kv.held_bytes(*other->kv_sequence));
   }
-  return bytes <= available_bytes;
+  const int64_t side_bytes = sequence.side_bytes + side_bytes_to_come;
+  return bytes <= available_bytes && (side_bytes == 0 || bytes + side_bytes <= kv.available_memory_bytes());
 }
 
 // The most that a sequence holds until num_tokens of it are computed, from now on.
@@ -362,6 +365,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
     num_before = point.num_kept;
   }
   sequence->compression = std::move(request.compression);
+  sequence->side_bytes = request.side_bytes;
   sequence->private_generation = request.private_generation;
   const int64_t needed_bytes =
       state_->peak_bytes(*sequence, sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
@@ -386,6 +390,7 @@ StepPlan Scheduler::schedule() {
   }
   Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
   step.plan.slices.reserve(state_->running.size());
+  state_->side_bytes_to_come = 0;
   state_->plan_decodes(step);
   state_->plan_prefills(step);
   state_->plan_admissions(step);

@@ -29,6 +29,7 @@ struct SequenceRequest {
   int32_t max_new_tokens = 0;       // > 0
   int32_t priority = 0;             // higher runs first and is preempted last
   CompressionPlan compression = {};
+  int64_t side_bytes = 0;           // that its owner takes of the memory pool as soon as it runs, as long as it does
   bool private_generation = false;  // generated tokens are computed in a way of its own: nobody shares their entries
 };
 

@@ -25,6 +25,7 @@ struct Sequence {
   std::vector<TokenId> input;   // of the encoder; not counted in num_tokens
   std::vector<TokenId> tokens;  // prompt, then generated
   CompressionPlan compression;
+  int64_t side_bytes = 0;
   bool private_generation = false;
   std::vector<TokenRole> kv_roles;  // [tokens.size()], as the KV cache is told
 

@@ -108,8 +108,9 @@ class SchedulerHarness {
   Scheduler& scheduler() { return scheduler_; }
 
   SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0,
-                 std::optional<Dropping> dropping = {}) {
+                 std::optional<Dropping> dropping = {}, int64_t side_bytes = 0) {
     SequenceRequest request{.prompt = std::move(prompt), .max_new_tokens = max_new_tokens, .priority = priority};
+    request.side_bytes = side_bytes;
     const auto num_prompt_tokens = static_cast<int32_t>(request.prompt.size());
     if (dropping) request.compression = dropping->plan(num_prompt_tokens, num_prompt_tokens + max_new_tokens - 1);
     const SequenceId id = scheduler_.add(std::move(request));

@@ -249,6 +249,24 @@ TEST(SchedulerRoomTest, AStreamOfLaterArrivalsDoesNotDelayAnEarlierSequence) {
   }
 }
 
+// What their owner takes beside the KV cache counts, also that of those who were admitted in the same plan.
+TEST(SchedulerRoomTest, SequencesWaitForTheRoomOfWhatTheirOwnerTakes) {
+  SchedulerHarness harness(with_budget(100, 64));
+  const int64_t half = harness.kv().available_memory_bytes() * 55 / 100;
+  const auto add = [&](int32_t kind, int64_t side_bytes) {
+    return harness.add(make_prompt(20, kind), 5, 0, {}, side_bytes);
+  };
+  const SequenceId first = add(1, half);
+  const SequenceId second = add(2, half);
+  const SequenceId third = add(3, 0);
+  StepPlan plan = harness.step();
+  EXPECT_THAT(plan.admitted, testing::ElementsAre(first));
+  harness.run_to_end(100);
+  EXPECT_EQ(harness.done().at(second), expected_text(make_prompt(20, 2), 5, 1024));
+  EXPECT_EQ(harness.done().at(third), expected_text(make_prompt(20, 3), 5, 1024));
+  EXPECT_EQ(harness.scheduler().stats().num_preemptions, 0);
+}
+
 std::optional<Dropping> dropping_if(bool drops) { return drops ? std::optional<Dropping>(Dropping()) : std::nullopt; }
 
 // Two prompts that end in one step, one of them to be compressed, when the room for its copies has gone to others.

@@ -8,14 +8,28 @@
 
 namespace witan {
 
+namespace {
+
+int64_t whole_splits(int32_t num_entries) {
+  return (int64_t{num_entries} + kAttentionSplit - 1) / kAttentionSplit * kAttentionSplit;
+}
+
+}  // namespace
+
+int64_t AttentionMass::bytes(std::span<const KvLayerSpec> layers, int32_t max_entries) {
+  int64_t num_heads = 0;
+  for (const KvLayerSpec& layer : layers) num_heads += layer.window == 0 ? layer.num_kv_heads : 0;
+  return num_heads * whole_splits(max_entries) * static_cast<int64_t>(sizeof(float));
+}
+
 AttentionMass::AttentionMass(MemoryPool& pool, std::span<const KvLayerSpec> layers, int32_t max_entries)
-    : row_floats_((int64_t{max_entries} + kAttentionSplit - 1) / kAttentionSplit * kAttentionSplit) {
+    : row_floats_(whole_splits(max_entries)) {
   int64_t num_heads = 0;
   for (const KvLayerSpec& layer : layers) {
     first_heads_.push_back(num_heads);
-    if (layer.window == 0) num_heads += layer.num_kv_heads;
+    num_heads += layer.window == 0 ? layer.num_kv_heads : 0;
   }
-  const auto bytes = static_cast<size_t>(num_heads * row_floats_) * sizeof(float);
+  const auto bytes = static_cast<size_t>(AttentionMass::bytes(layers, max_entries));
   auto region = pool.allocate(MemoryTag::kActivations, bytes);
   if (!region) {
     fail(ErrorCode::kOutOfMemory,

@@ -16,6 +16,9 @@ namespace witan {
 // Thread safety: distinct heads may be written by many threads.
 class AttentionMass {
  public:
+  // Of the memory pool.
+  static int64_t bytes(std::span<const KvLayerSpec> layers, int32_t max_entries);
+
   // For at most max_entries entries. Throws Error(kOutOfMemory) when the pool has no room.
   AttentionMass(MemoryPool& pool, std::span<const KvLayerSpec> layers, int32_t max_entries);
 

@@ -126,7 +126,7 @@ class Judge {
     size_t next = 0;
     for (const JudgedLayer& layer : judged_) {
       for (int32_t head = 0; head < layer.num_heads(); ++head) {
-        std::vector<int32_t>& kept = choice.kept[static_cast<size_t>(layer.first_table + head)];
+        std::vector<int32_t>& kept = choice.kept[static_cast<size_t>(int64_t{layer.first_table} + head)];
         kept = std::move(selected[next++]);
         if (!choice.fell_back) continue;
         kept.resize(static_cast<size_t>(layer.heads[static_cast<size_t>(head)].num_entries));

@@ -18,6 +18,12 @@ KvBlockFormat bounds_format(int32_t key_dim) {
   return {.codec = KvCodec::kBF16, .key_dim = 2 * key_dim, .value_dim = 2 * key_dim, .value_in_key = true};
 }
 
+bool reads_pages(const KvLayerSpec& spec, int32_t layer, const KvPageReader& reader) {
+  return layer >= reader.num_dense_layers && spec.window == 0;
+}
+
+int64_t blocks_per_head(int32_t max_entries) { return (max_entries / kKvBlockSize + kKvBlockSize - 1) / kKvBlockSize; }
+
 // The nearest bfloat16 that is no smaller than x, as a float.
 float round_up(float x) {
   const auto bits = std::bit_cast<uint32_t>(x);
@@ -29,21 +35,28 @@ float round_down(float x) { return -round_up(-x); }
 
 }  // namespace
 
-PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvPageReader& reader,
-                       int32_t max_entries)
-    : num_pages_read_(reader.num_pages()) {
-  const int64_t blocks_per_head = (max_entries / kKvBlockSize + kKvBlockSize - 1) / kKvBlockSize;
-  int64_t num_heads = 0;
+int64_t PageBounds::bytes(std::span<const KvLayerSpec> layers, const KvPageReader& reader, int32_t max_entries) {
   int64_t bytes = 0;
   for (int32_t layer = 0; layer < std::ssize(layers); ++layer) {
     const KvLayerSpec& spec = layers[static_cast<size_t>(layer)];
-    const bool reads = layer >= reader.num_dense_layers && spec.window == 0;
+    if (!reads_pages(spec, layer, reader)) continue;
+    bytes += spec.num_kv_heads * blocks_per_head(max_entries) * bounds_format(spec.key_dim).block_bytes();
+  }
+  return bytes;
+}
+
+PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvPageReader& reader,
+                       int32_t max_entries)
+    : num_pages_read_(reader.num_pages()) {
+  int64_t num_heads = 0;
+  for (int32_t layer = 0; layer < std::ssize(layers); ++layer) {
+    const KvLayerSpec& spec = layers[static_cast<size_t>(layer)];
+    const bool reads = reads_pages(spec, layer, reader);
     formats_.push_back(bounds_format(spec.key_dim));
     first_heads_.push_back(reads ? num_heads : -1);
-    if (!reads) continue;
-    num_heads += spec.num_kv_heads;
-    bytes += spec.num_kv_heads * blocks_per_head * formats_.back().block_bytes();
+    num_heads += reads ? spec.num_kv_heads : 0;
   }
+  const int64_t bytes = PageBounds::bytes(layers, reader, max_entries);
   auto region = pool.allocate(MemoryTag::kActivations, static_cast<size_t>(bytes));
   if (!region) {
     fail(ErrorCode::kOutOfMemory, "the bounds of the pages of {} KV entries need {} bytes; {} are free", max_entries,
@@ -55,7 +68,7 @@ PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, co
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     if (first_heads_[layer] < 0) continue;
     for (int32_t h = 0; h < layers[layer].num_kv_heads; ++h) {
-      for (int64_t block = 0; block < blocks_per_head; ++block, next += formats_[layer].block_bytes()) {
+      for (int64_t block = 0; block < blocks_per_head(max_entries); ++block, next += formats_[layer].block_bytes()) {
         head(static_cast<int32_t>(layer), h).blocks.push_back(next);
       }
     }

@@ -18,6 +18,9 @@ namespace witan {
 // Thread safety: distinct heads may be used by many threads.
 class PageBounds {
  public:
+  // Of the memory pool.
+  static int64_t bytes(std::span<const KvLayerSpec> layers, const KvPageReader& reader, int32_t max_entries);
+
   // For at most max_entries entries of a head. Throws Error(kOutOfMemory) when the pool has no room.
   PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvPageReader& reader, int32_t max_entries);
 

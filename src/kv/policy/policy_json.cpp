@@ -15,7 +15,7 @@ using nlohmann::json;
 
 // A name or a value, which must not look like more than that in a text.
 std::string plain(const json& value, const std::string& what) {
-  const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+  std::string text = value.is_string() ? value.get<std::string>() : value.dump();
   if (!(value.is_string() || value.is_number()) || text.empty() || text.find_first_of(",()= ") != std::string::npos) {
     fail(ErrorCode::kInvalidArgument, "a KV policy in JSON: {} is {}; expected a number or a word", what, value.dump());
   }

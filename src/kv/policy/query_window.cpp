@@ -13,8 +13,7 @@ QueryWindow::QueryWindow(MemoryPool& pool, int32_t num_layers, int32_t num_heads
       first_token_(first_token),
       num_tokens_(num_tokens),
       scorings_(static_cast<size_t>(num_layers)) {
-  const auto bytes = static_cast<size_t>(num_layers) * static_cast<size_t>(num_tokens) *
-                     static_cast<size_t>(num_heads) * static_cast<size_t>(key_dim) * sizeof(float);
+  const auto bytes = static_cast<size_t>(QueryWindow::bytes(num_layers, num_heads, key_dim, num_tokens));
   auto region = pool.allocate(MemoryTag::kActivations, bytes);
   if (!region) {
     fail(ErrorCode::kOutOfMemory, "the queries of {} tokens that a KV policy judges by need {} bytes; {} are free",

@@ -14,6 +14,11 @@ namespace witan {
 // Thread safety: distinct (layer, token) places may be written by many threads.
 class QueryWindow {
  public:
+  // Of the memory pool.
+  static int64_t bytes(int32_t num_layers, int32_t num_heads, int32_t key_dim, int32_t num_tokens) {
+    return int64_t{num_layers} * num_tokens * num_heads * key_dim * static_cast<int64_t>(sizeof(float));
+  }
+
   // Throws Error(kOutOfMemory) when the pool has no room.
   QueryWindow(MemoryPool& pool, int32_t num_layers, int32_t num_heads, int32_t key_dim, int32_t first_token,
               int32_t num_tokens);
