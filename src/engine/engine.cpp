@@ -80,11 +80,14 @@ void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
          "tokens cannot be pinned with the KV policy {}: not every layer has room for them", policy.text);
   }
   const int32_t num_kept = policy.num_kept(num_prompt);
-  if (num_kept == num_prompt) return;
+  // Judged once, the most recent tokens are those of the prompt; later they are others.
+  const bool is_judged_again = policy.every > 0 && !policy.generated_budget;
+  if (num_kept == num_prompt && !is_judged_again) return;
   const auto [num_sinks, num_recent] = policy.num_protected(num_prompt, num_kept);
+  const int32_t last = is_judged_again ? num_prompt : num_prompt - num_recent;
   int32_t num_taken = 0;
-  for (int32_t first = num_sinks; first < num_prompt - num_recent; first += policy.chunk) {
-    const int32_t end = std::min(first + policy.chunk, num_prompt - num_recent);
+  for (int32_t first = num_sinks; first < last; first += policy.chunk) {
+    const int32_t end = std::min(first + policy.chunk, last);
     if (std::find(is_pinned.begin() + first, is_pinned.begin() + end, true) != is_pinned.begin() + end) {
       num_taken += end - first;  // chunks stay as a whole
     }

@@ -445,6 +445,12 @@ TEST(KvPolicyEngine, PinnedTokensMustBeInThePromptAndInTheBudget) {
   EXPECT_THAT(error_of({{0, 20}, {50, 61}}), testing::HasSubstr("the room of 27 entries, but of the 30"))
       << "4 of them are sinks anyway";
   EXPECT_EQ(error_of({{0, 20}, {10, 30}}), "none") << "those in both count once";
+  request.kv_policy = parse_kv_policy("snapkv(window=20),tokens=30");
+  EXPECT_EQ(error_of({{80, 100}}), "none") << "they are the most recent";
+  request.kv_policy = parse_kv_policy("snapkv(window=20),tokens=30,every=8");
+  EXPECT_THAT(error_of({{80, 100}}), testing::HasSubstr("the room of 20 entries")) << "later they are not any more";
+  request.kv_policy = parse_kv_policy("snapkv(window=20),tokens=100,every=8");
+  EXPECT_THAT(error_of({{10, 100}}), testing::HasSubstr("the room of 90 entries")) << "the prompt alone would fit";
   request.kv_policy = parse_kv_policy("chunkkv(window=8,chunk=10),tokens=30");
   EXPECT_EQ(error_of({{10, 11}, {40, 41}}), "none");
   EXPECT_THAT(error_of({{10, 11}, {40, 41}, {70, 71}}), testing::HasSubstr("the room of 30 entries"));
@@ -514,6 +520,17 @@ TEST(KvPolicyEngine, AttentionMassHasRoomForWhatAGuardKeeps) {
   const Answer guarded = ask(engine, request_for(prompt_tokens(500, 1), "h2o,tokens=100,every=32,guard=1", 200));
   EXPECT_EQ(guarded.steps, dense.steps);
   EXPECT_EQ(guarded.usage.kv->num_times, 7);
+}
+
+TEST(KvPolicyEngine, AnAnswerThatIsThereIsNotJudged) {
+  Engine engine(small_options());
+  GenerationRequest request = request_for(prompt_tokens(100, 1), "snapkv(window=8),keep=0.2", 20);
+  const Answer answer = ask(engine, request);
+  ASSERT_NE(answer.usage.kv, nullptr);
+  request.stop_tokens = {answer.steps.front().first};
+  const Answer stopped = ask(engine, request);
+  EXPECT_EQ(stopped.steps.size(), 1u);
+  EXPECT_EQ(stopped.usage.kv, nullptr);
 }
 
 TEST(KvPolicyEngine, TokensWithoutANameEndNoPart) {
