@@ -24,6 +24,7 @@ const USAGE = `usage: bench/compare/run --model FILE.gguf [options]
   --threads N        threads of each engine (2)
   --rounds N         rounds of one measurement of each engine (5)
   --kv-type TYPE     KV cache of both: ${KV_TYPES.join(", ")} (F16)
+  --llama-kv-type TYPE  KV cache of llama.cpp, if another
   --witan FILE       Witan's program (build/release/bin/witan)
   --witan-arg ARG    one more argument for 'witan bench'; repeatable
   --json FILE        also write everything measured
@@ -58,6 +59,7 @@ function readOptions() {
         "threads": {type: "string", default: "2"},
         "rounds": {type: "string", default: "5"},
         "kv-type": {type: "string", default: "F16"},
+        "llama-kv-type": {type: "string"},
         "witan": {type: "string", default: path.join(HERE, "../../build/release/bin/witan")},
         "witan-arg": {type: "string", multiple: true, default: []},
         "llama-program": {type: "string"},
@@ -76,7 +78,10 @@ function readOptions() {
     process.exit(0);
   }
   if (parsed.model === undefined) fail(`no --model\n${USAGE}`);
-  if (!KV_TYPES.includes(parsed["kv-type"])) fail(`--kv-type must be one of ${KV_TYPES.join(", ")}, not '${parsed["kv-type"]}'`);
+  parsed["llama-kv-type"] ??= parsed["kv-type"];
+  for (const name of ["kv-type", "llama-kv-type"]) {
+    if (!KV_TYPES.includes(parsed[name])) fail(`--${name} must be one of ${KV_TYPES.join(", ")}, not '${parsed[name]}'`);
+  }
   for (const file of [parsed.model, parsed.witan]) {
     if (!fs.existsSync(file)) fail(`no file '${file}'`);
   }
@@ -89,6 +94,7 @@ function readOptions() {
     threads: wholeNumber("threads", parsed.threads, 1),
     rounds: wholeNumber("rounds", parsed.rounds, 1),
     kvType: parsed["kv-type"],
+    llamaKvType: parsed["llama-kv-type"],
     witan: path.resolve(parsed.witan),
     witanArguments: parsed["witan-arg"],
     llama: {program: parsed["llama-program"], backends: parsed["llama-backends"], version: parsed["llama-version"]},
@@ -120,7 +126,7 @@ function execute(program, programArguments) {
 
 function runLlamaCpp(options, cases) {
   return execute(options.llama.program, [
-    options.llama.backends, options.model, String(options.threads), options.kvType, String(options.numTokens),
+    options.llama.backends, options.model, String(options.threads), options.llamaKvType, String(options.numTokens),
     ...cases.map((c) => c.llama),
   ]);
 }
@@ -181,7 +187,7 @@ process.stdout.write(
   `machine    ${machine.cpu}, ${machine.cores} cores\n` +
   `model      ${options.model}, ${(fs.statSync(options.model).size / 2 ** 20).toFixed(1)} MiB\n` +
   `llama.cpp  ${options.llama.version}; ${llamaCppRuns[0].systemInfo.trim()}\n` +
-  `${options.threads} threads, ${options.rounds} rounds, KV cache ${options.kvType}, no mmap\n\n`);
+  `${options.threads} threads, ${options.rounds} rounds, KV cache ${options.llamaKvType} (llama.cpp) and ${options.kvType}, no mmap\n\n`);
 print(results);
 // Threads that wait for each other by spinning lose whole time slices to any other busy process.
 if (machine.coresBusyWithOthers > 0.05) {

@@ -6,26 +6,27 @@
 //                                 come from memory:
 //                                 bandwidth = bytes of entries per second / read_bandwidth() just before
 //   prefill/CODEC/PRECISION/HEADS/KV_HEADS/CONTEXT  1 thread, the last 256 tokens of a prompt, one kv head:
-//                                 bf16_peak, f32_peak = operations on visible entries per second / the probe just
-//                                 before
+//                                 bf16_peak, int8_peak, f32_peak = operations on visible entries per second / the probe
+//                                 just before
 //
 // Heads have 128 components. KV_HEADS latent is the absorbed form of latent attention (MLA): one kv head of 576
 // components, the first 512 of which are its value. A head's blocks lie in runs of 512 entries in random order, as the
-// block pool hands them to a long sequence. PRECISION fast is bf16 arithmetic where entries are bf16 and the
-// instruction set has it. Times are CPU times (see thread_seconds()) and each line is the best of several passes: on a
-// shared machine the fastest is the least disturbed. WITAN_ISA chooses the instruction set.
+// block pool hands them to a long sequence. PRECISION fast is bf16 arithmetic where entries are bf16, and int8
+// arithmetic where they are q8_0, if the instruction set has it. Times are CPU times (see thread_seconds()) and each
+// line is the best of several passes: on a shared machine the fastest is the least disturbed. WITAN_ISA chooses the
+// instruction set.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "bench/machine_probe.h"
@@ -54,25 +55,13 @@ struct Case {
   double operations() const { return 2.0 * (format.key_dim + format.value_dim); }
 };
 
-struct Free {
-  void operator()(std::byte* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<std::byte, Free>;
-
-Buffer allocate(int64_t bytes) {
-  const auto size = static_cast<size_t>((bytes + 4095) / 4096 * 4096);
-  Buffer buffer(static_cast<std::byte*>(std::aligned_alloc(4096, size)));
-  std::memset(buffer.get(), 0, size);
-  return buffer;
-}
-
 // The entries of `num_tables` kv heads.
 class Entries {
  public:
   Entries(const Case& test, int64_t num_tables)
       : test_(test),
         bytes_(num_tables * test.num_blocks() * test.format.block_bytes()),
-        data_(allocate(bytes_)),
+        data_(bytes_),
         blocks_(static_cast<size_t>(num_tables * test.num_blocks())) {
     const KvBlockFormat format = test.format;
     const int64_t block_bytes = format.block_bytes();
@@ -83,9 +72,9 @@ class Entries {
     constexpr int64_t kDistinct = 64;  // blocks; the others repeat them
     const auto num_blocks = std::ssize(blocks_);
     for (int64_t block = 0; block < num_blocks; ++block) {
-      std::byte* at = data_.get() + block * block_bytes;
+      std::byte* at = data_.data() + block * block_bytes;
       if (block >= kDistinct) {
-        std::memcpy(at, data_.get() + block % kDistinct * block_bytes, static_cast<size_t>(block_bytes));
+        std::memcpy(at, data_.data() + block % kDistinct * block_bytes, static_cast<size_t>(block_bytes));
         continue;
       }
       for (int slot = 0; slot < kKvBlockSize; ++slot) {
@@ -100,11 +89,11 @@ class Entries {
     std::shuffle(runs.begin(), runs.end(), engine);
     for (int64_t block = 0; block < num_blocks; ++block) {
       const int64_t place = runs[static_cast<size_t>(block / kRun)] * kRun + block % kRun;
-      blocks_[static_cast<size_t>(block)] = data_.get() + place * block_bytes;
+      blocks_[static_cast<size_t>(block)] = data_.data() + place * block_bytes;
     }
   }
 
-  std::span<const std::byte> bytes() const { return {data_.get(), static_cast<size_t>(bytes_)}; }
+  std::span<const std::byte> bytes() const { return {data_.data(), static_cast<size_t>(bytes_)}; }
   KvView view(int64_t table, int32_t num_entries) const {
     return {.format = test_.format, .blocks = blocks_.data() + table * test_.num_blocks(), .num_entries = num_entries};
   }
@@ -153,11 +142,11 @@ class Workspace {
       : value_dim_(test.format.value_dim),
         stride_(attention_state_floats(value_dim_)),
         floats_(static_cast<size_t>(2 * kTileRows * stride_)),
-        scratch_(allocate(attention_scratch_bytes(test.format, kTileRows))) {
+        scratch_(std::make_unique<Buffer>(attention_scratch_bytes(test.format, kTileRows))) {
     for (int32_t r = 0; r < kTileRows; ++r) next_.push_back(floats_.data() + (kTileRows + r) * stride_);
   }
   float* const* next() { return next_.data(); }
-  std::byte* scratch() { return scratch_.get(); }
+  std::byte* scratch() { return scratch_->data(); }
 
   // All splits of a view, merged.
   void attend(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, float* out) {
@@ -179,7 +168,7 @@ class Workspace {
   int64_t stride_;
   std::vector<float> floats_;
   std::vector<float*> next_;
-  Buffer scratch_;
+  std::unique_ptr<Buffer> scratch_;
 };
 
 void decode(benchmark::State& state, const Case& test, int num_threads) {
@@ -233,8 +222,10 @@ void prefill(benchmark::State& state, const Case& test) {
     for (int32_t token = end - tile_tokens; token < end; ++token) visible += test.group() * (token + 1.0);
   }
   std::vector<float> out(static_cast<size_t>(test.format.value_dim));
-  const bool bf16 = attention_arithmetic(isa, test.format, test.precision) == AttentionArithmetic::kBF16;
-  const double peak = bf16 ? bf16_peak() : f32_peak();
+  const AttentionArithmetic arithmetic = attention_arithmetic(isa, test.format, test.precision);
+  const auto [peak, peak_name] = arithmetic == AttentionArithmetic::kBF16   ? std::pair(bf16_peak(), "bf16_peak")
+                                 : arithmetic == AttentionArithmetic::kInt8 ? std::pair(int8_peak(), "int8_peak")
+                                                                            : std::pair(f32_peak(), "f32_peak");
   double best = 1e30;
   for (auto _ : state) {
     const double start = thread_seconds();
@@ -244,7 +235,7 @@ void prefill(benchmark::State& state, const Case& test) {
     best = std::min(best, seconds);
   }
   state.counters["GFLOPS"] = test.operations() * visible / best / 1e9;
-  if (peak > 0) state.counters[bf16 ? "bf16_peak" : "f32_peak"] = test.operations() * visible / best / peak;
+  if (peak > 0) state.counters[peak_name] = test.operations() * visible / best / peak;
 }
 
 void register_all(int decode_threads) {
@@ -261,10 +252,9 @@ void register_all(int decode_threads) {
     KvCodec codec;
     Precision precision;
   };
-  constexpr Entry kEntries[] = {{KvCodec::kBF16, Precision::kFast},
-                                {KvCodec::kBF16, Precision::kExact},
-                                {KvCodec::kF16, Precision::kFast},
-                                {KvCodec::kF32, Precision::kFast}};
+  constexpr Entry kEntries[] = {{KvCodec::kBF16, Precision::kFast}, {KvCodec::kBF16, Precision::kExact},
+                                {KvCodec::kQ8, Precision::kFast},   {KvCodec::kQ8, Precision::kExact},
+                                {KvCodec::kF16, Precision::kFast},  {KvCodec::kF32, Precision::kFast}};
   for (const bool decoding : {true, false}) {
     for (const Shape& shape : shapes) {
       if (!decoding && shape.format.value_in_key) continue;  // prompts use the expanded form

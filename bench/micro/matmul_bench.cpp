@@ -12,9 +12,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <vector>
 
@@ -38,24 +36,6 @@ struct Case {
   Precision precision;
   Shape shape;
   int64_t num_rows;
-};
-
-class Buffer {
- public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<std::byte*>(std::aligned_alloc(4096, static_cast<size_t>((size + 4095) / 4096 * 4096)))),
-        size_(size) {
-    std::memset(data_.get(), 0, static_cast<size_t>(size));
-  }
-  std::byte* data() const { return data_.get(); }
-  int64_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const { std::free(p); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
-  int64_t size_;
 };
 
 // Packs random weights into the first panels of `to` and repeats them up to its end; returns the matrix of all of them.

@@ -13,32 +13,44 @@ namespace {
 // The reference has its own signature.
 constexpr IsaTable<SplitFunction> kSplit{{nullptr, attention_split_avx2, attention_split_avx512}};
 constexpr IsaTable<SplitFunction> kSplitBf16{{nullptr, nullptr, nullptr, nullptr, attention_split_bf16_avx512_bf16}};
+constexpr IsaTable<SplitFunction> kSplitQ8{{nullptr, nullptr, nullptr, attention_split_q8_avx512_vnni}};
 constexpr IsaTable<SplitFunction> kWeights{{nullptr, attention_weights_avx2, attention_weights_avx512}};
 constexpr IsaTable<MergeFunction> kMerge{
     {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
 constexpr IsaTable<FinishFunction> kFinish{
     {finish_attention_reference, finish_attention_avx2, finish_attention_avx512}};
 
+// Of one row's rounded query, see SplitTask.
+int64_t query_words_of(const KvBlockFormat& format) {
+  switch (format.codec) {
+    case KvCodec::kBF16:
+      return (format.key_dim + 1) / 2;
+    case KvCodec::kQ8:
+      return num_int8_groups(format.key_dim) * (kInt8Group / 4 + 2);
+    default:
+      return 0;
+  }
+}
+
 // How attention_split divides its scratch; offsets in bytes, each a multiple of 64.
 struct ScratchLayout {
   int64_t padded_value_dim;
-  int64_t padded_query_pairs;
+  int64_t query_stride;
   int64_t scores;
   int64_t sums;
   int64_t tile;
-  int64_t query_pairs;
+  int64_t query_words;
   int64_t end;
 
   ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
       : padded_value_dim(padded_row_floats(format.value_dim)),
-        padded_query_pairs(padded_row_floats((format.key_dim + 1) / 2)),
+        query_stride(query_words_of(format) == 0 ? 0 : padded_row_floats(query_words_of(format))),
         scores(num_rows * kBlocksPerSplit * static_cast<int64_t>(sizeof(uint32_t))),
         sums(scores + num_rows * kScoreStride * static_cast<int64_t>(sizeof(float))),
         tile(sums + num_rows * padded_value_dim * static_cast<int64_t>(sizeof(float))),
-        query_pairs(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
+        query_words(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
                                static_cast<int64_t>(sizeof(float))),
-        end(query_pairs + (format.codec == KvCodec::kBF16 ? num_rows * padded_query_pairs : 0) *
-                              static_cast<int64_t>(sizeof(uint32_t))) {}
+        end(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))) {}
 };
 
 // The entries of one block and the span of their positions.
@@ -109,9 +121,9 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .blocks = view.blocks + first_block,
           .num_blocks = num_blocks,
           .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
-          .key_scales = int64_t{kKvBlockSize} * format.key_dim,
+          .key_scales = format.key_scales_offset(),
           .values = format.value_in_key ? 0 : format.key_bytes(),
-          .value_scales = format.key_bytes() + int64_t{kKvBlockSize} * format.value_dim,
+          .value_scales = format.value_scales_offset(),
           .queries = rows.queries,
           .num_rows = rows.num_rows,
           .scale = rows.scale,
@@ -122,17 +134,19 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .sums = reinterpret_cast<float*>(scratch + layout.sums),
           .tile = reinterpret_cast<float*>(scratch + layout.tile),
           .padded_value_dim = layout.padded_value_dim,
-          .query_pairs = reinterpret_cast<uint32_t*>(scratch + layout.query_pairs),
-          .padded_query_pairs = layout.padded_query_pairs,
+          .query_words = reinterpret_cast<uint32_t*>(scratch + layout.query_words),
+          .query_stride = layout.query_stride,
           .states = states};
 }
 
 }  // namespace
 
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision) {
-  const bool multiplies_bf16 = isa == Isa::kReference || isa >= Isa::kAvx512Bf16;
-  return precision == Precision::kFast && format.codec == KvCodec::kBF16 && multiplies_bf16 ? AttentionArithmetic::kBF16
-                                                                                            : AttentionArithmetic::kF32;
+  if (precision != Precision::kFast) return AttentionArithmetic::kF32;
+  const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
+  if (format.codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
+  if (format.codec == KvCodec::kQ8 && !format.value_in_key && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
+  return AttentionArithmetic::kF32;
 }
 
 int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows) {
@@ -144,8 +158,10 @@ void attention_split(Isa isa, Precision precision, const KvView& view, const Att
   check_task(view, split);
   const AttentionArithmetic arithmetic = attention_arithmetic(isa, view.format, precision);
   if (isa == Isa::kReference) return attention_split_reference(arithmetic, view, rows, split, states);
-  const SplitFunction function = (arithmetic == AttentionArithmetic::kBF16 ? kSplitBf16 : kSplit)[isa];
-  function(make_task(view, rows, split, states, scratch));
+  const auto& variants = arithmetic == AttentionArithmetic::kBF16   ? kSplitBf16
+                         : arithmetic == AttentionArithmetic::kInt8 ? kSplitQ8
+                                                                    : kSplit;
+  variants[isa](make_task(view, rows, split, states, scratch));
 }
 
 void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,

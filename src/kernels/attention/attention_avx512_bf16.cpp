@@ -24,6 +24,8 @@ constexpr int vectors_per_row(int num_rows) { return num_rows <= 6 ? 4 : 2; }
 #include "kernels/attention/tiles.inl"
 //
 #include "kernels/attention/weights.inl"
+//
+#include "kernels/attention/exp_avx512.inl"
 
 constexpr int64_t kLineBytes = 64;                            // of the caches; a vector is one
 constexpr int64_t kRunBytes = kKvBlockSize / 2 * kLineBytes;  // 16 components of the values of a block
@@ -48,7 +50,7 @@ inline int64_t num_query_pairs(const SplitTask& task) { return (task.format.key_
 inline void round_queries(const SplitTask& task) {
   const int64_t key_dim = task.format.key_dim;
   for (int32_t r = 0; r < task.num_rows; ++r) {
-    uint32_t* pairs = task.query_pairs + r * task.padded_query_pairs;
+    uint32_t* pairs = task.query_words + r * task.query_stride;
     for (int64_t d = 0; d < key_dim; d += kLanes) {
       const Mask lanes = key_dim - d >= kLanes ? Mask{0xffff} : first_lanes(key_dim - d);
       const __m256bh rounded = _mm512_cvtneps_pbh(load(lanes, task.queries[r] + d));
@@ -61,8 +63,8 @@ inline void round_queries(const SplitTask& task) {
 template <int kRows>
 void score_rows(const RowTile& tile, const uint8_t* keys) {
   const SplitTask& task = tile.task;
-  const uint32_t* queries = task.query_pairs + tile.first_row * task.padded_query_pairs;
-  const int64_t stride = task.padded_query_pairs;
+  const uint32_t* queries = task.query_words + tile.first_row * task.query_stride;
+  const int64_t stride = task.query_stride;
   const int64_t num_pairs = num_query_pairs(task);
   Float sums[kRows][2];
 #pragma GCC unroll 16
@@ -89,29 +91,7 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
   }
 }
 
-template <int kRows>
-void score_up_to(int num_rows, const RowTile& tile, const uint8_t* keys) {
-  if (num_rows == kRows) return score_rows<kRows>(tile, keys);
-  if constexpr (kRows > 1) score_up_to<kRows - 1>(num_rows, tile, keys);
-}
-
-// exp(x) where seen and 0 elsewhere, for x <= 0; 0 where it is below 1.2e-38. exp(-inf) = 0, exp(NaN) = NaN.
-//
-// As exp_of_nonpositive() with a term less: x = n ln 2 + r with |r| <= ln 2 / 2; exp(r) = 1 + r + r^2 q(r), where q
-// interpolates at the 4 Chebyshev nodes of that range (relative error of exp 4.1e-07).
-inline Float exp_of_seen(Mask seen, Float x) {
-  const Float n =
-      _mm512_roundscale_ps(multiply(x, broadcast(0x1.715476p0f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Float r = negative_multiply_add(n, broadcast(0x1.62e43p-1f), x);
-  Float exp_r = broadcast(0x1.11d946p-7f);
-  exp_r = multiply_add(exp_r, r, broadcast(0x1.56b3d8p-5f));
-  exp_r = multiply_add(exp_r, r, broadcast(0x1.555526p-3f));
-  exp_r = multiply_add(exp_r, r, broadcast(0x1.ffff58p-2f));
-  exp_r = multiply_add(exp_r, r, broadcast(1.0f));
-  exp_r = multiply_add(exp_r, r, broadcast(1.0f));
-  const Mask kept = _mm512_mask_cmp_ps_mask(seen, x, broadcast(-87.3f), _CMP_NLT_UQ);
-  return _mm512_maskz_scalef_ps(kept, exp_r, n);
-}
+#include "kernels/attention/score_blocks.inl"
 
 // Turns a row's scores into weights p = exp(score * scale - max), 0 for entries it does not see, and writes its state
 // but for the weighted sum. Rounded weights take the first half of their block's scores, two entries to a word.
@@ -208,17 +188,6 @@ void add_up_to(int num_rows, const RowTile& tile, const ValueBlocks& blocks) {
                                  : add_all_values<kRows, Seen::kSome>(tile, blocks);
   }
   if constexpr (kRows > 1) add_up_to<kRows - 1>(num_rows, tile, blocks);
-}
-
-inline void score_blocks(const SplitTask& task, const SeenBlocks& seen) {
-  for (int32_t i = 0; i < seen.count; ++i) {
-    const uint8_t* keys = block_bytes(task, seen.blocks[i]);
-    // Then come the next block's keys; after the last, the first block's values.
-    const uint8_t* ahead =
-        i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) : block_bytes(task, seen.blocks[0]) + task.values;
-    for_rows_that_see(task, seen.blocks[i], ahead,
-                      [&](const RowTile& tile, int32_t num_rows) { score_up_to<kMaxRows>(num_rows, tile, keys); });
-  }
 }
 
 // The values of a block that has them as the first components of its keys, laid out as those of other blocks.

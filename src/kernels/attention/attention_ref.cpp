@@ -48,21 +48,65 @@ struct Entries {
 
 double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
 
-double round_to(AttentionArithmetic arithmetic, double x) {
-  return arithmetic == AttentionArithmetic::kBF16 ? round_to_bf16(x) : x;
+// Rounds groups of components as kQ8 rounds keys.
+std::vector<double> round_to_int8(const float* x, int32_t dim) {
+  std::vector<double> rounded(static_cast<size_t>(dim));
+  for (int32_t begin = 0; begin < dim; begin += kInt8Group) {
+    const int32_t end = std::min(dim, begin + static_cast<int32_t>(kInt8Group));
+    float max = 0.0f;
+    bool finite = true;
+    for (int32_t i = begin; i < end; ++i) {
+      max = std::fmax(max, std::fabs(x[i]));
+      finite = finite && std::isfinite(x[i]);
+    }
+    const float scale = max / 127.0f;
+    const float inverse = scale >= std::numeric_limits<float>::min() ? 1.0f / scale : 0.0f;
+    for (int32_t i = begin; i < end; ++i) {
+      rounded[static_cast<size_t>(i)] =
+          finite ? static_cast<double>(std::nearbyint(x[i] * inverse)) * static_cast<double>(scale)
+                 : std::numeric_limits<double>::quiet_NaN();
+    }
+  }
+  return rounded;
+}
+
+std::vector<double> round_query(AttentionArithmetic arithmetic, const float* query, int32_t dim) {
+  if (arithmetic == AttentionArithmetic::kInt8) return round_to_int8(query, dim);
+  std::vector<double> rounded(query, query + dim);
+  if (arithmetic == AttentionArithmetic::kBF16) std::ranges::transform(rounded, rounded.begin(), round_to_bf16);
+  return rounded;
+}
+
+// kInt8: the weights of a block's entries, rounded for components [32 group, 32 group + 32) of the values.
+void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* block, double* weights, int32_t count) {
+  const auto* scales = reinterpret_cast<const float*>(block + view.format.value_scales_offset()) + group * kKvBlockSize;
+  double peak = 0.0;
+  double max_scale = 0.0;
+  for (int32_t e = 0; e < count; ++e) {
+    if (weights[e] == kNothing) continue;
+    peak = std::fmax(peak, weights[e]);
+    max_scale = std::fmax(max_scale, static_cast<double>(scales[e]));
+  }
+  const double step = peak < 0x1p-100 ? 0.0 : peak * max_scale / 255.0;
+  for (int32_t e = 0; e < count; ++e) {
+    const auto scale = static_cast<double>(scales[e]);
+    if (weights[e] == kNothing || std::isnan(scale)) continue;
+    weights[e] = step == 0.0 || scale == 0.0 ? 0.0 : std::nearbyint(weights[e] * scale / step) * step / scale;
+  }
 }
 
 // Writes max and denominator to `state`; returns exp(score - max) of the split's entries, 0 for those not seen.
 std::vector<double> weigh_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                               int32_t row, const Entries& entries, float* state) {
   const int32_t key_dim = view.format.key_dim;
+  const std::vector<double> query = round_query(arithmetic, rows.queries[row], key_dim);
   std::vector<double> scores(static_cast<size_t>(entries.count), kNothing);
   double max = kNothing;
   for (int32_t i = 0; i < entries.count; ++i) {
     if (!sees(view, rows, row, entries.first + i)) continue;
     double dot = 0.0;
     for (int32_t d = 0; d < key_dim; ++d) {
-      dot += round_to(arithmetic, rows.queries[row][d]) *
+      dot += query[static_cast<size_t>(d)] *
              static_cast<double>(
                  entries.keys[static_cast<size_t>(i) * static_cast<size_t>(key_dim) + static_cast<size_t>(d)]);
     }
@@ -85,15 +129,38 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
   const int32_t value_dim = view.format.value_dim;
   const std::vector<double> weights = weigh_row(arithmetic, view, rows, row, entries, state);
   std::vector<double> sum(static_cast<size_t>(value_dim), 0.0);
-  for (int32_t i = 0; i < entries.count; ++i) {
-    if (!sees(view, rows, row, entries.first + i)) continue;
-    const double weight = round_to(arithmetic, weights[static_cast<size_t>(i)]);
-    for (int32_t c = 0; c < value_dim; ++c) {
-      sum[static_cast<size_t>(c)] +=
-          weight *
-          static_cast<double>(
-              entries.values[static_cast<size_t>(i) * static_cast<size_t>(value_dim) + static_cast<size_t>(c)]);
+  const auto add_components = [&](const std::vector<double>& rounded, int32_t begin, int32_t end) {
+    for (int32_t i = 0; i < entries.count; ++i) {
+      if (!sees(view, rows, row, entries.first + i)) continue;
+      for (int32_t c = begin; c < end; ++c) {
+        sum[static_cast<size_t>(c)] +=
+            rounded[static_cast<size_t>(i)] *
+            static_cast<double>(
+                entries.values[static_cast<size_t>(i) * static_cast<size_t>(value_dim) + static_cast<size_t>(c)]);
+      }
     }
+  };
+  if (arithmetic == AttentionArithmetic::kInt8) {
+    for (int32_t begin = 0; begin < value_dim; begin += kInt8Group) {
+      std::vector<double> rounded = weights;
+      for (int32_t i = 0; i < entries.count; ++i) {
+        if (!sees(view, rows, row, entries.first + i)) rounded[static_cast<size_t>(i)] = kNothing;
+      }
+      for (int32_t i = 0; i < entries.count; i += kKvBlockSize) {
+        if (std::all_of(rounded.begin() + i, rounded.begin() + std::min(i + kKvBlockSize, entries.count),
+                        [](double weight) { return weight == kNothing; })) {
+          continue;  // the block may be gone
+        }
+        round_weights_to_int8(view, begin / static_cast<int32_t>(kInt8Group),
+                              view.blocks[(entries.first + i) / kKvBlockSize], rounded.data() + i,
+                              std::min(kKvBlockSize, entries.count - i));
+      }
+      add_components(rounded, begin, std::min(value_dim, begin + static_cast<int32_t>(kInt8Group)));
+    }
+  } else {
+    std::vector<double> rounded = weights;
+    if (arithmetic == AttentionArithmetic::kBF16) std::ranges::transform(rounded, rounded.begin(), round_to_bf16);
+    add_components(rounded, 0, value_dim);
   }
   for (int32_t c = 0; c < value_dim; ++c) state[2 + c] = static_cast<float>(sum[static_cast<size_t>(c)]);
 }

@@ -9,6 +9,9 @@ namespace witan {
 
 inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
 
+inline constexpr int64_t kInt8Group = 32;  // components that share a scale in kInt8 arithmetic, as in kQ8
+constexpr int64_t num_int8_groups(int64_t dim) { return (dim + kInt8Group - 1) / kInt8Group; }
+
 // Scratch rows are a whole and odd number of cache lines long: rows at a power of two would share a few cache sets.
 constexpr int64_t padded_row_floats(int64_t num_floats) { return ((num_floats + 15) / 16 | 1) * 16; }
 inline constexpr int64_t kScoreStride = padded_row_floats(kAttentionSplit);
@@ -37,8 +40,10 @@ struct SplitTask {
   float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block; for kBF16, its
                             // values of keys as KvBlockFormat lays values out
   int64_t padded_value_dim = 0;
-  uint32_t* query_pairs = nullptr;  // kBF16: [num_rows][padded_query_pairs], the rounded queries
-  int64_t padded_query_pairs = 0;
+  // The rounded queries, [num_rows][query_stride]. kBF16: words of two components. kInt8: words of four, up to a whole
+  // group of 32 components; then of each group its float32 scale; then of each group -128 times the sum of its quants.
+  uint32_t* query_words = nullptr;
+  int64_t query_stride = 0;
 
   float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result
 };
@@ -46,6 +51,7 @@ struct SplitTask {
 using SplitFunction = void (*)(const SplitTask& task);
 void attention_split_avx2(const SplitTask& task);
 void attention_split_avx512(const SplitTask& task);
+void attention_split_q8_avx512_vnni(const SplitTask& task);    // kInt8
 void attention_split_bf16_avx512_bf16(const SplitTask& task);  // kBF16
 
 // As far as the weights in task.scores and the states' first two numbers; scores of blocks that a row does not see are

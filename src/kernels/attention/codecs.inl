@@ -91,6 +91,7 @@ struct Bf16Values {
   }
 };
 
+// Words of four components.
 struct Q8Keys {
   static constexpr int kStoredBytes = 1;
   const uint8_t* data;
@@ -100,27 +101,31 @@ struct Q8Keys {
     return {block, reinterpret_cast<const float*>(block + task.key_scales)};
   }
   Float vector(int64_t d, int64_t entry) const {
-    return multiply(load_int8(data + d * kKvBlockSize + entry), load(scales + d / kGroup * kKvBlockSize + entry));
+    const uint8_t* words = data + (d / 4 * kKvBlockSize + entry) * 4;
+    return multiply(load_byte_of_words(words, static_cast<int>(d % 4), 128),
+                    load(scales + d / kGroup * kKvBlockSize + entry));
   }
 };
 
+// Words of four entries.
 struct Q8Values {
   static constexpr int kStoredBytes = 1;
+  static constexpr int64_t kRun = 16;  // components
   const uint8_t* data;
-  const float* scales;  // [32 entries][num_groups]
-  int64_t stride;
-  int64_t num_groups;
+  const float* scales;  // [ceil(value_dim / 32)][32 entries]
 
   static Q8Values of(const SplitTask& task, const uint8_t* block) {
-    return {block + task.values, reinterpret_cast<const float*>(block + task.value_scales), task.format.value_dim,
-            (task.format.value_dim + kGroup - 1) / kGroup};
+    return {block + task.values, reinterpret_cast<const float*>(block + task.value_scales)};
   }
+  const uint8_t* words(int64_t entry, int64_t c) const {
+    return data + ((c / kRun * kKvBlockSize / 4 + entry / 4) * kRun + c % kRun) * 4;
+  }
+  float scale(int64_t entry, int64_t c) const { return scales[c / kGroup * kKvBlockSize + entry]; }
   Float vector(int64_t entry, int64_t c) const {
-    return multiply(load_int8(data + entry * stride + c), broadcast(scales[entry * num_groups + c / kGroup]));
+    return multiply(load_byte_of_words(words(entry, c), static_cast<int>(entry % 4), 0), broadcast(scale(entry, c)));
   }
   float single(int64_t entry, int64_t c) const {
-    const auto quant = static_cast<int8_t>(data[entry * stride + c]);
-    return static_cast<float>(quant) * scales[entry * num_groups + c / kGroup];
+    return static_cast<float>(static_cast<int8_t>(words(entry, c)[entry % 4])) * scale(entry, c);
   }
 };
 

@@ -17,33 +17,47 @@ int64_t num_groups(int32_t dim) { return (dim + kQ8Group - 1) / kQ8Group; }
 
 int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
-// Components that lie together in a pair-interleaved part: of keys, and of values.
-constexpr int kKeyRun = 2;
-constexpr int kValueRun = 16;
+// Components of keys that lie together in a word, and entries of values.
+int32_t per_word(KvCodec codec) { return codec == KvCodec::kBF16 ? 2 : codec == KvCodec::kQ8 ? 4 : 1; }
+constexpr int32_t kValueRun =
+    16;  // words of components that follow each other in values, if these have several entries
 
-// Of the keys or the values of one block, without the padding to whole lines; `run` is that of kBF16.
-int64_t part_bytes(KvCodec codec, int64_t dim, int64_t run) {
+// Of the keys or the values of one block, their scales and the padding to whole lines left out; components come in
+// multiples of `run`.
+int64_t element_bytes(KvCodec codec, int64_t dim, int32_t run) {
+  const int64_t num_elements = kKvBlockSize * round_up(dim, run);
   switch (codec) {
     case KvCodec::kF32:
-      return kKvBlockSize * dim * 4;
+      return num_elements * 4;
     case KvCodec::kF16:
-      return kKvBlockSize * dim * 2;
     case KvCodec::kBF16:
-      return kKvBlockSize * round_up(dim, run) * 2;
+      return num_elements * 2;
     case KvCodec::kQ8:
-      return kKvBlockSize * (dim + num_groups(static_cast<int32_t>(dim)) * 4);
+      return num_elements;
   }
   WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
+}
+
+int64_t key_element_bytes(const KvBlockFormat& format) {
+  return element_bytes(format.codec, format.key_dim, per_word(format.codec));
+}
+
+int64_t value_element_bytes(const KvBlockFormat& format) {
+  return element_bytes(format.codec, format.value_dim, per_word(format.codec) == 1 ? 1 : kValueRun);
+}
+
+int64_t scale_bytes(const KvBlockFormat& format, int32_t dim) {
+  return format.codec == KvCodec::kQ8 ? kKvBlockSize * num_groups(dim) * static_cast<int64_t>(sizeof(float)) : 0;
 }
 
 // One entry within the keys or the values of a block: where its components, and its scales if any, lie.
 struct EntryPart {
   std::byte* data;
   int32_t dim;
-  int64_t first;         // element of component 0
-  int64_t stride;        // elements from one component to the next, within a run of 2^run_bits components
-  int64_t first_scale;   // float after the part's elements
-  int64_t scale_stride;  // floats from one group's scale to the next
+  int64_t first;   // element of component 0
+  int64_t stride;  // elements from one component to the next, within a run of 2^run_bits components
+  float* scales;   // kQ8: of the first group
+  uint8_t flip;    // kQ8: bits of a quant that are stored the other way round
   int run_bits = 0;
   int64_t run_stride = stride;  // elements from one run to the next
 
@@ -55,9 +69,7 @@ struct EntryPart {
   Element& element(int64_t component) const {
     return reinterpret_cast<Element*>(data)[index(component)];
   }
-  float& scale(int64_t group) const {
-    return reinterpret_cast<float*>(data + int64_t{kKvBlockSize} * dim)[first_scale + group * scale_stride];
-  }
+  float& scale(int64_t group) const { return scales[group * kKvBlockSize]; }
 };
 
 EntryPart key_part(const KvBlockFormat& format, std::byte* block, int slot) {
@@ -65,13 +77,13 @@ EntryPart key_part(const KvBlockFormat& format, std::byte* block, int slot) {
                  .dim = format.key_dim,
                  .first = slot,
                  .stride = kKvBlockSize,
-                 .first_scale = slot,
-                 .scale_stride = kKvBlockSize};
-  if (format.codec == KvCodec::kBF16) {
-    part.first = int64_t{kKeyRun} * slot;
+                 .scales = reinterpret_cast<float*>(block + format.key_scales_offset()) + slot,
+                 .flip = 0x80};
+  if (const int32_t run = per_word(format.codec); run > 1) {
+    part.first = int64_t{run} * slot;
     part.stride = 1;
-    part.run_bits = std::countr_zero(unsigned{kKeyRun});
-    part.run_stride = kKeyRun * kKvBlockSize;
+    part.run_bits = std::countr_zero(static_cast<uint32_t>(run));
+    part.run_stride = int64_t{run} * kKvBlockSize;
   }
   return part;
 }
@@ -81,13 +93,13 @@ EntryPart value_part(const KvBlockFormat& format, std::byte* block, int slot) {
                  .dim = format.value_dim,
                  .first = int64_t{slot} * format.value_dim,
                  .stride = 1,
-                 .first_scale = slot * num_groups(format.value_dim),
-                 .scale_stride = 1};
-  if (format.codec == KvCodec::kBF16) {
-    part.first = slot / 2 * (2 * kValueRun) + slot % 2;
-    part.stride = 2;
-    part.run_bits = std::countr_zero(unsigned{kValueRun});
-    part.run_stride = kValueRun * kKvBlockSize;
+                 .scales = reinterpret_cast<float*>(block + format.value_scales_offset()) + slot,
+                 .flip = 0};
+  if (const int32_t entries = per_word(format.codec); entries > 1) {
+    part.first = slot / entries * (entries * kValueRun) + slot % entries;
+    part.stride = entries;
+    part.run_bits = std::countr_zero(static_cast<uint32_t>(kValueRun));
+    part.run_stride = int64_t{kValueRun} * kKvBlockSize;
   }
   return part;
 }
@@ -116,7 +128,8 @@ void store_q8(const EntryPart& part, const float* x) {
     const bool all_zero = scale == 0.0f || std::isnan(scale);
     const float inverse = all_zero ? 0.0f : 1.0f / scale;
     for (int32_t i = begin; i < end; ++i) {
-      part.element<int8_t>(i) = all_zero ? int8_t{0} : round_to_int8(x[i] * inverse);
+      const int8_t quant = all_zero ? int8_t{0} : round_to_int8(x[i] * inverse);
+      part.element<uint8_t>(i) = static_cast<uint8_t>(quant) ^ part.flip;
     }
   }
 }
@@ -151,7 +164,7 @@ void load_part(KvCodec codec, const EntryPart& part, float* x) {
         x[i] = bf16_to_f32(part.element<uint16_t>(i));
         break;
       case KvCodec::kQ8:
-        x[i] = static_cast<float>(part.element<int8_t>(i)) * part.scale(i / kQ8Group);
+        x[i] = static_cast<float>(static_cast<int8_t>(part.element<uint8_t>(i) ^ part.flip)) * part.scale(i / kQ8Group);
         break;
     }
   }
@@ -159,7 +172,7 @@ void load_part(KvCodec codec, const EntryPart& part, float* x) {
 
 // Behind an odd number of components comes one that meets a 0 in queries too.
 void complete_pair(KvCodec codec, const EntryPart& keys) {
-  if (codec == KvCodec::kBF16 && keys.dim % kKeyRun != 0) keys.element<uint16_t>(keys.dim) = 0;
+  if (codec == KvCodec::kBF16 && keys.dim % 2 != 0) keys.element<uint16_t>(keys.dim) = 0;
 }
 
 template <typename Element>
@@ -177,7 +190,7 @@ void copy_part(KvCodec codec, const EntryPart& from, const EntryPart& to) {
       copy_elements<uint16_t>(from, to);
       return;
     case KvCodec::kQ8:
-      copy_elements<int8_t>(from, to);
+      copy_elements<uint8_t>(from, to);
       for (int64_t group = 0; group < num_groups(from.dim); ++group) to.scale(group) = from.scale(group);
       return;
   }
@@ -199,10 +212,17 @@ std::string_view kv_codec_name(KvCodec codec) {
   return "unknown";
 }
 
-int64_t KvBlockFormat::key_bytes() const { return round_up(part_bytes(codec, key_dim, kKeyRun), 64); }
+int64_t KvBlockFormat::key_bytes() const {
+  return round_up(key_element_bytes(*this) + scale_bytes(*this, key_dim), 64);
+}
+
+int64_t KvBlockFormat::key_scales_offset() const { return key_element_bytes(*this); }
+
+int64_t KvBlockFormat::value_scales_offset() const { return key_bytes() + value_element_bytes(*this); }
 
 int64_t KvBlockFormat::block_bytes() const {
-  return key_bytes() + (value_in_key ? 0 : round_up(part_bytes(codec, value_dim, kValueRun), 64));
+  if (value_in_key) return key_bytes();
+  return round_up(value_scales_offset() + scale_bytes(*this, value_dim), 64);
 }
 
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value) {

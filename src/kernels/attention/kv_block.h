@@ -13,9 +13,14 @@ namespace witan {
 //   keys    [ceil(key_dim/2)][32] words of components 2i, 2i + 1; behind an odd key_dim comes a component of 0
 //   values  [ceil(value_dim/16)][16 pairs of entries][16] words of entries 2i, 2i + 1; components up to a multiple of
 //   16
-// kQ8 stores int8 elements and, after the elements of each part, float32 scales: keys [ceil(key_dim/32)][32], values
-// [32][ceil(value_dim/32)]; a scale covers 32 consecutive components of one entry: scale = max|x| / 127.
-// With value_in_key (MLA) the value of an entry is the first value_dim components of its key.
+// kQ8 stores 8-bit quants, four to a 32-bit word, as the integer instructions take them: keys as unsigned quant + 128,
+// values as signed quants.
+//   keys    [ceil(key_dim/4)][32] words of components 4i .. 4i + 3; components behind key_dim may be anything
+//   values  [ceil(value_dim/16)][8 quads of entries][16] words of entries 4i .. 4i + 3; components up to a multiple of
+//   16
+// After the quants of each part come float32 scales [ceil(dim/32)][32 entries]; a scale covers 32 consecutive
+// components of one entry: scale = max|x| / 127, x = quant * scale. With value_in_key (MLA) the value of an entry is
+// the first value_dim components of its key.
 inline constexpr int kKvBlockSize = 32;
 
 enum class KvCodec : uint8_t { kF32, kF16, kBF16, kQ8 };
@@ -28,7 +33,10 @@ struct KvBlockFormat {
   int32_t value_dim = 0;
   bool value_in_key = false;
 
-  int64_t key_bytes() const;    // of the keys of one block, a multiple of 64
+  int64_t key_bytes() const;  // of the keys of one block, a multiple of 64
+  // kQ8: where in a block the scales lie.
+  int64_t key_scales_offset() const;
+  int64_t value_scales_offset() const;
   int64_t block_bytes() const;  // keys and values, a multiple of 64
 };
 

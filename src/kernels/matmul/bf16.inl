@@ -15,21 +15,26 @@ struct Bf16Kernel {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel)
-        : num_pairs_(num_pairs(args)), prefetch_(args, panel, 0, num_units(args)) {
+    Packed(const MatmulArgs& args, int64_t panel) : num_pairs_(num_pairs(args)) {
       for (int p = 0; p < kPanels; ++p) panels_[p] = panel_address(args, panel + p);
     }
-    [[gnu::always_inline]] inline void enter(int64_t unit) { prefetch_.enter(unit); }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    [[gnu::always_inline]] inline void enter(int64_t unit) {
+      for (int p = 0; p < kPanels; ++p) prefetch_.enter(p, panels_[p] + unit * kUnitBytes);
+    }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.template step<kTokens, kStepPairs * kWordVectorBytes>();
+    }
     int64_t end_pair(int64_t unit) const { return smaller(num_pairs_, (unit + 1) * kUnitPairs); }
     [[gnu::always_inline]] inline Int pair(int panel, int64_t pair, int slice) const {
       return load(panels_[panel] + pair * kWordVectorBytes + slice * 4 * kLanes);
     }
 
    private:
+    static constexpr PrefetchAhead kAhead = {.near_tokens = 4, .near_bytes = 1024, .far_bytes = 0, .near_to_l1 = false};
     const uint8_t* panels_[kPanels];
     int64_t num_pairs_;
-    StreamPrefetch<kPanels, kUnitBytes, kUnitPairs / kStepPairs> prefetch_;
+    StreamPrefetch<kPanels, kAhead> prefetch_;
   };
 
   template <int kPanels, int kTokens, typename Weights>
@@ -60,7 +65,7 @@ struct Bf16Kernel {
       for (; k + kStepPairs <= end_pair; k += kStepPairs) {
 #pragma GCC unroll 2
         for (int64_t i = 0; i < kStepPairs; ++i) pair(weights, k + i, x, totals);
-        weights.prefetch();
+        weights.template prefetch<kTokens>();
       }
       for (; k < end_pair; ++k) pair(weights, k, x, totals);
     }

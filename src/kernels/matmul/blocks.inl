@@ -48,7 +48,10 @@ struct BlockKernel {
       return load(current_[panel]->codes[block][kWord] + slice * 4 * kLanes);
     }
     const BlockScales& scales(int panel) const { return current_[panel]->scales; }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.step();
+    }
 
    private:
     struct Unit {
@@ -148,7 +151,7 @@ struct BlockKernel {
 #pragma GCC unroll 1
       for (int64_t b = 0; b < num_blocks; ++b) {
         block(weights, unit, b, x, totals);
-        weights.prefetch();
+        weights.template prefetch<kTokens>();
       }
     }
     totals.save(sums);
@@ -163,23 +166,19 @@ struct PackedBlockKernel : BlockKernel<kSubBlocks, kMins> {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel)
-        : args_(args),
-          decoder_(BlockCodes<kBits>::of(*args.blocks)),
-          prefetch_(args, panel, args.block_scales_bytes, Base::num_units(args)) {
-      for (int p = 0; p < kPanels; ++p) panels_[p] = panel_address(args, panel + p);
+    Packed(const MatmulArgs& args, int64_t panel) : args_(args), decoder_(BlockCodes<kBits>::of(*args.blocks)) {
+      for (int p = 0; p < kPanels; ++p) {
+        panels_[p] = panel_address(args, panel + p);
+        // All scales of the panel at once, so that its codes are the only stream from here on.
+        for (int64_t line = 0; line < args.block_scales_bytes; line += kLineBytes) touch_line(panels_[p] + line);
+      }
     }
     [[gnu::always_inline]] inline void enter(int64_t unit) {
       for (int p = 0; p < kPanels; ++p) {
         codes_[p] = panels_[p] + args_.block_scales_bytes + unit * kUnitBytes;
         Base::unpack_scales(args_, panels_[p], unit, scales_[p]);
-        // Two units ahead; past the panel's scales this asks for codes that are wanted anyway.
-        const int64_t unit_bytes = kUnitBlocks / args_.blocks->scale_blocks * args_.blocks->scale_bytes;
-        for (int64_t line = 0; line < unit_bytes; line += kLineBytes) {
-          prefetch_line(panels_[p] + (unit + 2) * unit_bytes + line);
-        }
+        prefetch_.enter(p, codes_[p]);
       }
-      prefetch_.enter(unit);
     }
     int64_t blocks(int64_t unit) const { return Base::blocks_of_unit(args_, unit); }
     template <int kWord>
@@ -187,16 +186,20 @@ struct PackedBlockKernel : BlockKernel<kSubBlocks, kMins> {
       return decoder_.template word<kWord>(codes_[panel] + block * kBits * kWordVectorBytes, slice);
     }
     const BlockScales& scales(int panel) const { return scales_[panel]; }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.template step<kTokens, kUnitBytes / kUnitBlocks>();
+    }
 
    private:
     static constexpr int64_t kUnitBytes = kUnitBlocks * kBits * kWordVectorBytes;
+    static constexpr PrefetchAhead kAhead = {.near_tokens = 3, .near_bytes = 512, .far_bytes = 2 * kUnitBytes};
     const MatmulArgs& args_;
     const BlockCodes<kBits> decoder_;
     const uint8_t* panels_[kPanels];
     const uint8_t* codes_[kPanels];
     BlockScales scales_[kPanels];
-    StreamPrefetch<kPanels, kUnitBytes, kUnitBlocks> prefetch_;
+    StreamPrefetch<kPanels, kAhead> prefetch_;
   };
 };
 

@@ -20,11 +20,19 @@ inline const uint8_t* panel_address(const MatmulArgs& args, int64_t panel) {
   return args.panels + panel * args.panel_stride_bytes;
 }
 
-// Asks for a line of weights, for the L2 cache: asking for the L1 cache holds back the core (Zen 4 has few buffers for
-// L1 misses), and the way from L2 is short. An address past the end of the weights is harmless.
+// Asks for a line of weights, for the L2 cache: far ahead, asking for the L1 cache holds back the core (Zen 4 has few
+// buffers for L1 misses), and the way from L2 is short. An address past the end of the weights is harmless.
 // (Volatile assembly stays where it is put: the compiler's scheduler gathers builtin prefetches into one burst, which
 // the core answers by dropping them.)
 [[gnu::always_inline]] inline void prefetch_line(const uint8_t* from) { asm volatile("prefetcht1 %0" : : "m"(*from)); }
+[[gnu::always_inline]] inline void prefetch_line_to_l1(const uint8_t* from) {
+  asm volatile("prefetcht0 %0" : : "m"(*from));
+}
+// Loads it, which waits for it where a prefetch may be dropped: `from` must be part of the weights.
+[[gnu::always_inline]] inline void touch_line(const uint8_t* from) {
+  int32_t word;
+  asm volatile("movl %1, %0" : "=r"(word) : "m"(*from));
+}
 
 // The sums of a tile, [slice of the tile][token].
 template <int kPanels, int kTokens>
@@ -185,44 +193,45 @@ class SpreadPrefetch {
   int64_t lines_per_step_ = 0;
 };
 
-// Prefetches ahead of a walk over the cells of each panel: a few cells on in the panel or, at its end, in the panel
-// group that comes after.
-template <int kPanels, int64_t kCellBytes, int kSteps>
+// Where a walk over packed weights is asked for ahead of it; found by measuring on Zen 4.
+// Few rows use a line as soon as it comes, and the hardware's own prefetcher keeps up with that if the walk is one
+// ascending stream: lines asked for a little ahead lead it over the edges of pages. With more rows it looks too few
+// lines ahead, and those asked for early wait in the L2 cache.
+struct PrefetchAhead {
+  int near_tokens;         // most rows that count as few
+  int64_t near_bytes;      // ahead, for few rows
+  int64_t far_bytes;       // for more; 0: not at all
+  bool near_to_l1 = true;  // or to L2: better for several streams
+};
+
+template <int kPanels, const PrefetchAhead& kAhead>
 class StreamPrefetch {
  public:
-  // Cells start at `offset` in a panel.
-  StreamPrefetch(const MatmulArgs& args, int64_t panel, int64_t offset, int64_t num_cells)
-      : offset_(offset), num_cells_(num_cells) {
-    const int64_t next = smaller(panel + kPanels, args.panel_end - kPanels);
-    for (int p = 0; p < kPanels; ++p) {
-      panels_[p] = panel_address(args, panel + p);
-      next_panels_[p] = panel_address(args, next + p);
-    }
-  }
-  [[gnu::always_inline]] inline void enter(int64_t cell) {
-    const int64_t ahead = cell + kCellsAhead;
-    for (int p = 0; p < kPanels; ++p) {
-      at_[p] = ahead < num_cells_ ? panels_[p] + offset_ + ahead * kCellBytes
-                                  : next_panels_[p] + (ahead - num_cells_) * kCellBytes;
-    }
-  }
+  // The walk in panel `panel` of the group goes on at `at`.
+  [[gnu::always_inline]] inline void enter(int panel, const uint8_t* at) { at_[panel] = at; }
+
+  // The next kBytes of each panel are about to be used.
+  template <int kTokens, int64_t kBytes>
   [[gnu::always_inline]] inline void step() {
-    constexpr int64_t kStepBytes = kCellBytes / kSteps;
+    constexpr bool kNear = kTokens <= kAhead.near_tokens;
+    constexpr int64_t kDistance = kNear ? kAhead.near_bytes : kAhead.far_bytes;
+    if constexpr (kDistance == 0) return;
     for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 16
-      for (int64_t line = 0; line < kStepBytes; line += kLineBytes) prefetch_line(at_[p] + line);
-      at_[p] += kStepBytes;
+      for (int64_t line = 0; line < kBytes; line += kLineBytes) {
+        const uint8_t* from = at_[p] + kDistance + line;
+        if constexpr (kNear && kAhead.near_to_l1) {
+          prefetch_line_to_l1(from);
+        } else {
+          prefetch_line(from);
+        }
+      }
+      at_[p] += kBytes;
     }
   }
 
  private:
-  // 3 to 5 KB ahead: measured best on Zen 4 for cells of 2304, 3328 and 4352 bytes.
-  static constexpr int64_t kCellsAhead = kPanels * kCellBytes < 3000 ? 2 : 1;
-  const uint8_t* panels_[kPanels];
-  const uint8_t* next_panels_[kPanels];
   const uint8_t* at_[kPanels];
-  int64_t offset_;
-  int64_t num_cells_;
 };
 
 // The choice by the number of activation rows.

@@ -54,15 +54,15 @@ struct Q4KKernel {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) : prefetch_(args, panel, 0, num_units(args)) {
+    Packed(const MatmulArgs& args, int64_t panel) {
       for (int p = 0; p < kPanels; ++p) cells_[p] = reinterpret_cast<const Q4KCell*>(panel_address(args, panel + p));
     }
     [[gnu::always_inline]] inline void enter(int64_t cell) {
       for (int p = 0; p < kPanels; ++p) {
         quants_[p] = cells_[p][cell].quants[0][0];
         unpack_q4_k_scales(cells_[p][cell], scales_[p]);
+        prefetch_.enter(p, reinterpret_cast<const uint8_t*>(&cells_[p][cell]));
       }
-      prefetch_.enter(cell);
     }
     template <int kHigh>
     [[gnu::always_inline]] inline Int quants(int panel, int pair, int word, int slice) const {
@@ -70,13 +70,17 @@ struct Q4KKernel {
       return bit_and(kHigh == 0 ? v : shift_right<4>(v), broadcast_byte(15));
     }
     const Q4KScales& scales(int panel) const { return scales_[panel]; }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.template step<kTokens, sizeof(Q4KCell) / 8>();
+    }
 
    private:
+    static constexpr PrefetchAhead kAhead = {.near_tokens = 2, .near_bytes = 512, .far_bytes = 2 * sizeof(Q4KCell)};
     const Q4KCell* cells_[kPanels];
     const uint8_t* quants_[kPanels];
     Q4KScales scales_[kPanels];
-    StreamPrefetch<kPanels, sizeof(Q4KCell), 8> prefetch_;
+    StreamPrefetch<kPanels, kAhead> prefetch_;
   };
 
   template <int kPanels>
@@ -99,7 +103,10 @@ struct Q4KKernel {
       return load(current_[panel]->quants[2 * pair + kHigh][word] + slice * 4 * kLanes);
     }
     const Q4KScales& scales(int panel) const { return current_[panel]->scales; }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.step();
+    }
 
    private:
     struct Cell {
@@ -156,7 +163,7 @@ struct Q4KKernel {
         sums.v[s][t] = multiply_add(to_floats(total_q4(dots[s][t])), scale, sums.v[s][t]);
       }
     }
-    weights.prefetch();
+    weights.template prefetch<kTokens>();
   }
 
   // Subtracts the mins and adds the cell's sums to the tile's.

@@ -48,7 +48,7 @@ struct Q6KKernel {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) : prefetch_(args, panel, q6_k_cells_offset(args), num_units(args)) {
+    Packed(const MatmulArgs& args, int64_t panel) {
       for (int p = 0; p < kPanels; ++p) {
         d_[p] = panel_address(args, panel + p);
         cells_[p] = q6_k_cells(args, panel + p);
@@ -58,22 +58,26 @@ struct Q6KKernel {
       for (int p = 0; p < kPanels; ++p) {
         current_[p] = &cells_[p][cell];
         unpack_q6_k_scales(*current_[p], d_[p] + 32 * cell, scales_[p]);
+        prefetch_.enter(p, reinterpret_cast<const uint8_t*>(current_[p]));
       }
-      prefetch_.enter(cell);
     }
     template <int kBlock>
     [[gnu::always_inline]] inline Int quants(int panel, int half, int word, int slice) const {
       return q6_k_quants<kBlock>(current_[panel]->halves[half], word, slice);
     }
     const float* scale(int panel, int sub_block) const { return scales_[panel][sub_block]; }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.template step<kTokens, sizeof(Q6KCell) / 8>();
+    }
 
    private:
+    static constexpr PrefetchAhead kAhead = {.near_tokens = 4, .near_bytes = 1024, .far_bytes = sizeof(Q6KCell)};
     const uint8_t* d_[kPanels];
     const Q6KCell* cells_[kPanels];
     const Q6KCell* current_[kPanels];
     alignas(64) float scales_[kPanels][16][16];
-    StreamPrefetch<kPanels, sizeof(Q6KCell), 8> prefetch_;
+    StreamPrefetch<kPanels, kAhead> prefetch_;
   };
 
   template <int kPanels>
@@ -99,7 +103,10 @@ struct Q6KKernel {
       return load(current_[panel]->quants[4 * half + kBlock][word] + slice * 4 * kLanes);
     }
     const float* scale(int panel, int sub_block) const { return current_[panel]->scales[sub_block]; }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.step();
+    }
 
    private:
     struct Cell {
@@ -168,7 +175,7 @@ struct Q6KKernel {
                                                   const Int8Per256Block* const* x, Sums<kPanels, kTokens>& sums) {
     sub_block<kBlock, 0>(weights, half, cell, x, sums);
     sub_block<kBlock, 1>(weights, half, cell, x, sums);
-    weights.prefetch();
+    weights.template prefetch<kTokens>();
   }
 
   template <int kPanels, int kTokens, typename Weights>

@@ -36,14 +36,18 @@ struct Q8Kernel {
   template <int kPanels>
   class Packed : public Groups<kPanels> {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) : prefetch_(args, panel, 0, num_units(args)) {
-      this->set(args, panel);
+    Packed(const MatmulArgs& args, int64_t panel) { this->set(args, panel); }
+    [[gnu::always_inline]] inline void enter(int64_t group) {
+      for (int p = 0; p < kPanels; ++p) prefetch_.enter(p, this->scale(p, group, 0));
     }
-    [[gnu::always_inline]] inline void enter(int64_t group) { prefetch_.enter(group); }
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.template step<kTokens, kQ8GroupBytes / kQ8GroupBlocks>();
+    }
 
    private:
-    StreamPrefetch<kPanels, kQ8GroupBytes, kQ8GroupBlocks> prefetch_;
+    static constexpr PrefetchAhead kAhead = {.near_tokens = 4, .near_bytes = 512, .far_bytes = kQ8GroupBytes};
+    StreamPrefetch<kPanels, kAhead> prefetch_;
   };
 
   template <int kPanels>
@@ -55,7 +59,10 @@ struct Q8Kernel {
                             num_tiles * (end - begin) * kQ8GroupBlocks);
     }
     void enter(int64_t /*group*/) {}
-    [[gnu::always_inline]] inline void prefetch() { prefetch_.step(); }
+    template <int kTokens>
+    [[gnu::always_inline]] inline void prefetch() {
+      prefetch_.step();
+    }
 
    private:
     SpreadPrefetch<kPanels> prefetch_;
@@ -110,7 +117,7 @@ struct Q8Kernel {
 #pragma GCC unroll 1
       for (int64_t b = 0; b < num_blocks; ++b) {
         block(weights, group, b, x, totals);
-        weights.prefetch();
+        weights.template prefetch<kTokens>();
       }
     }
     totals.save(sums);

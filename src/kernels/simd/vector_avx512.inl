@@ -48,8 +48,11 @@ inline Float load_high_bf16(const void* words) {
   const __m512i high_halves = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(words), high_halves));
 }
-inline Float load_int8(const void* from) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
+// Byte `byte` of every 32-bit word, as a signed number; less 128 if the bytes are unsigned and `offset` is 128.
+inline Float load_byte_of_words(const void* words, int byte, int offset) {
+  const __m512i flipped = _mm512_xor_si512(_mm512_loadu_si512(words), _mm512_set1_epi8(static_cast<char>(offset)));
+  const __m512i top = _mm512_sll_epi32(flipped, _mm_cvtsi32_si128(24 - 8 * byte));
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
 }
 
 // Over all lanes, always in the same tree.

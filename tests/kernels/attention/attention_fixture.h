@@ -171,6 +171,19 @@ inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) 
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
+// As AttentionArithmetic::kInt8 rounds queries.
+inline void round_to_int8(std::vector<float>& x) {
+  for (size_t begin = 0; begin < x.size(); begin += 32) {
+    const auto end = x.begin() + static_cast<std::ptrdiff_t>(std::min(x.size(), begin + 32));
+    float max = 0.0f;
+    for (auto at = x.begin() + static_cast<std::ptrdiff_t>(begin); at != end; ++at) max = std::max(max, std::fabs(*at));
+    const float scale = max / 127.0f;
+    for (auto at = x.begin() + static_cast<std::ptrdiff_t>(begin); at != end; ++at) {
+      *at = max == 0.0f ? 0.0f : std::nearbyint(*at * (1.0f / scale)) * scale;
+    }
+  }
+}
+
 // Attention of one row in double over the entries as they were stored, all at once, and how far a kernel of the given
 // arithmetic may be from it.
 struct Oracle {
@@ -186,7 +199,9 @@ struct Oracle {
     if (bf16) {
       for (float& q : query) q = bf16_to_f32(f32_to_bf16(q));
     }
+    if (arithmetic == AttentionArithmetic::kInt8) round_to_int8(query);
     std::vector<double> scores;
+    std::vector<int32_t> seen;
     std::vector<float> values;
     double max = sink == nullptr ? -std::numeric_limits<double>::infinity() : *sink;
     double score_terms = std::fabs(sink == nullptr ? 0.0 : static_cast<double>(*sink));
@@ -194,6 +209,7 @@ struct Oracle {
       const int64_t position = view.positions == nullptr ? i : view.positions[i];
       if (position > rows.positions[row]) continue;
       if (rows.window > 0 && position <= int64_t{rows.positions[row]} - rows.window) continue;
+      seen.push_back(i);
       std::vector<float> key(key_dim);
       values.resize(values.size() + value_dim);
       kv_load(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize, key.data(),
@@ -224,7 +240,8 @@ struct Oracle {
     // A score is a chain of key_dim fmas, then scaled, shifted and merged: an absolute error of (key_dim + 4) half
     // epsilons of its terms, which is a relative one of p. It counts twice, once in the denominator. A weighted sum is
     // a chain over the entries of a split, then one of merges. Weights rounded to bf16 are off by half an epsilon of
-    // that, on top of what the oracle's unrounded ones may be off in float; the denominator has them unrounded.
+    // that, on top of what the oracle's unrounded ones may be off in float; the denominator has them unrounded. Those
+    // rounded to 8 bits are off by half a step, which is common to a block and a group of components.
     constexpr double kHalfEps = std::numeric_limits<float>::epsilon() / 2;
     const double p_error = kHalfEps * ((static_cast<double>(key_dim) + 4.0) * score_terms + 4.0);
     const double sum_error = kHalfEps * (kAttentionSplit + 3.0 * view.num_splits() + 8.0);
@@ -233,6 +250,29 @@ struct Oracle {
       if (denominator > 0.0) out[c] /= denominator;
       const double terms = denominator > 0.0 ? value_terms[c] / denominator : 0.0;
       tolerance.push_back(terms * (2.0 * p_error + 2.0 * sum_error + rounding) + 1e-30);
+    }
+    if (arithmetic != AttentionArithmetic::kInt8 || denominator == 0.0) return;
+    for (size_t begin = 0; begin < seen.size();) {
+      const int32_t block = seen[begin] / kKvBlockSize;
+      size_t end = begin;
+      while (end < seen.size() && seen[end] / kKvBlockSize == block) ++end;
+      const auto* scales = reinterpret_cast<const float*>(view.blocks[block] + view.format.value_scales_offset());
+      const double peak = std::exp(*std::max_element(scores.begin() + static_cast<std::ptrdiff_t>(begin),
+                                                     scores.begin() + static_cast<std::ptrdiff_t>(end)) -
+                                   max);
+      for (size_t c = 0; c < value_dim; ++c) {
+        const float* of_group = scales + c / 32 * kKvBlockSize;
+        double max_scale = 0.0;
+        double quants = 0.0;
+        for (size_t i = begin; i < end; ++i) {
+          const auto scale = static_cast<double>(of_group[seen[i] % kKvBlockSize]);
+          max_scale = std::fmax(max_scale, scale);
+          if (scale > 0.0) quants += std::fabs(static_cast<double>(values[i * value_dim + c])) / scale;
+        }
+        const double half_step = 0.5 * (1.0 + 1e-3 + p_error) * peak * max_scale / 255.0;
+        tolerance[c] += half_step * quants / denominator;
+      }
+      begin = end;
     }
   }
 };

@@ -173,7 +173,7 @@ TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
 }
 
 TEST(Attention, ASplitThatARowDoesNotSeeGivesTheEmptyState) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
     const KvEntries entries(format_of({32, 24, false}, codec), 1100);
     for (const Variant& variant : test::variants(entries.format)) {
       const Queries queries(32, {-1, 511, 1099});
@@ -228,7 +228,7 @@ TEST(Attention, PositionsDecideWhatIsSeenNotTheOrderOfEntries) {
 }
 
 TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
     KvEntries entries(format_of({64, 64, false}, codec), 700);
     Queries queries(64, {699, 650, 3, 512, 511});
     queries.window = 300;
@@ -243,7 +243,7 @@ TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
 }
 
 TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
-  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16, KvCodec::kQ8}) {
     const KvEntries entries(format_of({64, 64, false}, codec), 1100);
     for (int32_t window : {1, 31, 32, 33, 64, 512, 513, 1099, 1100, 5000}) {
       Queries queries(64, {0, 30, 31, 32, 511, 512, 1000, 1099, 1099, 1099, 1098});
@@ -255,7 +255,7 @@ TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
 }
 
 TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
     // A sliding-window layer gives back the blocks that no row can see any more.
     KvEntries entries(format_of({64, 64, false}, codec), 1100);
     Queries queries(64, {1098, 1098, 1099, 1099});
@@ -272,7 +272,7 @@ TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
 }
 
 TEST(Attention, ASinkTakesItsShareOfTheDenominator) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
     const KvEntries entries(format_of({32, 19, false}, codec), 520);
     const Queries queries(32, {519});
     const AttentionRows rows = queries.tile(0, 1);
@@ -298,20 +298,27 @@ TEST(Attention, SinksOfEmptyStatesAndOfMinusInfinityAreSane) {
   }
 }
 
-TEST(Attention, FastPrecisionRoundsWithBf16EntriesOnly) {
+TEST(Attention, FastPrecisionRoundsWithBf16AndQ8EntriesOnly) {
   for (Isa isa : test::supported_isas()) {
     for (KvCodec codec : kAllCodecs) {
       const KvBlockFormat format = format_of({64, 64, false}, codec);
-      const bool bf16 = codec == KvCodec::kBF16 && (isa == Isa::kReference || isa == Isa::kAvx512Bf16);
+      const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
+      const AttentionArithmetic expected =
+          codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16) ? AttentionArithmetic::kBF16
+          : codec == KvCodec::kQ8 && from(Isa::kAvx512Vnni) ? AttentionArithmetic::kInt8
+                                                            : AttentionArithmetic::kF32;
       const Variant exact{isa, Precision::kExact};
       const Variant fast{isa, Precision::kFast};
       EXPECT_EQ(exact.arithmetic(format), AttentionArithmetic::kF32);
-      EXPECT_EQ(fast.arithmetic(format), bf16 ? AttentionArithmetic::kBF16 : AttentionArithmetic::kF32);
+      EXPECT_EQ(fast.arithmetic(format), expected);
+      const KvBlockFormat latent = format_of({64, 32, true}, codec);
+      EXPECT_EQ(fast.arithmetic(latent), expected == AttentionArithmetic::kInt8 ? AttentionArithmetic::kF32 : expected);
       const KvEntries entries(format, 600);
       const Queries queries(64, {599});
       const State in_exact = test::attend(exact, entries.view(), queries.tile(0, 1))[0];
       const State in_fast = test::attend(fast, entries.view(), queries.tile(0, 1))[0];
-      EXPECT_EQ(test::same_bits(in_exact, in_fast), !bf16) << describe(fast, format, 600);
+      EXPECT_EQ(test::same_bits(in_exact, in_fast), expected == AttentionArithmetic::kF32)
+          << describe(fast, format, 600);
     }
   }
 }
@@ -405,7 +412,7 @@ TEST(AttentionState, MergingMatchesTheReferenceAndStaysInBounds) {
 }
 
 TEST(Attention, ANaNStaysInItsRowAndIsNotHidden) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
     const KvEntries entries(format_of({32, 32, false}, codec), 600);
     Queries queries(32, {599, 599, 599});
     const Queries clean = queries;

@@ -72,7 +72,7 @@ TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
       {{KvCodec::kBF16, 128, 128, false}, 8192, 16384},
       {{KvCodec::kBF16, 33, 17, false}, 32 * 34 * 2, 32 * 34 * 2 + 32 * 32 * 2},  // pairs, and runs of 16
       {{KvCodec::kQ8, 128, 128, false}, 32 * (128 + 16), 2 * 32 * (128 + 16)},
-      {{KvCodec::kQ8, 33, 1, false}, 1344, 1344 + 192},  // 32 (33 + 8) = 1312 and 32 (1 + 4) = 160, rounded up
+      {{KvCodec::kQ8, 33, 1, false}, 32 * (36 + 8), 32 * (36 + 8) + 32 * (16 + 4)},  // words of 4, and runs of 16
       {{KvCodec::kQ8, 576, 512, true}, 32 * (576 + 72), 32 * (576 + 72)},
   };
   for (const Row& row : rows) {
@@ -121,23 +121,24 @@ TEST(KvBlock, Bf16InterleavesComponentsOfKeysAndEntriesOfValuesInPairs) {
   }
 }
 
-TEST(KvBlock, Q8ScalesFollowTheElementsOfTheirPart) {
+TEST(KvBlock, Q8HasWordsOfFourComponentsOfKeysAndOfFourEntriesOfValuesThenScales) {
   const KvBlockFormat format{.codec = KvCodec::kQ8, .key_dim = 40, .value_dim = 36};
   std::vector<std::byte> block = empty_block(format);
   Entry entry{std::vector<float>(40, 1.0f), std::vector<float>(36, -2.0f)};
   entry.key[39] = -4.0f;
   entry.value[35] = 8.0f;
   kv_store(format, block.data(), 3, entry.key.data(), entry.value.data());
-  EXPECT_EQ(read_at<int8_t>(block, 0 * 32 + 3), 127);
-  EXPECT_EQ(read_at<int8_t>(block, 39 * 32 + 3), -127);
-  EXPECT_EQ(read_at<int8_t>(block, 38 * 32 + 3), 32);  // 127 / 4 = 31.75
+  EXPECT_EQ(read_at<uint8_t>(block, 4 * 3), 128 + 127);
+  EXPECT_EQ(read_at<uint8_t>(block, (9 * 32 + 3) * 4 + 3), 128 - 127);
+  EXPECT_EQ(read_at<uint8_t>(block, (9 * 32 + 3) * 4 + 2), 128 + 32);  // 127 / 4 = 31.75
   EXPECT_EQ(read_at<float>(block, 40 * 32 + 4 * 3), 1.0f / 127.0f);
   EXPECT_EQ(read_at<float>(block, 40 * 32 + 4 * (32 + 3)), 4.0f / 127.0f);
   const auto values = static_cast<size_t>(format.key_bytes());
-  EXPECT_EQ(read_at<int8_t>(block, values + 3 * 36), -127);
-  EXPECT_EQ(read_at<int8_t>(block, values + 3 * 36 + 35), 127);
-  EXPECT_EQ(read_at<float>(block, values + 32 * 36 + 4 * (3 * 2)), 2.0f / 127.0f);
-  EXPECT_EQ(read_at<float>(block, values + 32 * 36 + 4 * (3 * 2 + 1)), 8.0f / 127.0f);
+  EXPECT_EQ(read_at<int8_t>(block, values + 3), -127);
+  EXPECT_EQ(read_at<int8_t>(block, values + 2 * 512 + 3 * 4 + 3), 127);
+  EXPECT_EQ(read_at<int8_t>(block, values + 2 * 512 + 3 * 4 + 2), 0) << "of the entry before";
+  EXPECT_EQ(read_at<float>(block, values + 32 * 48 + 4 * 3), 2.0f / 127.0f);
+  EXPECT_EQ(read_at<float>(block, values + 32 * 48 + 4 * (32 + 3)), 8.0f / 127.0f);
 }
 
 TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {

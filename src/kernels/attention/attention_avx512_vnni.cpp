@@ -1,0 +1,341 @@
+#include "kernels/matmul/avx512_intrinsics.h"
+
+#include "kernels/attention/attention_variants.h"
+
+// attention_split in AttentionArithmetic::kInt8. An instruction multiplies four pairs of bytes, one of each unsigned,
+// and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values. Integer
+// sums are exact, so their order is free; the float sums over groups of components and over blocks are one chain of
+// operations per number and row, as in split.inl.
+namespace witan {
+namespace {
+
+// Of the 32 registers, 16 sums: 8 rows x 32 entries or components.
+constexpr int kMaxRows = 8;
+
+// In this order: each uses names of the ones before.
+#include "kernels/simd/vector_avx512.inl"
+//
+#include "kernels/attention/tiles.inl"
+//
+#include "kernels/attention/weights.inl"
+//
+#include "kernels/attention/exp_avx512.inl"
+
+constexpr int64_t kLineBytes = 64;                       // of the caches; a vector is one
+constexpr int64_t kGroupWords = kInt8Group / 4;          // of a query or of keys
+constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries
+constexpr int64_t kRunBytes = kBlockQuads * kLineBytes;  // 16 components of the values of a block
+constexpr int64_t kKeyWordBytes = kKvBlockSize * 4;      // a word of each entry
+constexpr int kRunsPerGroup = int{kInt8Group} / kLanes;  // of components
+constexpr float kSmallestPeak = 0x1p-100f;               // weights below it count as 0: the largest of a row is 1
+
+using Int = __m512i;
+
+inline Int load_bytes(const void* from) { return _mm512_loadu_si512(from); }
+inline Int broadcast_word(uint32_t word) { return _mm512_set1_epi32(static_cast<int>(word)); }
+// sum + unsigned bytes x signed bytes, four of each to a lane.
+inline Int dot(Int sum, Int unsigned_bytes, Int signed_bytes) {
+  return _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
+}
+inline Int nearest(Float v) { return _mm512_cvtps_epi32(v); }
+inline Int magnitude_bits(Float v) { return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)); }
+inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
+
+// The numbers of two rows as bytes, saturated: 32 of each.
+inline Int pack_two_rows(Int low0, Int high0, Int low1, Int high1) {
+  const Int by_quarters = _mm512_packus_epi16(_mm512_packus_epi32(low0, high0), _mm512_packus_epi32(low1, high1));
+  const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, by_quarters);
+}
+
+// Of bits of magnitudes, which order like these, infinity and NaN above all.
+inline float largest(Int bits) { return __builtin_bit_cast(float, _mm512_reduce_max_epu32(bits)); }
+
+struct Query {
+  const uint32_t* words;   // [groups][8]
+  const float* scales;     // [groups]
+  const int32_t* offsets;  // [groups]: -128 times the sum of the quants, since keys lie as quant + 128
+
+  Query(const SplitTask& task, int64_t row)
+      : words(task.query_words + row * task.query_stride),
+        scales(reinterpret_cast<const float*>(words + num_int8_groups(task.format.key_dim) * kGroupWords)),
+        offsets(reinterpret_cast<const int32_t*>(scales + num_int8_groups(task.format.key_dim))) {}
+};
+
+// As kQ8 rounds keys: a group that is not finite gets a scale of NaN.
+inline void round_queries(const SplitTask& task) {
+  const int64_t key_dim = task.format.key_dim;
+  const int64_t num_groups = num_int8_groups(key_dim);
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    uint32_t* words = task.query_words + r * task.query_stride;
+    auto* scales = reinterpret_cast<float*>(words + num_groups * kGroupWords);
+    auto* offsets = reinterpret_cast<int32_t*>(scales + num_groups);
+    for (int64_t g = 0; g < num_groups; ++g) {
+      Float x[2];
+      for (int half = 0; half < 2; ++half) {
+        const int64_t d = g * kInt8Group + half * kLanes;
+        const int64_t left = key_dim - d;
+        x[half] = load(left >= kLanes ? Mask{0xffff} : first_lanes(left < 0 ? 0 : left), task.queries[r] + d);
+      }
+      const float max = largest(_mm512_max_epu32(magnitude_bits(x[0]), magnitude_bits(x[1])));
+      const bool finite = max <= __FLT_MAX__;
+      const float scale = max / 127.0f;
+      const float inverse = finite && scale >= __FLT_MIN__ ? 1.0f / scale : 0.0f;
+      scales[g] = !finite ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : scale;
+      int32_t sum = 0;
+      for (int half = 0; half < 2; ++half) {
+        const Int quants = finite ? nearest(multiply(x[half], broadcast(inverse))) : _mm512_setzero_si512();
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(words + g * kGroupWords + half * kLanes / 4),
+                         _mm512_cvtsepi32_epi8(quants));
+        sum += _mm512_reduce_add_epi32(quants);
+      }
+      offsets[g] = -128 * sum;
+    }
+  }
+}
+
+// One group of components of kRows queries and the keys of a block's 32 entries.
+struct ScoreGroup {
+  const uint8_t* keys;      // words from the group's first on
+  const float* key_scales;  // [32]
+  const uint32_t* queries;  // the first row's words; those of the next rows are `stride` words on, as are
+  const float* scales;      // their scales
+  const int32_t* offsets;   // and offsets
+  int64_t stride;
+  int64_t num_words;     // up to kGroupWords
+  const uint8_t* ahead;  // to be prefetched, with kAhead
+  float* scores;         // of the first row
+};
+
+// scores[r][e] = or, unless it is the first group, += query r . key e over the components of a group.
+// kNumWords is their number of words, or 0: any.
+template <int kRows, int kNumWords, bool kAhead>
+[[gnu::noinline]] void score_group(const ScoreGroup& group, bool first) {
+  Int dots[kRows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) dots[r][0] = dots[r][1] = _mm512_set1_epi32(group.offsets[r * group.stride]);
+  const int64_t end = kNumWords == 0 ? group.num_words : kNumWords;
+#pragma GCC unroll 8
+  for (int64_t word = 0; word < end; ++word) {
+    const Int key0 = load_bytes(group.keys + word * kKeyWordBytes);
+    const Int key1 = load_bytes(group.keys + word * kKeyWordBytes + kLineBytes);
+    if constexpr (kAhead) {
+      prefetch(group.ahead + word * kKeyWordBytes);
+      prefetch(group.ahead + word * kKeyWordBytes + kLineBytes);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Int query = broadcast_word(group.queries[r * group.stride + word]);
+      dots[r][0] = dot(dots[r][0], key0, query);
+      dots[r][1] = dot(dots[r][1], key1, query);
+    }
+  }
+  const Float scale0 = load(group.key_scales);
+  const Float scale1 = load(group.key_scales + kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const Float scale = broadcast(group.scales[r * group.stride]);
+    float* const of_row = group.scores + r * kScoreStride;
+    const Float sum0 = first ? zero() : load(of_row);
+    const Float sum1 = first ? zero() : load(of_row + kLanes);
+    store(of_row, multiply_add(_mm512_cvtepi32_ps(dots[r][0]), multiply(scale0, scale), sum0));
+    store(of_row + kLanes, multiply_add(_mm512_cvtepi32_ps(dots[r][1]), multiply(scale1, scale), sum1));
+  }
+}
+
+// scores[r][e] = query r . key e, unscaled, for kRows rows and all 32 entries.
+template <int kRows>
+void score_rows(const RowTile& tile, const uint8_t* keys) {
+  const SplitTask& task = tile.task;
+  const Query query(task, tile.first_row);
+  const int64_t num_words = (task.format.key_dim + 3) / 4;
+  const auto* key_scales = reinterpret_cast<const float*>(keys + task.key_scales);
+  for (int64_t g = 0; g * kGroupWords < num_words; ++g) {
+    const int64_t word = g * kGroupWords;
+    const ScoreGroup group{.keys = keys + word * kKeyWordBytes,
+                           .key_scales = key_scales + g * kKvBlockSize,
+                           .queries = query.words + word,
+                           .scales = query.scales + g,
+                           .offsets = query.offsets + g,
+                           .stride = task.query_stride,
+                           .num_words = num_words - word,
+                           .ahead = tile.ahead + word * kKeyWordBytes,
+                           .scores = tile.scores()};
+    if (tile.ahead != nullptr) {
+      prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4);
+      prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4 + kLineBytes);
+    }
+    if (group.num_words < kGroupWords) {
+      score_group<kRows, 0, false>(group, g == 0);
+    } else if (tile.ahead == nullptr) {
+      score_group<kRows, kGroupWords, false>(group, g == 0);
+    } else {
+      score_group<kRows, kGroupWords, true>(group, g == 0);
+    }
+  }
+}
+
+#include "kernels/attention/score_blocks.inl"
+
+// Turns a row's scores into weights p = exp(score * scale - max), 0 for entries it does not see, and writes its state
+// but for the weighted sum.
+inline void weigh_row(const SplitTask& task, int32_t row) {
+  const float max = max_score(task, row);
+  const Float scale = broadcast(task.scale);
+  const Float shift = broadcast(max == -__builtin_inff() ? 0.0f : max);  // exp(-inf - -inf) would be NaN
+  Float denominators = zero();
+  for (int32_t b = 0; b < task.num_blocks; ++b) {
+    const uint32_t visible = visible_entries(task, row, b);
+    if (visible == 0) continue;
+    float* block = task.scores + row * kScoreStride + b * kKvBlockSize;
+#pragma GCC unroll 2
+    for (int i = 0; i < kKvBlockSize; i += kLanes) {
+      const Float score = multiply(load(block + i), scale);
+      const Float p = exp_of_seen(lanes_of_bits(visible >> i), subtract(score, shift));
+      denominators = add(denominators, p);
+      store(block + i, p);
+    }
+  }
+  task.states[row][0] = max;
+  task.states[row][1] = sum_of_lanes(denominators);
+}
+
+// A row's weights of one group of components, to be multiplied with the quants of values: bytes, four entries to a
+// word.
+template <int kRows>
+struct RoundedWeights {
+  alignas(kLineBytes) uint32_t words[(kRows + 1) / 2 * 2][kBlockQuads];
+};
+
+// sums[r][c] += dots * factors[r] for the kRuns runs of 16 components from `values` on, over all entries of a block.
+template <int kRows, int kRuns, bool kAhead>
+[[gnu::noinline]] void add_runs(const uint8_t* values, const RoundedWeights<kRows>& weights, const float* factors,
+                                const uint8_t* ahead, float* sums, int64_t stride) {
+  Int dots[kRows][kRuns];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kRuns; ++v) dots[r][v] = _mm512_setzero_si512();
+  }
+#pragma GCC unroll 8
+  for (int64_t quad = 0; quad < kBlockQuads; ++quad) {
+    Int value[kRuns];
+#pragma GCC unroll 2
+    for (int v = 0; v < kRuns; ++v) {
+      value[v] = load_bytes(values + v * kRunBytes + quad * kLineBytes);
+      if constexpr (kAhead) prefetch(ahead + v * kRunBytes + quad * kLineBytes);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Int weight = broadcast_word(weights.words[r][quad]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kRuns; ++v) dots[r][v] = dot(dots[r][v], weight, value[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const Float factor = broadcast(factors[r]);
+#pragma GCC unroll 2
+    for (int v = 0; v < kRuns; ++v) {
+      float* const to = sums + r * stride + v * kLanes;
+      store(to, multiply_add(_mm512_cvtepi32_ps(dots[r][v]), factor, load(to)));
+    }
+  }
+}
+
+// sums[r][c] += p[r][e] * value e over the entries of a block, for kRows rows that see the same of them and all c.
+template <int kRows>
+void add_values(const RowTile& tile, const uint8_t* values, const float* value_scales) {
+  const SplitTask& task = tile.task;
+  const uint32_t visible = tile.visible();
+  const Mask seen[2] = {lanes_of_bits(visible), lanes_of_bits(visible >> kLanes)};
+  const int64_t num_runs = (task.format.value_dim + kLanes - 1) / kLanes;
+  const int64_t stride = task.padded_value_dim;
+  float* const weights = tile.scores();
+  float* const sums = tile.sums();
+  float peaks[kRows];  // of a row's weights, 1/255 of the largest
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    float* const p = weights + r * kScoreStride;
+    const Float low = load(p);
+    const Float high = load(p + kLanes);
+    const float peak = max_of_lanes(larger(low, high));
+    const Float factor = broadcast(peak >= kSmallestPeak ? 255.0f / peak : 0.0f);
+    peaks[r] = peak * (1.0f / 255.0f);
+    store(p, multiply(low, factor));
+    store(p + kLanes, multiply(high, factor));
+  }
+  for (int64_t run = 0; run < num_runs; run += kRunsPerGroup) {
+    // What is not seen may be anything.
+    const float* of_group = value_scales + run / kRunsPerGroup * kKvBlockSize;
+    Float scale[2] = {load(seen[0], of_group), load(seen[1], of_group + kLanes)};
+    const float max_scale = largest(_mm512_max_epu32(magnitude_bits(scale[0]), magnitude_bits(scale[1])));
+    const Float inverse = broadcast(max_scale == 0.0f ? 0.0f : 1.0f / max_scale);
+    scale[0] = multiply(scale[0], inverse);
+    scale[1] = multiply(scale[1], inverse);
+    if (tile.ahead != nullptr) {
+      const uint8_t* scales_ahead =
+          tile.ahead + (task.value_scales - task.values) + run / kRunsPerGroup * kKvBlockSize * 4;
+      prefetch(scales_ahead);
+      prefetch(scales_ahead + kLineBytes);
+    }
+    RoundedWeights<kRows> rounded;
+    float factors[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r += 2) {
+      const float* p = weights + r * kScoreStride;
+      const float* next = r + 1 < kRows ? p + kScoreStride : p;
+      const Int bytes =
+          pack_two_rows(nearest(multiply(load(p), scale[0])), nearest(multiply(load(p + kLanes), scale[1])),
+                        nearest(multiply(load(next), scale[0])), nearest(multiply(load(next + kLanes), scale[1])));
+      _mm512_store_si512(rounded.words[r], bytes);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) factors[r] = peaks[r] * max_scale;
+    const uint8_t* from = values + run * kRunBytes;
+    float* const to = sums + run * kLanes;
+    if (num_runs - run < kRunsPerGroup) {
+      add_runs<kRows, 1, false>(from, rounded, factors, nullptr, to, stride);
+    } else if (tile.ahead == nullptr) {
+      add_runs<kRows, kRunsPerGroup, false>(from, rounded, factors, nullptr, to, stride);
+    } else {
+      add_runs<kRows, kRunsPerGroup, true>(from, rounded, factors, tile.ahead + run * kRunBytes, to, stride);
+    }
+  }
+}
+
+template <int kRows>
+void add_up_to(int num_rows, const RowTile& tile, const uint8_t* values, const float* scales) {
+  if (num_rows == kRows) return add_values<kRows>(tile, values, scales);
+  if constexpr (kRows > 1) add_up_to<kRows - 1>(num_rows, tile, values, scales);
+}
+
+inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) {
+  for (int32_t i = 0; i < seen.count; ++i) {
+    const uint8_t* block = block_bytes(task, seen.blocks[i]);
+    // Then come the next block's values; after the last, the next split's keys.
+    const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) + task.values
+                                              : reinterpret_cast<const uint8_t*>(task.next_split);
+    const auto* scales = reinterpret_cast<const float*>(block + task.value_scales);
+    for_rows_that_see_the_same(task, seen.blocks[i], ahead, [&](const RowTile& tile, int32_t num_rows) {
+      add_up_to<kMaxRows>(num_rows, tile, block + task.values, scales);
+    });
+  }
+}
+
+}  // namespace
+
+void attention_split_q8_avx512_vnni(const SplitTask& task) {
+  const SeenBlocks seen(task);
+  round_queries(task);
+  score_blocks(task, seen);
+  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
+  const int64_t num_sums = task.num_rows * task.padded_value_dim;
+  for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
+  add_blocks(task, seen);
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
+                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
+  }
+}
+
+}  // namespace witan
