@@ -39,6 +39,7 @@ struct BenchFlags {
   std::vector<int32_t> depths = {0};
   std::vector<int32_t> batches = {1};
   std::vector<std::string> kv_policies;
+  int32_t beside = 0;
   int32_t num_tokens = 64;
   int32_t rounds = 5;
   bool json_out = false;
@@ -51,10 +52,12 @@ struct Case {
   int32_t depth = 0;
   int32_t batch = 0;
   std::optional<KvPolicy> kv_policy = {};
+  int32_t beside = 0;  // tokens of a prompt that is computed in the same steps
 
   std::string name() const {
     if (prompt > 0) return fmt::format("prompt {}", prompt);
     const std::string generate = fmt::format("generate, {} x {} deep", batch, depth);
+    if (beside > 0) return fmt::format("{}, beside a prompt", generate);
     return kv_policy ? fmt::format("{}, {}", generate, kv_policy->text) : generate;
   }
   // Of each head, on average, once so many tokens of a sequence are computed.
@@ -70,7 +73,8 @@ struct Measurement {
   double distinct_experts = 0;  // mean over steps
   double bytes_per_token = 0;
   double operations_per_token = 0;
-  double compression_seconds = 0;  // of the KV policy, per sequence
+  double compression_seconds = 0;       // of the KV policy, per sequence
+  double prompt_tokens_per_second = 0;  // of a prompt beside what is measured
 };
 
 // The machine's limits, at this moment.
@@ -125,6 +129,7 @@ class Bench {
         cost_(engine.checkpoint(), engine.model_info(), engine.options().precision, engine.options().kv_codec) {}
 
   Measurement run(const Case& c, const Limits& limits, uint64_t round) {
+    if (c.beside > 0) return run_beside(c, round);
     return c.prompt > 0 ? run_prompt(c, limits, round) : run_generation(c, limits);
   }
 
@@ -158,19 +163,7 @@ class Bench {
   }
 
   Measurement run_generation(const Case& c, const Limits& limits) {
-    // The same tokens in every round. Each sequence's go into the prefix cache first, so that all begin to generate
-    // within a few steps, none far deeper than the others.
-    const auto prompt = [&](int32_t i) { return random_tokens(std::max(1, c.depth), static_cast<uint64_t>(i) << 32); };
-    for (int32_t i = 0; i < c.batch; ++i) {
-      submit(prompt(i), 1);
-      while (engine_.step()) {
-      }
-    }
-    std::vector<RequestId> requests;
-    compression_seconds_.clear();
-    for (int32_t i = 0; i < c.batch; ++i) {
-      requests.push_back(submit(prompt(i), engine_.options().context_length, c.kv_policy));
-    }
+    const std::vector<RequestId> requests = begin_generating(c);
     double seconds = 0;
     double bytes = 0;
     double experts = 0;
@@ -193,9 +186,7 @@ class Bench {
       }
       before = after;
     }
-    for (const RequestId request : requests) engine_.cancel(request);
-    while (engine_.step()) {
-    }
+    cancel(requests);
     if (steps < flags_.num_tokens) {
       fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
     }
@@ -211,6 +202,54 @@ class Bench {
     return result;
   }
 
+  // From when a prompt comes until it is computed, while all sequences generate.
+  Measurement run_beside(const Case& c, uint64_t round) {
+    std::vector<RequestId> requests = begin_generating(c);
+    for (int64_t before = num_generated_; engine_.step() && num_generated_ - before < c.batch;) before = num_generated_;
+    const RequestId prompt = submit(random_tokens(c.beside, (round + 1) * 1000033 + static_cast<uint64_t>(c.batch) +
+                                                                (static_cast<uint64_t>(c.depth) << 32)),
+                                    1);  // found in no prefix cache
+    requests.push_back(prompt);
+    const EngineStats before = engine_.stats();
+    const int64_t generated_before = num_generated_;
+    while (last_finished_ != prompt && engine_.step()) {
+    }
+    const EngineStats after = engine_.stats();
+    const auto steps = after.num_steps - before.num_steps;
+    if (num_generated_ - generated_before < steps * c.batch) {
+      fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
+    }
+    const double seconds =
+        after.prefill_seconds - before.prefill_seconds + after.decode_seconds - before.decode_seconds;
+    cancel(requests);
+    Measurement result = measurement(static_cast<double>(steps) * c.batch, seconds, std::nullopt);
+    result.prompt_tokens_per_second = c.beside / seconds;
+    return result;
+  }
+
+  // The same tokens in every round. Each sequence's go into the prefix cache first, so that all begin to generate
+  // within a few steps, none far deeper than the others.
+  std::vector<RequestId> begin_generating(const Case& c) {
+    const auto prompt = [&](int32_t i) { return random_tokens(std::max(1, c.depth), static_cast<uint64_t>(i) << 32); };
+    for (int32_t i = 0; i < c.batch; ++i) {
+      submit(prompt(i), 1);
+      while (engine_.step()) {
+      }
+    }
+    std::vector<RequestId> requests;
+    compression_seconds_.clear();
+    for (int32_t i = 0; i < c.batch; ++i) {
+      requests.push_back(submit(prompt(i), engine_.options().context_length, c.kv_policy));
+    }
+    return requests;
+  }
+
+  void cancel(const std::vector<RequestId>& requests) {
+    for (const RequestId request : requests) engine_.cancel(request);
+    while (engine_.step()) {
+    }
+  }
+
   RequestId submit(std::vector<TokenId> prompt, int32_t max_new_tokens,
                    const std::optional<KvPolicy>& kv_policy = std::nullopt) {
     GenerationRequest request;
@@ -220,6 +259,8 @@ class Bench {
     request.kv_policy = kv_policy;
     return engine_.submit(request, [this](const GenerationOutput& output) {
       if (output.finish == FinishReason::kError) throw Error(ErrorCode::kOutOfMemory, output.error);
+      num_generated_ += output.token ? 1 : 0;
+      if (output.finish) last_finished_ = output.request;
       if (output.usage.kv != nullptr) compression_seconds_[output.request] = output.usage.kv->seconds;
     });
   }
@@ -232,6 +273,8 @@ class Bench {
   Engine& engine_;
   ModelCost cost_;
   std::map<RequestId, double> compression_seconds_;
+  int64_t num_generated_ = 0;
+  RequestId last_finished_ = 0;
 };
 
 double median(std::vector<double> values) {
@@ -258,9 +301,12 @@ json case_json(const Case& c, const std::vector<Measurement>& rounds) {
   if (c.prompt > 0) {
     result["prompt"] = c.prompt;
   } else {
-    result.update({{"depth", c.depth},
-                   {"batch", c.batch},
-                   {"bytes_per_token", median_of(rounds, &Measurement::bytes_per_token)}});
+    result.update({{"depth", c.depth}, {"batch", c.batch}});
+    if (c.beside == 0) result["bytes_per_token"] = median_of(rounds, &Measurement::bytes_per_token);
+  }
+  if (c.beside > 0) {
+    result["beside"] = c.beside;
+    result["prompt_tokens_per_second"] = median_of(rounds, &Measurement::prompt_tokens_per_second);
   }
   if (c.kv_policy) {
     result["kv"] = c.kv_policy->text;
@@ -309,14 +355,21 @@ void print_results(const json& result) {
         c.contains("limit_share") ? fmt::format("{:.0f} %", 100 * c["limit_share"].get<double>()) : "unknown";
     const std::string bytes =
         c.contains("bytes_per_token") ? fmt::format("{:.1f}", c["bytes_per_token"].get<double>() * 1e-6) : "";
-    print_stdout("{:<{}}{:>10.1f}{:>18}{:>11}{:>14}{:>14.1f}{:>9.1f}\n", c["name"].get<std::string>(), width,
+    const auto known = [](double number) { return number > 0 ? fmt::format("{:.1f}", number) : std::string(); };
+    print_stdout("{:<{}}{:>10.1f}{:>18}{:>11}{:>14}{:>14}{:>9}\n", c["name"].get<std::string>(), width,
                  c["tokens_per_second"].get<double>(), fmt::format("{:.1f}..{:.1f}", least, most), share, bytes,
-                 c["operations_per_token"].get<double>() * 1e-6, c["distinct_experts_per_step"].get<double>());
+                 known(c["operations_per_token"].get<double>() * 1e-6),
+                 known(c["distinct_experts_per_step"].get<double>()));
   }
   for (const json& c : result["cases"]) {
     if (!c.contains("kv")) continue;
     print_stdout("{}: chosen and freed in {:.3f} s a prompt\n", c["name"].get<std::string>(),
                  c["compression_seconds"].get<double>());
+  }
+  for (const json& c : result["cases"]) {
+    if (!c.contains("beside")) continue;
+    print_stdout("{}: {:.1f} tokens/s of the prompt\n", c["name"].get<std::string>(),
+                 c["prompt_tokens_per_second"].get<double>());
   }
   print_stdout("peak memory {:.1f} MiB, of it big allocations {:.1f} MiB\n",
                result["peak_process_bytes"].get<double>() / (1 << 20),
@@ -377,6 +430,7 @@ void run_bench(const BenchFlags& flags) {
     for (const int32_t depth : flags.depths) {
       for (const int32_t batch : flags.batches) {
         cases.push_back({.depth = depth, .batch = batch});
+        if (flags.beside > 0) cases.push_back({.depth = depth, .batch = batch, .beside = flags.beside});
         for (const std::string& policy : flags.kv_policies) {
           cases.push_back({.depth = depth, .batch = batch, .kv_policy = parse_kv_policy(policy)});
         }
@@ -388,7 +442,7 @@ void run_bench(const BenchFlags& flags) {
   options.with_tokenizer = false;
   int32_t longest = 1;
   for (const Case& c : cases)
-    longest = std::max(longest, c.prompt > 0 ? c.prompt : std::max(1, c.depth) + flags.num_tokens);
+    longest = std::max({longest, c.prompt, c.beside, std::max(1, c.depth) + std::max(flags.num_tokens, c.beside)});
   // What a sequence generates while the others' last prompt tokens, less than a block each, are computed.
   const int32_t most_together = *std::ranges::max_element(flags.batches);
   options.context_length = longest + 8 + most_together * kKvBlockSize / std::max(1, options.max_step_tokens / 2);
@@ -465,6 +519,11 @@ void add_bench_command(CLI::App& app) {
             "Generate with this KV policy too, besides all entries; may be repeated")
       ->type_name("POLICY")
       ->default_str("none");
+  command
+      ->add_option("--beside", flags->beside, "Generate also while a prompt of so many tokens is computed; 0: do not")
+      ->type_name("N")
+      ->check(in_range(0, 1 << 24))
+      ->capture_default_str();
   command->add_option("-n,--num-tokens", flags->num_tokens, "Tokens that each sequence generates; 0: prompts alone")
       ->type_name("N")
       ->check(in_range(0, 1 << 20))
@@ -481,6 +540,19 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--step-tokens", flags->model.options.max_step_tokens, "Most tokens computed in one step")
       ->type_name("N")
       ->check(in_range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option("--mixed-tokens", flags->model.options.max_mixed_prompt_tokens,
+                   "Most prompt tokens computed in a step in which other sequences generate")
+      ->type_name("N")
+      ->check(in_range(1, 1 << 20))
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--max-slowdown", flags->model.options.max_decode_slowdown,
+          "How many times slower sequences may generate, on average, while a prompt is computed: more than 1, or "
+          "0: any")
+      ->type_name("X")
       ->capture_default_str();
   command->callback([flags, model] {
     if (flags->dry) {

@@ -62,7 +62,7 @@ void add_exact_flag(CLI::App& app, ModelFlags& flags) {
   app.add_flag(
       "--exact", flags.exact,
       "Compute with float32 activations whatever the types of weights and KV cache. Without it, quantised weights "
-      "meet 8-bit activations, and BF16 weights and KV caches BF16 ones; F32 and F16 ones are always exact");
+      "and Q8_0 KV caches meet 8-bit activations, and BF16 ones BF16 activations; F32 and F16 ones are always exact");
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {

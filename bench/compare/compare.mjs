@@ -25,6 +25,7 @@ const USAGE = `usage: bench/compare/run --model FILE.gguf [options]
   --rounds N         rounds of one measurement of each engine (5)
   --kv-type TYPE     KV cache of both: ${KV_TYPES.join(", ")} (F16)
   --llama-kv-type TYPE  KV cache of llama.cpp, if another
+  --avx2             both without AVX-512; not with LLAMA_CPP
   --witan FILE       Witan's program (build/release/bin/witan)
   --witan-arg ARG    one more argument for 'witan bench'; repeatable
   --json FILE        also write everything measured
@@ -60,6 +61,7 @@ function readOptions() {
         "rounds": {type: "string", default: "5"},
         "kv-type": {type: "string", default: "F16"},
         "llama-kv-type": {type: "string"},
+        "avx2": {type: "boolean", default: false},
         "witan": {type: "string", default: path.join(HERE, "../../build/release/bin/witan")},
         "witan-arg": {type: "string", multiple: true, default: []},
         "llama-program": {type: "string"},
@@ -95,6 +97,7 @@ function readOptions() {
     rounds: wholeNumber("rounds", parsed.rounds, 1),
     kvType: parsed["kv-type"],
     llamaKvType: parsed["llama-kv-type"],
+    avx2: parsed.avx2,
     witan: path.resolve(parsed.witan),
     witanArguments: parsed["witan-arg"],
     llama: {program: parsed["llama-program"], backends: parsed["llama-backends"], version: parsed["llama-version"]},
@@ -115,8 +118,20 @@ function casesOf(options) {
   return cases;
 }
 
-function execute(program, programArguments) {
-  const run = spawnSync(program, programArguments, {encoding: "utf8", maxBuffer: 1 << 28});
+// llama.cpp takes the best of the libraries that it finds in a folder.
+function folderWithAvx2Alone(backends) {
+  const library = path.join(backends, "libggml-cpu-haswell.so");
+  if (!fs.existsSync(library)) fail(`--avx2 needs ${library}`);
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), "witan-compare-"));
+  process.on("exit", () => fs.rmSync(folder, {recursive: true}));
+  fs.symlinkSync(library, path.join(folder, path.basename(library)));
+  return folder;
+}
+
+function execute(program, programArguments, environment = {}) {
+  const run = spawnSync(program, programArguments, {
+    encoding: "utf8", maxBuffer: 1 << 28, env: {...process.env, ...environment},
+  });
   if (run.error) fail(`${program}: ${run.error.message}`);
   if (run.status !== 0) {
     fail(`${path.basename(program)} ended with ${run.signal ?? run.status}:\n${run.stderr.slice(-4000)}`);
@@ -136,7 +151,7 @@ function runWitan(options, cases) {
     "bench", "-m", options.model, "-p", options.prompts.join(","), "-d", options.depths.join(","), "-b",
     options.batches.join(","), "-n", String(options.numTokens), "-r", "1", "-t", String(options.threads), "--kv-type",
     options.kvType.toLowerCase(), "--json", ...options.witanArguments,
-  ]);
+  ], options.avx2 ? {WITAN_ISA: "avx2"} : {});
   const names = result.cases.map((c) => c.name).join("; ");
   if (names !== cases.map((c) => c.name).join("; ")) fail(`witan bench measured other cases: ${names}`);
   return result;
@@ -164,6 +179,7 @@ function print(results) {
 }
 
 const options = readOptions();
+if (options.avx2) options.llama.backends = folderWithAvx2Alone(options.llama.backends);
 const cases = casesOf(options);
 const machine = {cpu: os.cpus()[0].model, cores: os.cpus().length};
 const llamaCppRuns = [];
@@ -187,7 +203,7 @@ process.stdout.write(
   `machine    ${machine.cpu}, ${machine.cores} cores\n` +
   `model      ${options.model}, ${(fs.statSync(options.model).size / 2 ** 20).toFixed(1)} MiB\n` +
   `llama.cpp  ${options.llama.version}; ${llamaCppRuns[0].systemInfo.trim()}\n` +
-  `${options.threads} threads, ${options.rounds} rounds, KV cache ${options.llamaKvType} (llama.cpp) and ${options.kvType}, no mmap\n\n`);
+  `${options.threads} threads, ${options.rounds} rounds, ${options.avx2 ? "AVX2 alone, " : ""}KV cache ${options.llamaKvType} (llama.cpp) and ${options.kvType}, no mmap\n\n`);
 print(results);
 // Threads that wait for each other by spinning lose whole time slices to any other busy process.
 if (machine.coresBusyWithOthers > 0.05) {

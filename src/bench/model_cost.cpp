@@ -109,10 +109,16 @@ double ModelCost::prompt_attention_operations(int64_t first, int64_t end) const 
 
 Arithmetic ModelCost::prompt_attention_arithmetic(Isa isa) const {
   const KvLayerSpec& layer = info_.kv_layers.front();
-  if (layer.value_in_key) return Arithmetic::kF32;  // expanded to float32 keys and values
   const KvBlockFormat format{kv_codec_, layer.key_dim, layer.value_dim, layer.value_in_key};
-  return attention_arithmetic(isa, format, precision_) == AttentionArithmetic::kBF16 ? Arithmetic::kBf16
-                                                                                     : Arithmetic::kF32;
+  switch (attention_arithmetic(isa, format, precision_)) {
+    case AttentionArithmetic::kBF16:
+      return Arithmetic::kBf16;
+    case AttentionArithmetic::kInt8:
+      return Arithmetic::kInt8;
+    case AttentionArithmetic::kF32:
+      break;
+  }
+  return Arithmetic::kF32;
 }
 
 double ModelCost::decode_attention_operations(int64_t num_entries, const std::optional<KvPageReader>& reader) const {

@@ -13,6 +13,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "engine/text_stream.h"
+#include "sched/prefill_pacer.h"
 
 namespace witan {
 namespace {
@@ -188,9 +189,11 @@ struct Engine::State {
       : model(options, progress),
         end_tokens(model.checkpoint().end_of_generation_tokens()),
         scheduler(model.kv(), {.max_step_tokens = model.options().max_step_tokens,
+                               .max_mixed_prompt_tokens = model.options().max_mixed_prompt_tokens,
                                .max_sequences = model.options().max_sequences,
                                .context_length = model.options().context_length,
-                               .generated_entries_differ = model.info().generated_entries_differ}) {}
+                               .generated_entries_differ = model.info().generated_entries_differ}),
+        pacer(model.options().max_decode_slowdown) {}
 
   bool step();
   std::vector<SequenceId> all_sequences() const;
@@ -222,6 +225,7 @@ struct Engine::State {
   std::mutex step_mutex;  // one step at a time; taken before `mutex`
   std::condition_variable work_arrived;
   Scheduler scheduler;
+  PrefillPacer pacer;
   std::unordered_map<SequenceId, Generation> generations;
   std::vector<RequestId> cancelled;
   RequestId next_request = 1;
@@ -612,6 +616,7 @@ void Engine::State::count_step(const StepPlan& plan, int64_t num_prompt_tokens, 
   stats.distinct_experts = model.telemetry().distinct_ever();
   stats.last_step_experts = model.telemetry().distinct_in_last_step();
   stats.prompt_tokens += num_prompt_tokens;
+  pacer.step_done(static_cast<int>(plan.num_tokens - num_prompt_tokens), static_cast<int>(num_prompt_tokens), seconds);
   if (num_prompt_tokens > 0) {
     stats.prefill_seconds += seconds;
   } else {
@@ -636,7 +641,7 @@ void Engine::State::forbid_unnamed_tokens(std::span<float> logits) const {
 StepPlan Engine::State::schedule(std::vector<Delivery>& deliveries) {
   for (;;) {
     try {
-      return scheduler.schedule();
+      return scheduler.schedule(pacer.may_mix());
     } catch (const SequenceError& error) {
       fail_sequence(error.sequence(), error.what(), deliveries);
     }

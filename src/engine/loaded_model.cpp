@@ -24,6 +24,11 @@ ModelOptions complete(ModelOptions options) {
   check_range("memory", options.memory_bytes, 1, int64_t{1} << 50);
   check_range("context", options.context_length, 0, 1 << 30);
   check_range("tokens per step", options.max_step_tokens, 1, 1 << 20);
+  check_range("prompt tokens per step beside generated ones", options.max_mixed_prompt_tokens, 1, 1 << 20);
+  if (options.max_decode_slowdown != 0 && !(options.max_decode_slowdown > 1)) {
+    fail(ErrorCode::kInvalidArgument, "generating may become {} times slower; more than 1 is wanted, or 0: any",
+         options.max_decode_slowdown);
+  }
   check_range("KV capacity", options.kv_capacity_bytes, 0, options.memory_bytes);
   check_range("sequences", options.max_sequences, 1, 1 << 16);
   return options;

@@ -29,7 +29,11 @@ struct ModelOptions {
   int64_t memory_bytes = 0;       // budget of all big allocations; 0: 90 % of what is available
   int32_t context_length = 0;     // most tokens of one sequence; 0: the model's own, as far as memory allows
   int32_t max_step_tokens = 512;  // tokens computed in one step
-  int32_t max_sequences = 256;    // running at once
+  // Of them, those of prompts in a step in which other sequences generate, whose next tokens wait for these; and how
+  // many times slower these may generate on average while prompts are computed, more than 1 (0: any). See PrefillPacer.
+  int32_t max_mixed_prompt_tokens = 128;
+  double max_decode_slowdown = 1.5;
+  int32_t max_sequences = 256;  // running at once
   bool prefix_cache = true;
   int64_t kv_capacity_bytes = 0;  // most that KV blocks may hold; 0: what the budget leaves
   bool with_tokenizer = true;     // false: token ids only, whatever tokenizer the files have

@@ -158,7 +158,7 @@ int64_t state_floats(const MlaConfig& config) { return (attention_state_floats(c
 
 // One thread's working memory for expanded attention.
 struct ExpandedBuffers {
-  float* keys;              // [kAttentionSplit, nope_dim]
+  float* keys;              // [kAttentionSplit, key_dim]
   float* values;            // [kAttentionSplit, value_dim]
   float** key_rows;         // [kAttentionSplit]
   float** value_rows;       // [kAttentionSplit]
@@ -194,16 +194,17 @@ void expand_split(const ExpandedTask& task, Isa isa, int64_t head, int32_t split
   matmul(isa, wv, task.latents.for_values.format, task.latents.for_values.rows + begin, count, 0, wv.num_panels(),
          buffers.value_rows);
   for (int32_t i = 0; i < count; ++i) {
-    std::byte* block = buffers.blocks + i / kKvBlockSize * task.format.block_bytes();
-    const int32_t slot = i % kKvBlockSize;
-    auto* keys = reinterpret_cast<float*>(block);
-    const float* nope = buffers.keys + int64_t{i} * config.nope_dim;
-    const float* rope = task.latents.rope_keys + int64_t{begin + i} * config.rope_dim;
-    for (int32_t d = 0; d < config.nope_dim; ++d) keys[d * kKvBlockSize + slot] = nope[d];
-    for (int32_t d = 0; d < config.rope_dim; ++d) keys[(config.nope_dim + d) * kKvBlockSize + slot] = rope[d];
-    auto* values = reinterpret_cast<float*>(block + task.format.key_bytes());
-    std::memcpy(values + int64_t{slot} * config.value_dim, buffers.values + int64_t{i} * config.value_dim,
-                static_cast<size_t>(config.value_dim) * sizeof(float));
+    std::memcpy(buffers.keys + i * config.key_dim() + config.nope_dim,
+                task.latents.rope_keys + int64_t{begin + i} * config.rope_dim,
+                static_cast<size_t>(config.rope_dim) * sizeof(float));
+  }
+  for (int32_t i = 0; i < count; i += kKvBlockSize) {
+    kv_store_block(isa, task.format, buffers.blocks + i / kKvBlockSize * task.format.block_bytes(),
+                   std::min(kKvBlockSize, count - i),
+                   {.keys = buffers.keys + i * config.key_dim(),
+                    .key_stride = config.key_dim(),
+                    .values = buffers.values + int64_t{i} * config.value_dim,
+                    .value_stride = config.value_dim});
   }
 }
 
@@ -252,7 +253,7 @@ ExpandedBuffers allocate_buffers(Scratch& scratch, const ExpandedTask& task) {
   const int64_t rows = task.part.num_tokens;
   const int64_t num_blocks = (task.latents.num_entries + kKvBlockSize - 1) / kKvBlockSize;
   constexpr int64_t kSplitBlocks = kAttentionSplit / kKvBlockSize;
-  ExpandedBuffers buffers{.keys = scratch.allocate<float>(int64_t{kAttentionSplit} * config.nope_dim),
+  ExpandedBuffers buffers{.keys = scratch.allocate<float>(kAttentionSplit * config.key_dim()),
                           .values = scratch.allocate<float>(int64_t{kAttentionSplit} * config.value_dim),
                           .key_rows = scratch.allocate<float*>(kAttentionSplit),
                           .value_rows = scratch.allocate<float*>(kAttentionSplit),
@@ -265,15 +266,21 @@ ExpandedBuffers allocate_buffers(Scratch& scratch, const ExpandedTask& task) {
   auto* split_states = scratch.allocate<float>(kRowTile * task.state_floats);
   for (int64_t i = 0; i < kRowTile; ++i) buffers.split_states[i] = split_states + i * task.state_floats;
   for (int64_t i = 0; i < kAttentionSplit; ++i) {
-    buffers.key_rows[i] = buffers.keys + i * config.nope_dim;
+    buffers.key_rows[i] = buffers.keys + i * config.key_dim();
     buffers.value_rows[i] = buffers.values + i * config.value_dim;
   }
   for (int64_t block = 0; block < num_blocks; ++block) {
     buffers.table[block] = buffers.blocks + block % kSplitBlocks * task.format.block_bytes();
   }
-  // A split's last block may be partly filled: the rest must be numbers, though they are masked.
-  std::memset(buffers.blocks, 0, static_cast<size_t>(kSplitBlocks * task.format.block_bytes()));
   return buffers;
+}
+
+// What the keys and values that are made for a prompt are rounded to: as the entries they are made from, if the kernels
+// multiply that.
+KvCodec expanded_codec(const ForwardContext& ctx, int32_t layer) {
+  const AttentionArithmetic arithmetic =
+      attention_arithmetic(ctx.compute.isa, ctx.kv.block_format(layer), ctx.compute.precision);
+  return arithmetic == AttentionArithmetic::kBF16 ? KvCodec::kBF16 : KvCodec::kF32;
 }
 
 // Attention of prompt tokens, keys and values made per head. q [tokens, heads, key_dim] -> out [tokens, heads,
@@ -288,7 +295,7 @@ void expanded_attention(ForwardContext& ctx, const ForwardBatch& batch, std::spa
                             .weights = weights,
                             .part = part,
                             .latents = latents,
-                            .format = {.codec = KvCodec::kF32,
+                            .format = {.codec = expanded_codec(ctx, layer),
                                        .key_dim = static_cast<int32_t>(config.key_dim()),
                                        .value_dim = config.value_dim,
                                        .value_in_key = false},

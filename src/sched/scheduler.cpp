@@ -30,6 +30,7 @@ struct Step {
   void add(Sequence& sequence, int32_t num_tokens) {
     sequence.num_planned = num_tokens;
     budget_tokens -= num_tokens;
+    plan.num_tokens += num_tokens;
     plan.slices.push_back(
         {.sequence = sequence.id,
          .kv_sequence = *sequence.kv_sequence,
@@ -43,7 +44,8 @@ struct Step {
   void remove(Sequence& sequence) {
     if (sequence.num_planned == 0) return;
     std::erase_if(plan.slices, [&](const ScheduledSlice& slice) { return slice.sequence == sequence.id; });
-    budget_tokens += std::exchange(sequence.num_planned, 0);
+    budget_tokens += sequence.num_planned;
+    plan.num_tokens -= std::exchange(sequence.num_planned, 0);
   }
 };
 
@@ -98,6 +100,7 @@ Scheduler::State::State(KvCache& cache, SchedulerConfig scheduler_config)
     if (value < 1) fail(ErrorCode::kInvalidArgument, "{} must be at least 1, not {}", name, value);
   };
   check("max_step_tokens", config.max_step_tokens);
+  check("max_mixed_prompt_tokens", config.max_mixed_prompt_tokens);
   check("max_sequences", config.max_sequences);
   check("context_length", config.context_length);
 }
@@ -267,7 +270,8 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
   if (running.empty()) return true;  // add() saw to that
   int64_t num_prefill_tokens = sequence.num_tokens() - num_attached;
   for (const Sequence* other : running) num_prefill_tokens += other->num_uncomputed() - other->num_planned;
-  const int64_t prefill_tokens_per_step = config.max_step_tokens - std::ssize(running);
+  const int64_t prefill_tokens_per_step =
+      std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
   const int64_t horizon = num_prefill_tokens / std::max<int64_t>(prefill_tokens_per_step, 1) + 1 + kKvBlockSize;
 
   const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
@@ -383,7 +387,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
   return state_->sequences.emplace(sequence->id, std::move(sequence)).first->first;
 }
 
-StepPlan Scheduler::schedule() {
+StepPlan Scheduler::schedule(bool may_mix) {
   WITAN_CHECK(!state_->plan_is_open, "the last plan was neither committed nor abandoned");
   for (const Sequence* sequence : state_->running) {
     WITAN_CHECK(!sequence->awaits_compression(), "sequence {} was not compressed", sequence->id);
@@ -392,10 +396,12 @@ StepPlan Scheduler::schedule() {
   step.plan.slices.reserve(state_->running.size());
   state_->side_bytes_to_come = 0;
   state_->plan_decodes(step);
+  if (!step.plan.slices.empty()) {
+    step.budget_tokens = may_mix ? std::min(step.budget_tokens, state_->config.max_mixed_prompt_tokens) : 0;
+  }
   state_->plan_prefills(step);
   state_->plan_admissions(step);
   state_->plan_inputs(step);
-  step.plan.num_tokens = state_->config.max_step_tokens - step.budget_tokens;
   state_->plan_is_open = !step.plan.empty();
   return std::move(step).plan;
 }

@@ -15,8 +15,10 @@ namespace witan {
 
 struct SchedulerConfig {
   int32_t max_step_tokens = 512;  // tokens computed in one step, prefill chunks and decodes together
-  int32_t max_sequences = 256;    // running at once
-  int32_t context_length = 0;     // prompt and generated tokens of one sequence; the model's limit
+  // Of them, those of prefill chunks in a step in which other sequences decode, whose next tokens wait for these.
+  int32_t max_mixed_prompt_tokens = 512;
+  int32_t max_sequences = 256;  // running at once
+  int32_t context_length = 0;   // prompt and generated tokens of one sequence; the model's limit
 
   // Generated tokens' KV entries have other bits than those of the same tokens in a prompt (ModelInfo, MLA). If not,
   // the KV cache is told kPrompt for every token, so that a later prompt shares the blocks of generated text.
@@ -82,8 +84,10 @@ struct SchedulerStats {
 //
 // A sequence is more valuable than another if its priority is higher or, among equals, if it arrived earlier. A step
 // serves, each by value and all under max_step_tokens: running sequences that decode (one token each), running
-// sequences in prefill (a chunk each), waiting sequences. At most min(max_sequences, max_step_tokens) sequences run, so
-// every decoding one gets its token in every step, and of those in prefill at least the most valuable goes on.
+// sequences in prefill (a chunk each), waiting sequences; beside decodes, no more than max_mixed_prompt_tokens of the
+// latter two. At most min(max_sequences, max_step_tokens) sequences run, so
+// every decoding one gets its token in every step, and of those in prefill at least the most valuable goes on (unless
+// the caller wants a step of decodes alone).
 //
 // Admission: the most valuable waiting sequence is admitted when the KV cache has room for it and for every running
 // one to finish their prefills and then decode a block each; until then nobody behind it is. So nobody is admitted
@@ -114,10 +118,11 @@ class Scheduler {
   // for more tokens than the context has left ends at the context's end (max_tokens tells).
   SequenceId add(SequenceRequest request);
 
-  // The next step. Empty when there are no sequences.
-  // Throws SequenceError(kOutOfMemory), with the numbers, when the only running sequence finds no room: the KV cache
-  // cannot get the memory that its capacity promises. No plan is open then; finish() and schedule() may be called.
-  StepPlan schedule();
+  // The next step. Empty when there are no sequences. With may_mix == false a step in which sequences decode is of
+  // these alone; a caller may say so for as long as it likes, but not forever. Throws SequenceError(kOutOfMemory), with
+  // the numbers, when the only running sequence finds no room: the KV cache cannot get the memory that its capacity
+  // promises. No plan is open then; finish() and schedule() may be called.
+  StepPlan schedule(bool may_mix = true);
 
   // The plan was computed. sampled has one token per slice with samples == true, in the slices' order; they are
   // appended to their sequences. Every plan is committed or abandoned before the next schedule() or finish(); a

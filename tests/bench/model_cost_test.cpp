@@ -51,7 +51,7 @@ TEST(ModelCost, AttentionGrowsWithWhatIsSeen) {
   EXPECT_EQ(cost.prompt_attention_operations(3, 5), (4 + 5) * per_entry);
 }
 
-TEST(ModelCost, AttentionOverBf16EntriesRunsInBf16) {
+TEST(ModelCost, AttentionRunsInTheArithmeticOfItsEntries) {
   const auto arithmetic = [](const char* arch, Precision precision, KvCodec codec) {
     return cost_of(test::made_model(arch, "tiny", DType::kF32), precision, codec)
         .prompt_attention_arithmetic(Isa::kAvx512Bf16);
@@ -59,8 +59,10 @@ TEST(ModelCost, AttentionOverBf16EntriesRunsInBf16) {
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kBF16), Arithmetic::kBf16);
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kExact, KvCodec::kBF16), Arithmetic::kF32);
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kF16), Arithmetic::kF32);
-  // Latent attention expands a prompt's keys and values to float32 ones.
-  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kBF16), Arithmetic::kF32);
+  // A prompt's keys and values are made from latents.
+  EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kQ8), Arithmetic::kInt8);
+  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kBF16), Arithmetic::kBf16);
+  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kQ8), Arithmetic::kF32);
 }
 
 TEST(ModelCost, WindowsBoundIt) {

@@ -335,6 +335,30 @@ TEST(EngineTest, AnEngineThatGoesWithRequestsLeavesThemWithoutAnEnd) {
   EXPECT_FALSE(left.last.contains(0));
 }
 
+TEST(EngineTest, APromptWaitsForThoseWhoGenerateIfTheyAreNotToBecomeSlower) {
+  for (const double max_slowdown : {0.0, 1.0001}) {
+    ModelOptions options = tiny_options();
+    options.max_mixed_prompt_tokens = 16;
+    options.max_decode_slowdown = max_slowdown;
+    Engine engine(options);
+    std::vector<char> finished;
+    const auto submit = [&](char name, size_t num_prompt, int32_t num_new) {
+      engine.submit(request_of(std::vector<TokenId>(num_prompt, name), num_new),
+                    [&, name](const GenerationOutput& out) {
+                      if (out.finish) finished.push_back(name);
+                    });
+    };
+    submit('a', 2, 100);
+    for (int i = 0; i < 5; ++i) engine.step();
+    submit('b', 200, 1);
+    run_all(engine);
+    EXPECT_EQ(finished, max_slowdown == 0 ? (std::vector<char>{'b', 'a'}) : (std::vector<char>{'a', 'b'}));
+  }
+  ModelOptions options = tiny_options();
+  options.max_decode_slowdown = 1.0;
+  EXPECT_THROW(Engine{options}, Error);
+}
+
 TEST(EngineTest, PromptTokensFromThePrefixCacheCountOncePerRequest) {
   ModelOptions options = tiny_options();
   Engine roomy(options);

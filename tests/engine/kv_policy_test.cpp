@@ -327,6 +327,8 @@ TEST(KvPolicyEngine, EightCompressedSequencesFitWhereTwoDenseOnesDo) {
   ModelOptions o = small_options();
   o.prefix_cache = false;
   o.max_step_tokens = 1000;
+  o.max_mixed_prompt_tokens = 1000;
+  o.max_decode_slowdown = 0;
   {
     Engine probe(o);
     ask(probe, request_for(prompt_tokens(320, 1), "", 30));

@@ -77,6 +77,23 @@ TEST(SchedulerTest, RunningPrefillsAreServedByValueToo) {
   EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(old, 60, 4, true), IsSlice(high, 0, 16, false)));
 }
 
+TEST(SchedulerTest, PromptsTakeLessOfAStepInWhichOthersDecode) {
+  TestConfig config = with_budget(20);
+  config.scheduler.max_mixed_prompt_tokens = 6;
+  SchedulerHarness harness(config);
+  const SequenceId decoding = harness.add(make_prompt(20, 1), 4);
+  EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(decoding, 0, 20, true)));
+  const SequenceId first = harness.add(make_prompt(64, 2), 1);
+  const SequenceId second = harness.add(make_prompt(4, 3), 1, 1);
+  const StepPlan both = harness.step();
+  EXPECT_THAT(both.slices,
+              ElementsAre(IsSlice(decoding, 20, 1, true), IsSlice(second, 0, 4, true), IsSlice(first, 0, 2, false)));
+  EXPECT_EQ(both.num_tokens, 7);
+  EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(decoding, 21, 1, true), IsSlice(first, 2, 6, false)));
+  EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(decoding, 22, 1, true), IsSlice(first, 8, 6, false)));
+  EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(first, 14, 20, false))) << "alone again";
+}
+
 TEST(SchedulerTest, SequencesRunUpToTheirLimitAndTheTokenBudget) {
   struct Case {
     int32_t max_sequences;
@@ -139,7 +156,8 @@ TEST(SchedulerTest, ConfigurationsWithoutRoomAreRefused) {
   SchedulerHarness harness({});
   for (SchedulerConfig config : {SchedulerConfig{.max_step_tokens = 0, .max_sequences = 1, .context_length = 1},
                                  SchedulerConfig{.max_step_tokens = 1, .max_sequences = 0, .context_length = 1},
-                                 SchedulerConfig{.max_step_tokens = 1, .max_sequences = 1, .context_length = 0}}) {
+                                 SchedulerConfig{.max_step_tokens = 1, .max_sequences = 1, .context_length = 0},
+                                 SchedulerConfig{.max_mixed_prompt_tokens = 0, .context_length = 1}}) {
     EXPECT_THROW(Scheduler(harness.kv(), config), Error);
   }
 }

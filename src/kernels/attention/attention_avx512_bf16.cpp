@@ -262,7 +262,60 @@ inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) {
   }
 }
 
+// The first `count` of 16 floats, rounded, and zeros.
+inline __m256i round_floats(const float* from, int64_t count) {
+  const Mask lanes = count >= kLanes ? Mask{0xffff} : first_lanes(count < 0 ? 0 : count);
+  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(load(lanes, from)));
+}
+
+inline __m512i join(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
+
+inline void store_keys(const KvBlockFormat& format, uint8_t* block, int count, const KvRows& rows) {
+  const int64_t num_pairs = (format.key_dim + 1) / 2;
+  for (int64_t d = 0; d < format.key_dim; d += 2 * kLanes) {
+    for (int half = 0; half < kKvBlockSize; half += kLanes) {
+      Float square[kLanes];  // pairs of components by entry, then the other way round
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const float* key = rows.keys + (half + i) * rows.key_stride + d;
+        const int64_t left = half + i < count ? format.key_dim - d : 0;
+        square[i] = _mm512_castsi512_ps(join(round_floats(key, left), round_floats(key + kLanes, left - kLanes)));
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        if (d / 2 + i >= num_pairs) continue;
+        store(reinterpret_cast<float*>(block + ((d / 2 + i) * kKvBlockSize + half) * 4), square[i]);
+      }
+    }
+  }
+}
+
+inline void store_values(const KvBlockFormat& format, uint8_t* values, int count, const KvRows& rows) {
+  alignas(kLineBytes) uint16_t order[2 * kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    order[2 * i] = static_cast<uint16_t>(i);
+    order[2 * i + 1] = static_cast<uint16_t>(kLanes + i);
+  }
+  const __m512i interleave = _mm512_load_si512(order);
+  for (int64_t c = 0; c < format.value_dim; c += kLanes) {
+    for (int entry = 0; entry < kKvBlockSize; entry += 2, values += kLineBytes) {
+      const float* value = rows.values + entry * rows.value_stride + c;
+      const int64_t left = format.value_dim - c;
+      const __m512i pair = join(round_floats(value, entry < count ? left : 0),
+                                round_floats(value + rows.value_stride, entry + 1 < count ? left : 0));
+      _mm512_storeu_si512(values, _mm512_permutexvar_epi16(interleave, pair));
+    }
+  }
+}
+
 }  // namespace
+
+void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows) {
+  auto* bytes = reinterpret_cast<uint8_t*>(block);
+  store_keys(format, bytes, count, rows);
+  store_values(format, bytes + format.key_bytes(), count, rows);
+}
 
 void attention_split_bf16_avx512_bf16(const SplitTask& task) {
   const SeenBlocks seen(task);

@@ -54,6 +54,9 @@ void attention_split_avx512(const SplitTask& task);
 void attention_split_q8_avx512_vnni(const SplitTask& task);    // kInt8
 void attention_split_bf16_avx512_bf16(const SplitTask& task);  // kBF16
 
+// kv_store_block of bf16 entries with values of their own.
+void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows);
+
 // As far as the weights in task.scores and the states' first two numbers; scores of blocks that a row does not see are
 // left as they are.
 void attention_weights_avx2(const SplitTask& task);

@@ -4,8 +4,10 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "base/check.h"
+#include "kernels/attention/attention_variants.h"
 #include "tensor/half.h"
 
 namespace witan {
@@ -231,6 +233,19 @@ void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const flo
   store_part(format.codec, keys, key);
   complete_pair(format.codec, keys);
   if (!format.value_in_key) store_part(format.codec, value_part(format, block, slot), value);
+}
+
+void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows) {
+  WITAN_CHECK(0 <= count && count <= kKvBlockSize, "{} entries", count);
+  if (format.codec == KvCodec::kBF16 && !format.value_in_key && isa >= Isa::kAvx512Bf16) {
+    return kv_store_block_avx512_bf16(format, block, count, rows);
+  }
+  for (int slot = 0; slot < count; ++slot) {
+    kv_store(format, block, slot, rows.keys + slot * rows.key_stride, rows.values + slot * rows.value_stride);
+  }
+  const std::vector<float> zeros(
+      count == kKvBlockSize ? 0 : static_cast<size_t>(std::max(format.key_dim, format.value_dim)));
+  for (int slot = count; slot < kKvBlockSize; ++slot) kv_store(format, block, slot, zeros.data(), zeros.data());
 }
 
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "base/isa.h"
+
 namespace witan {
 
 // A KV block: kKvBlockSize entries of one kv head of one layer, keys then values, in one codec.
@@ -42,6 +44,17 @@ struct KvBlockFormat {
 
 // Writes entry `slot` (0..31) of `block`: key [key_dim], value [value_dim] (ignored when value_in_key), float32.
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value);
+
+// Entries side by side: key [key_dim] i at keys + i * key_stride, value [value_dim] at values + i * value_stride.
+struct KvRows {
+  const float* keys;
+  int64_t key_stride;
+  const float* values;  // ignored when value_in_key
+  int64_t value_stride;
+};
+
+// As kv_store of rows [0, count) to slots [0, count), for a whole block: the other entries become zeros.
+void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows);
 
 // Reads it back, as the attention kernels see it; value may be nullptr where only the key is wanted.
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);

@@ -1,13 +1,17 @@
 #include "kernels/attention/kv_block.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/supported_isas.h"
 #include "tensor/half.h"
 #include "tensor/random_bits.h"
 
@@ -168,6 +172,42 @@ TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {
                                   : codec == KvCodec::kQ8 ? 0.1255f * step
                                                           : relative * std::fabs(expected) + 1e-7f;
           ASSERT_NEAR(loaded.value[i], expected, tolerance) << kv_codec_name(codec) << " slot " << slot;
+        }
+      }
+    }
+  }
+}
+
+TEST(KvBlock, ABlockStoredAtOnceHoldsWhatItsEntriesWouldAndZeros) {
+  for (const Isa isa : test::supported_isas()) {
+    for (KvCodec codec : kAllCodecs) {
+      for (const auto& [key_dim, value_dim] : {std::pair(192, 128), std::pair(33, 7), std::pair(20, 17)}) {
+        const KvBlockFormat format{.codec = codec, .key_dim = key_dim, .value_dim = value_dim};
+        const std::string where = fmt::format("{} {} {} {}", isa_name(isa), kv_codec_name(codec), key_dim, value_dim);
+        for (const int count : {0, 1, 16, 31, 32}) {
+          // Strides of more than an entry; the floats between and behind entries are not to be read.
+          const int64_t key_stride = key_dim + 3;
+          const int64_t value_stride = value_dim + 5;
+          std::vector<float> keys(static_cast<size_t>(count * key_stride), std::nanf(""));
+          std::vector<float> values(static_cast<size_t>(count * value_stride), std::nanf(""));
+          std::vector<std::byte> one_by_one = empty_block(format);
+          for (int slot = 0; slot < count; ++slot) {
+            const Entry entry = random_entry(format, static_cast<uint64_t>(slot) + 1);
+            std::ranges::copy(entry.key, keys.begin() + slot * key_stride);
+            std::ranges::copy(entry.value, values.begin() + slot * value_stride);
+            kv_store(format, one_by_one.data(), slot, entry.key.data(), entry.value.data());
+          }
+          std::vector<std::byte> at_once(one_by_one.size(), std::byte{0xff});
+          kv_store_block(isa, format, at_once.data(), count, {keys.data(), key_stride, values.data(), value_stride});
+          for (int slot = 0; slot < kKvBlockSize; ++slot) {
+            Entry expected{std::vector<float>(static_cast<size_t>(key_dim)),
+                           std::vector<float>(static_cast<size_t>(value_dim))};
+            Entry stored = expected;
+            if (slot < count) kv_load(format, one_by_one.data(), slot, expected.key.data(), expected.value.data());
+            kv_load(format, at_once.data(), slot, stored.key.data(), stored.value.data());
+            ASSERT_EQ(stored.key, expected.key) << where << " slot " << slot << " of " << count;
+            ASSERT_EQ(stored.value, expected.value) << where << " slot " << slot << " of " << count;
+          }
         }
       }
     }
