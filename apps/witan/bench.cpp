@@ -121,6 +121,9 @@ class LimitProbe {
 
 double total(const Operations& operations) { return operations[0] + operations[1] + operations[2]; }
 
+// Steps that a prompt beside sequences that generate may take. With chunks of 128 tokens that are 500 steps each.
+constexpr int32_t kMostStepsPerPromptToken = 4;
+
 class Bench {
  public:
   Bench(const BenchFlags& flags, Engine& engine)
@@ -216,8 +219,8 @@ class Bench {
     }
     const EngineStats after = engine_.stats();
     const auto steps = after.num_steps - before.num_steps;
-    if (num_generated_ - generated_before < steps * c.batch) {
-      fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
+    if (num_generated_ - generated_before < steps * c.batch + 1) {  // the prompt's token is one of them
+      fail(ErrorCode::kOutOfMemory, "{}: not all sequences generated until the prompt was computed", c.name());
     }
     const double seconds =
         after.prefill_seconds - before.prefill_seconds + after.decode_seconds - before.decode_seconds;
@@ -295,9 +298,11 @@ json case_json(const Case& c, const std::vector<Measurement>& rounds) {
   for (const Measurement& round : rounds) speeds.push_back(round.tokens_per_second);
   json result = {{"name", c.name()},
                  {"tokens_per_second", median_of(rounds, &Measurement::tokens_per_second)},
-                 {"rounds", speeds},
-                 {"operations_per_token", rounds.front().operations_per_token},
-                 {"distinct_experts_per_step", median_of(rounds, &Measurement::distinct_experts)}};
+                 {"rounds", speeds}};
+  if (c.beside == 0) {
+    result["operations_per_token"] = rounds.front().operations_per_token;
+    result["distinct_experts_per_step"] = median_of(rounds, &Measurement::distinct_experts);
+  }
   if (c.prompt > 0) {
     result["prompt"] = c.prompt;
   } else {
@@ -353,13 +358,13 @@ void print_results(const json& result) {
     const auto [least, most] = std::ranges::minmax(rounds);
     const std::string share =
         c.contains("limit_share") ? fmt::format("{:.0f} %", 100 * c["limit_share"].get<double>()) : "unknown";
-    const std::string bytes =
-        c.contains("bytes_per_token") ? fmt::format("{:.1f}", c["bytes_per_token"].get<double>() * 1e-6) : "";
-    const auto known = [](double number) { return number > 0 ? fmt::format("{:.1f}", number) : std::string(); };
+    const auto known = [&](const char* key, double unit) {
+      return c.contains(key) ? fmt::format("{:.1f}", c[key].get<double>() * unit) : std::string();
+    };
     print_stdout("{:<{}}{:>10.1f}{:>18}{:>11}{:>14}{:>14}{:>9}\n", c["name"].get<std::string>(), width,
-                 c["tokens_per_second"].get<double>(), fmt::format("{:.1f}..{:.1f}", least, most), share, bytes,
-                 known(c["operations_per_token"].get<double>() * 1e-6),
-                 known(c["distinct_experts_per_step"].get<double>()));
+                 c["tokens_per_second"].get<double>(), fmt::format("{:.1f}..{:.1f}", least, most), share,
+                 known("bytes_per_token", 1e-6), known("operations_per_token", 1e-6),
+                 known("distinct_experts_per_step", 1));
   }
   for (const json& c : result["cases"]) {
     if (!c.contains("kv")) continue;
@@ -441,11 +446,17 @@ void run_bench(const BenchFlags& flags) {
   ModelOptions options = flags.model.finished();
   options.with_tokenizer = false;
   int32_t longest = 1;
-  for (const Case& c : cases)
-    longest = std::max({longest, c.prompt, c.beside, std::max(1, c.depth) + std::max(flags.num_tokens, c.beside)});
+  for (const Case& c : cases) {
+    longest = std::max({longest, c.prompt, c.beside, std::max(1, c.depth) + flags.num_tokens});
+    // Generated while a prompt is computed, in chunks and with steps in between.
+    if (c.beside > 0) longest = std::max(longest, c.depth + kMostStepsPerPromptToken * c.beside + 64);
+  }
+  if (flags.beside == 0) options.max_decode_slowdown = 0;
   // What a sequence generates while the others' last prompt tokens, less than a block each, are computed.
   const int32_t most_together = *std::ranges::max_element(flags.batches);
-  options.context_length = longest + 8 + most_together * kKvBlockSize / std::max(1, options.max_step_tokens / 2);
+  options.context_length = longest + 8 +
+                           most_together * kKvBlockSize /
+                               std::max(1, std::min(options.max_step_tokens, options.max_mixed_prompt_tokens) / 2);
   options.max_sequences = std::max(options.max_sequences, most_together);
   const std::unique_ptr<Engine> engine = load_engine(options);
   if (engine->model_info().has_encoder) {

@@ -62,7 +62,9 @@ void add_exact_flag(CLI::App& app, ModelFlags& flags) {
   app.add_flag(
       "--exact", flags.exact,
       "Compute with float32 activations whatever the types of weights and KV cache. Without it, quantised weights "
-      "and Q8_0 KV caches meet 8-bit activations, and BF16 ones BF16 activations; F32 and F16 ones are always exact");
+      "meet 8-bit activations and BF16 ones BF16 activations, and so do KV caches where the CPU multiplies these "
+      "types; "
+      "F32 and F16 ones are always exact, and Q8_0 caches of latents");
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {

@@ -23,7 +23,7 @@ const USAGE = `usage: bench/compare/run --model FILE.gguf [options]
   --num-tokens N     tokens that each generates; 0: prompts alone (64)
   --threads N        threads of each engine (2)
   --rounds N         rounds of one measurement of each engine (5)
-  --kv-type TYPE     KV cache of both: ${KV_TYPES.join(", ")} (F16)
+  --kv-type TYPE     KV cache: ${KV_TYPES.join(", ")} (F16)
   --llama-kv-type TYPE  KV cache of llama.cpp, if another
   --avx2             both without AVX-512; not with LLAMA_CPP
   --witan FILE       Witan's program (build/release/bin/witan)
@@ -120,6 +120,7 @@ function casesOf(options) {
 
 // llama.cpp takes the best of the libraries that it finds in a folder.
 function folderWithAvx2Alone(backends) {
+  if (process.env.LLAMA_CPP) fail("--avx2 chooses among the libraries from npm; build the tree of LLAMA_CPP for AVX2 instead");
   const library = path.join(backends, "libggml-cpu-haswell.so");
   if (!fs.existsSync(library)) fail(`--avx2 needs ${library}`);
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "witan-compare-"));
@@ -195,7 +196,8 @@ machine.coresBusyWithOthers = coresBusyWithOthers(ticksBefore, readTicks(), (per
 const results = cases.map(({name}, i) => {
   const llamaCpp = llamaCppRuns.map((run) => run.tokensPerSecond[i]);
   const witan = witanRuns.map((run) => run.cases[i].tokens_per_second);
-  const limits = witanRuns.map((run) => run.cases[i].limit_share).filter((share) => share !== undefined);
+  // The peaks of the cores are those of AVX-512.
+  const limits = options.avx2 ? [] : witanRuns.map((run) => run.cases[i].limit_share).filter((share) => share !== undefined);
   return {name, llamaCpp: summary(llamaCpp), witan: summary(witan), ratio: ratio(witan, llamaCpp),
           limitShare: limits.length > 0 ? summary(limits).median : undefined};
 });

@@ -616,7 +616,6 @@ void Engine::State::count_step(const StepPlan& plan, int64_t num_prompt_tokens, 
   stats.distinct_experts = model.telemetry().distinct_ever();
   stats.last_step_experts = model.telemetry().distinct_in_last_step();
   stats.prompt_tokens += num_prompt_tokens;
-  pacer.step_done(static_cast<int>(plan.num_tokens - num_prompt_tokens), static_cast<int>(num_prompt_tokens), seconds);
   if (num_prompt_tokens > 0) {
     stats.prefill_seconds += seconds;
   } else {
@@ -641,7 +640,7 @@ void Engine::State::forbid_unnamed_tokens(std::span<float> logits) const {
 StepPlan Engine::State::schedule(std::vector<Delivery>& deliveries) {
   for (;;) {
     try {
-      return scheduler.schedule(pacer.may_mix());
+      return scheduler.schedule(pacer.prefills());
     } catch (const SequenceError& error) {
       fail_sequence(error.sequence(), error.what(), deliveries);
     }
@@ -661,9 +660,11 @@ void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std
     for (const ScheduledSlice& slice : plan.slices) fail_sequence(slice.sequence, error.what(), deliveries);
     return;
   }
+  const double forward_seconds = seconds_since(start);
   int64_t num_prompt = 0;
   {
     const std::lock_guard lock(mutex);
+    pacer.step_done(plan.num_decodes, plan.num_tokens - plan.num_decodes, forward_seconds);
     num_prompt = num_prompt_tokens(plan);
     std::vector<TokenId> sampled;
     for (const SampleJob& job : jobs) sampled.push_back(job.result.token);

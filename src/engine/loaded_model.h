@@ -32,7 +32,7 @@ struct ModelOptions {
   // Of them, those of prompts in a step in which other sequences generate, whose next tokens wait for these; and how
   // many times slower these may generate on average while prompts are computed, more than 1 (0: any). See PrefillPacer.
   int32_t max_mixed_prompt_tokens = 128;
-  double max_decode_slowdown = 1.5;
+  double max_decode_slowdown = 1.4;
   int32_t max_sequences = 256;  // running at once
   bool prefix_cache = true;
   int64_t kv_capacity_bytes = 0;  // most that KV blocks may hold; 0: what the budget leaves

@@ -58,6 +58,7 @@ struct Scheduler::State {
   int64_t max_running() const { return std::min(config.max_sequences, config.max_step_tokens); }
 
   void plan_decodes(Step& step);
+  void limit_prefills(Step& step, Prefills prefills);
   void plan_prefills(Step& step);
   void plan_admissions(Step& step);
   void plan_inputs(Step& step) const;
@@ -86,7 +87,9 @@ struct Scheduler::State {
   std::vector<Sequence*> running;  // most valuable first
   WaitingQueue waiting;
   std::optional<Refusal> refusal;
-  int64_t side_bytes_to_come = 0;  // of those that are admitted in this plan, which have not taken them yet
+  int64_t num_steps_since_mixed = 0;  // in which sequences decoded and nobody's prefill went on
+  int64_t num_steps_per_chunk = 1;    // of a prefill beside decodes, as it was last
+  int64_t side_bytes_to_come = 0;     // of those that are admitted in this plan, which have not taken them yet
   SequenceId next_id = 1;
   bool plan_is_open = false;
   int64_t num_preemptions = 0;
@@ -121,6 +124,17 @@ void Scheduler::State::plan_decodes(Step& step) {
     while (sequence.kv_sequence && !kv.reserve(*sequence.kv_sequence, 1)) preempt_least_valuable(step);
     if (sequence.kv_sequence) step.add(sequence, 1);
   }
+}
+
+// Beside decodes.
+void Scheduler::State::limit_prefills(Step& step, Prefills prefills) {
+  if (prefills == Prefills::kAlone) {
+    step.budget_tokens = 0;
+    ++num_steps_since_mixed;
+    return;
+  }
+  step.budget_tokens = std::min(step.budget_tokens, config.max_mixed_prompt_tokens);
+  num_steps_per_chunk = std::exchange(num_steps_since_mixed, 0) + 1;
 }
 
 void Scheduler::State::plan_prefills(Step& step) {
@@ -270,9 +284,10 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
   if (running.empty()) return true;  // add() saw to that
   int64_t num_prefill_tokens = sequence.num_tokens() - num_attached;
   for (const Sequence* other : running) num_prefill_tokens += other->num_uncomputed() - other->num_planned;
-  const int64_t prefill_tokens_per_step =
+  const int64_t tokens_per_chunk =
       std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
-  const int64_t horizon = num_prefill_tokens / std::max<int64_t>(prefill_tokens_per_step, 1) + 1 + kKvBlockSize;
+  const int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1;
+  const int64_t horizon = num_chunks * num_steps_per_chunk + kKvBlockSize;
 
   const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
     const int64_t num_tokens = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
@@ -387,7 +402,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
   return state_->sequences.emplace(sequence->id, std::move(sequence)).first->first;
 }
 
-StepPlan Scheduler::schedule(bool may_mix) {
+StepPlan Scheduler::schedule(Prefills prefills) {
   WITAN_CHECK(!state_->plan_is_open, "the last plan was neither committed nor abandoned");
   for (const Sequence* sequence : state_->running) {
     WITAN_CHECK(!sequence->awaits_compression(), "sequence {} was not compressed", sequence->id);
@@ -396,9 +411,8 @@ StepPlan Scheduler::schedule(bool may_mix) {
   step.plan.slices.reserve(state_->running.size());
   state_->side_bytes_to_come = 0;
   state_->plan_decodes(step);
-  if (!step.plan.slices.empty()) {
-    step.budget_tokens = may_mix ? std::min(step.budget_tokens, state_->config.max_mixed_prompt_tokens) : 0;
-  }
+  step.plan.num_decodes = step.plan.num_tokens;
+  if (step.plan.num_decodes > 0) state_->limit_prefills(step, prefills);
   state_->plan_prefills(step);
   state_->plan_admissions(step);
   state_->plan_inputs(step);

@@ -55,8 +55,12 @@ struct StepPlan {
   std::vector<SequenceId> admitted;   // sequences that began (or began again) to run in this step
   std::vector<SequenceId> preempted;  // sequences whose KV was given up; they wait to be recomputed
   int32_t num_tokens = 0;
+  int32_t num_decodes = 0;  // of them, next tokens of sequences that decode; the others are of prefill chunks
   bool empty() const { return slices.empty(); }
 };
+
+// Whether a step in which sequences decode may compute parts of others' prefills too.
+enum class Prefills : uint8_t { kBesideDecodes, kAlone };
 
 // A sequence that cannot go on: nothing else is affected, and its caller finishes it.
 class SequenceError : public Error {
@@ -84,10 +88,10 @@ struct SchedulerStats {
 //
 // A sequence is more valuable than another if its priority is higher or, among equals, if it arrived earlier. A step
 // serves, each by value and all under max_step_tokens: running sequences that decode (one token each), running
-// sequences in prefill (a chunk each), waiting sequences; beside decodes, no more than max_mixed_prompt_tokens of the
-// latter two. At most min(max_sequences, max_step_tokens) sequences run, so
-// every decoding one gets its token in every step, and of those in prefill at least the most valuable goes on (unless
-// the caller wants a step of decodes alone).
+// sequences in prefill (a chunk each), waiting sequences; beside decodes no more than max_mixed_prompt_tokens of the
+// latter two, and none with Prefills::kAlone. At most min(max_sequences, max_step_tokens) sequences run, so every
+// decoding one gets its token in every step, and of those in prefill at least the most valuable goes on in every step
+// that has any.
 //
 // Admission: the most valuable waiting sequence is admitted when the KV cache has room for it and for every running
 // one to finish their prefills and then decode a block each; until then nobody behind it is. So nobody is admitted
@@ -100,7 +104,8 @@ struct SchedulerStats {
 // sequence in prefill takes smaller chunks first, and when it is itself the least valuable, waits with what it has.
 //
 // Every sequence ends, if its caller ends it at max_tokens. The most valuable running one is never preempted for
-// another and computes at least a token in every step: alone it has room (add() saw to that), and it takes that room
+// another and goes on in every step, or at least, in prefill, in those that are not of decodes alone, whose number its
+// caller bounds: alone it has room (add() saw to that), and it takes that room
 // from all others if it must. While the most valuable of all waits, nobody less valuable is admitted, so the running
 // ones end or are preempted, one after the other, until it is admitted. It becomes the most valuable running one
 // then; so it ends, and the next is the most valuable of all.
@@ -118,11 +123,12 @@ class Scheduler {
   // for more tokens than the context has left ends at the context's end (max_tokens tells).
   SequenceId add(SequenceRequest request);
 
-  // The next step. Empty when there are no sequences. With may_mix == false a step in which sequences decode is of
-  // these alone; a caller may say so for as long as it likes, but not forever. Throws SequenceError(kOutOfMemory), with
-  // the numbers, when the only running sequence finds no room: the KV cache cannot get the memory that its capacity
-  // promises. No plan is open then; finish() and schedule() may be called.
-  StepPlan schedule(bool may_mix = true);
+  // The next step. Empty when there are no sequences. With Prefills::kAlone, a step in which sequences decode is of
+  // these alone; a caller must not say so for ever.
+  //
+  // Throws SequenceError(kOutOfMemory), with the numbers, when the only running sequence finds no room: the KV cache
+  // cannot get the memory that its capacity promises. No plan is open then; finish() and schedule() may be called.
+  StepPlan schedule(Prefills prefills = Prefills::kBesideDecodes);
 
   // The plan was computed. sampled has one token per slice with samples == true, in the slices' order; they are
   // appended to their sequences. Every plan is committed or abandoned before the next schedule() or finish(); a

@@ -59,8 +59,8 @@ TEST(ModelCost, AttentionRunsInTheArithmeticOfItsEntries) {
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kBF16), Arithmetic::kBf16);
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kExact, KvCodec::kBF16), Arithmetic::kF32);
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kF16), Arithmetic::kF32);
-  // A prompt's keys and values are made from latents.
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kQ8), Arithmetic::kInt8);
+  // Keys and values that are made from latents.
   EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kBF16), Arithmetic::kBf16);
   EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kQ8), Arithmetic::kF32);
 }

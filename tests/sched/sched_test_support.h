@@ -128,11 +128,11 @@ class SchedulerHarness {
     check();
   }
 
-  StepPlan schedule() {
-    StepPlan plan = scheduler_.schedule();
+  StepPlan schedule(Prefills prefills = Prefills::kBesideDecodes) {
+    StepPlan plan = scheduler_.schedule(prefills);
     for (SequenceId id : plan.preempted) running_.erase(id);
     for (SequenceId id : plan.admitted) running_.insert(id);
-    check_plan(plan);
+    check_plan(plan, prefills);
     check();
     return plan;
   }
@@ -153,8 +153,8 @@ class SchedulerHarness {
   }
 
   // schedule, compute, commit, and finish what has all its tokens.
-  StepPlan step() {
-    StepPlan plan = schedule();
+  StepPlan step(Prefills prefills = Prefills::kBesideDecodes) {
+    StepPlan plan = schedule(prefills);
     commit(plan);
     finish_complete(plan);
     return plan;
@@ -254,8 +254,8 @@ class SchedulerHarness {
   }
 
   // What holds for every plan: the budget, one slice per running sequence, everyone who decodes gets a token and the
-  // most valuable running sequence goes on.
-  void check_plan(const StepPlan& plan) {
+  // most valuable running sequence goes on, unless the step was to be of decodes alone.
+  void check_plan(const StepPlan& plan, Prefills prefills) {
     EXPECT_EQ(plan.empty(), live_.empty());
     int32_t num_tokens = 0;
     std::set<SequenceId> planned;
@@ -270,7 +270,11 @@ class SchedulerHarness {
     EXPECT_LE(std::ssize(running_), config_.scheduler.max_sequences);
     for (SequenceId id : plan.admitted) EXPECT_TRUE(planned.contains(id));
     const auto less = [&](SequenceId a, SequenceId b) { return more_valuable(a, b); };
-    EXPECT_TRUE(running_.empty() || planned.contains(*std::ranges::min_element(running_, less)));
+    if (prefills == Prefills::kAlone && plan.num_decodes > 0) {
+      EXPECT_EQ(plan.num_tokens, plan.num_decodes);
+    } else {
+      EXPECT_TRUE(running_.empty() || planned.contains(*std::ranges::min_element(running_, less)));
+    }
     for (SequenceId preempted : plan.preempted) {
       for (SequenceId id : running_) EXPECT_TRUE(more_valuable(id, preempted)) << id << " " << preempted;
     }

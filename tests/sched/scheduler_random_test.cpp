@@ -57,7 +57,7 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
       ++num_cancelled;
     }
     if (pick(0, 50) == 0) harness.abandon(harness.schedule());
-    harness.step();
+    harness.step(pick(0, 3) == 0 ? Prefills::kAlone : Prefills::kBesideDecodes);
     if (pick(0, 300) == 0) harness.kv().clear_prefix_cache();
     if (HasFailure()) FAIL() << "in step " << i;
   }
@@ -83,12 +83,15 @@ INSTANTIATE_TEST_SUITE_P(
                    20,
                    10,
                    2},
-        RandomCase{"SmallBudget",
-                   {.num_rows = 10, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
-                   2,
-                   60,
-                   40,
-                   2},
+        RandomCase{
+            "SmallBudget",
+            {.num_rows = 10,
+             .scheduler =
+                 {.max_step_tokens = 7, .max_mixed_prompt_tokens = 3, .max_sequences = 16, .context_length = 200}},
+            2,
+            60,
+            40,
+            2},
         RandomCase{
             "GeneratedEntriesDiffer",
             {.num_rows = 14,

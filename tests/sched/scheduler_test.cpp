@@ -89,9 +89,24 @@ TEST(SchedulerTest, PromptsTakeLessOfAStepInWhichOthersDecode) {
   EXPECT_THAT(both.slices,
               ElementsAre(IsSlice(decoding, 20, 1, true), IsSlice(second, 0, 4, true), IsSlice(first, 0, 2, false)));
   EXPECT_EQ(both.num_tokens, 7);
+  EXPECT_EQ(both.num_decodes, 1);
   EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(decoding, 21, 1, true), IsSlice(first, 2, 6, false)));
   EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(decoding, 22, 1, true), IsSlice(first, 8, 6, false)));
   EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(first, 14, 20, false))) << "alone again";
+}
+
+TEST(SchedulerTest, AStepOfDecodesAloneLeavesPrefillsOut) {
+  SchedulerHarness harness(with_budget(20));
+  const SequenceId decoding = harness.add(make_prompt(20, 1), 3);
+  harness.step();
+  const SequenceId prompt = harness.add(make_prompt(64, 2), 1);
+  const StepPlan alone = harness.step(Prefills::kAlone);
+  EXPECT_THAT(alone.slices, ElementsAre(IsSlice(decoding, 20, 1, true)));
+  EXPECT_EQ(alone.num_decodes, 1);
+  EXPECT_TRUE(alone.admitted.empty());
+  EXPECT_THAT(harness.step().slices, ElementsAre(IsSlice(decoding, 21, 1, true), IsSlice(prompt, 0, 19, false)));
+  EXPECT_THAT(harness.step(Prefills::kAlone).slices, ElementsAre(IsSlice(prompt, 19, 20, false)))
+      << "where nobody decodes, nobody waits";
 }
 
 TEST(SchedulerTest, SequencesRunUpToTheirLimitAndTheTokenBudget) {

@@ -20,6 +20,8 @@ constexpr IsaTable<MergeFunction> kMerge{
 constexpr IsaTable<FinishFunction> kFinish{
     {finish_attention_reference, finish_attention_avx2, finish_attention_avx512}};
 
+int64_t num_int8_groups(int64_t dim) { return (dim + kInt8Group - 1) / kInt8Group; }
+
 // Of one row's rounded query, see SplitTask.
 int64_t query_words_of(const KvBlockFormat& format) {
   switch (format.codec) {
@@ -135,6 +137,7 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .tile = reinterpret_cast<float*>(scratch + layout.tile),
           .padded_value_dim = layout.padded_value_dim,
           .query_words = reinterpret_cast<uint32_t*>(scratch + layout.query_words),
+          .num_key_groups = num_int8_groups(format.key_dim),
           .query_stride = layout.query_stride,
           .states = states};
 }

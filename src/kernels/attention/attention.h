@@ -21,14 +21,16 @@ enum class AttentionArithmetic : uint8_t {
   kF32,   // float32 products and sums
   kBF16,  // queries and the weights exp(score - max) rounded to bfloat16, products of those with the entries summed in
           // float32; the denominator sums the unrounded weights
-  kInt8,  // queries rounded to 8 bits with a scale per 32 components, as kQ8 keys are; the products (weight * scale of
-          // the value) of a row with the 32 entries of a block, for every 32 components, to 0..255 times a common
-          // factor: the block's largest weight times its largest scale seen / 255. Sums of integers are exact, sums of
-          // blocks and groups float32; the denominator sums the unrounded weights
+  kInt8,  // Queries rounded to 8 bits with a scale per group of 32 components, as kQ8 keys are. Of values, with the
+          // scales of an entry's groups, of which s is the largest: the products of a row's weights and the scales of a
+          // group, over the entries that the row sees of a block of 32, rounded to 0..255 times a common step,
+          // max(weight
+          // * s) * max(scale / s) / 255. Sums of integers are exact, those over groups and blocks float32; the
+          // denominator sums the unrounded weights
 };
 
-// For Precision::kFast: kBF16 for bf16 entries and kInt8 for kQ8 ones with values of their own, on instruction sets
-// that multiply them (and in the reference, whose sums are doubles in all). kF32 otherwise.
+// For Precision::kFast: kBF16 for bf16 entries and kInt8 for kQ8 ones with values of their own (not latents), on
+// instruction sets that multiply them (and in the reference, whose sums are doubles in all). kF32 otherwise.
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision);
 
 // The entries of one kv head of one layer of one sequence, borrowed.

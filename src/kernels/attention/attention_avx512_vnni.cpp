@@ -27,7 +27,7 @@ constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries
 constexpr int64_t kRunBytes = kBlockQuads * kLineBytes;  // 16 components of the values of a block
 constexpr int64_t kKeyWordBytes = kKvBlockSize * 4;      // a word of each entry
 constexpr int kRunsPerGroup = int{kInt8Group} / kLanes;  // of components
-constexpr float kSmallestPeak = 0x1p-100f;               // weights below it count as 0: the largest of a row is 1
+constexpr float kSmallestPeak = 0x1p-100f;               // products of weights and scales below it count as 0
 
 using Int = __m512i;
 
@@ -58,14 +58,14 @@ struct Query {
 
   Query(const SplitTask& task, int64_t row)
       : words(task.query_words + row * task.query_stride),
-        scales(reinterpret_cast<const float*>(words + num_int8_groups(task.format.key_dim) * kGroupWords)),
-        offsets(reinterpret_cast<const int32_t*>(scales + num_int8_groups(task.format.key_dim))) {}
+        scales(reinterpret_cast<const float*>(words + task.num_key_groups * kGroupWords)),
+        offsets(reinterpret_cast<const int32_t*>(scales + task.num_key_groups)) {}
 };
 
 // As kQ8 rounds keys: a group that is not finite gets a scale of NaN.
 inline void round_queries(const SplitTask& task) {
   const int64_t key_dim = task.format.key_dim;
-  const int64_t num_groups = num_int8_groups(key_dim);
+  const int64_t num_groups = task.num_key_groups;
   for (int32_t r = 0; r < task.num_rows; ++r) {
     uint32_t* words = task.query_words + r * task.query_stride;
     auto* scales = reinterpret_cast<float*>(words + num_groups * kGroupWords);
@@ -102,7 +102,7 @@ struct ScoreGroup {
   const float* scales;      // their scales
   const int32_t* offsets;   // and offsets
   int64_t stride;
-  int64_t num_words;     // up to kGroupWords
+  int64_t num_words;     // from there to the last
   const uint8_t* ahead;  // to be prefetched, with kAhead
   float* scores;         // of the first row
 };
@@ -159,7 +159,7 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
                            .offsets = query.offsets + g,
                            .stride = task.query_stride,
                            .num_words = num_words - word,
-                           .ahead = tile.ahead + word * kKeyWordBytes,
+                           .ahead = tile.ahead == nullptr ? nullptr : tile.ahead + word * kKeyWordBytes,
                            .scores = tile.scores()};
     if (tile.ahead != nullptr) {
       prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4);
@@ -242,39 +242,64 @@ template <int kRows, int kRuns, bool kAhead>
   }
 }
 
+// The scales of a block's values as its rows' weights meet them; of entries that are not seen, 0.
+struct ValueScales {
+  Mask seen[2];
+  Float largest_of_entry[2];  // over all groups
+
+  ValueScales(uint32_t visible, const float* scales, int64_t num_groups)
+      : seen{lanes_of_bits(visible), lanes_of_bits(visible >> kLanes)} {
+    Int bits[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int64_t g = 0; g < num_groups; ++g) {
+      for (int half = 0; half < 2; ++half) {
+        bits[half] = _mm512_max_epu32(bits[half], magnitude_bits(of(scales, g, half)));
+      }
+    }
+    for (int half = 0; half < 2; ++half) largest_of_entry[half] = _mm512_castsi512_ps(bits[half]);
+  }
+  // What is not seen may be anything.
+  Float of(const float* scales, int64_t group, int half) const {
+    return load(seen[half], scales + group * kKvBlockSize + half * kLanes);
+  }
+  // Of a group, over those of their entries: at most 1, and 0 of 0 is 0.
+  Float relative(Float scale, int half) const {
+    const Mask not_zero = _mm512_cmp_ps_mask(largest_of_entry[half], zero(), _CMP_NEQ_UQ);
+    return _mm512_maskz_div_ps(not_zero, scale, largest_of_entry[half]);
+  }
+};
+
 // sums[r][c] += p[r][e] * value e over the entries of a block, for kRows rows that see the same of them and all c.
 template <int kRows>
 void add_values(const RowTile& tile, const uint8_t* values, const float* value_scales) {
   const SplitTask& task = tile.task;
-  const uint32_t visible = tile.visible();
-  const Mask seen[2] = {lanes_of_bits(visible), lanes_of_bits(visible >> kLanes)};
   const int64_t num_runs = (task.format.value_dim + kLanes - 1) / kLanes;
   const int64_t stride = task.padded_value_dim;
+  const ValueScales scales(tile.visible(), value_scales, (num_runs + kRunsPerGroup - 1) / kRunsPerGroup);
   float* const weights = tile.scores();
   float* const sums = tile.sums();
-  float peaks[kRows];  // of a row's weights, 1/255 of the largest
+  float peaks[kRows];  // of a row's weights times the largest scales of the entries, 1/255 of the largest
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     float* const p = weights + r * kScoreStride;
     const Float low = load(p);
     const Float high = load(p + kLanes);
-    const float peak = max_of_lanes(larger(low, high));
-    const Float factor = broadcast(peak >= kSmallestPeak ? 255.0f / peak : 0.0f);
+    const float peak =
+        max_of_lanes(larger(multiply(low, scales.largest_of_entry[0]), multiply(high, scales.largest_of_entry[1])));
+    const Float factor = broadcast(peak < kSmallestPeak ? 0.0f : 255.0f / peak);
     peaks[r] = peak * (1.0f / 255.0f);
     store(p, multiply(low, factor));
     store(p + kLanes, multiply(high, factor));
   }
   for (int64_t run = 0; run < num_runs; run += kRunsPerGroup) {
-    // What is not seen may be anything.
-    const float* of_group = value_scales + run / kRunsPerGroup * kKvBlockSize;
-    Float scale[2] = {load(seen[0], of_group), load(seen[1], of_group + kLanes)};
-    const float max_scale = largest(_mm512_max_epu32(magnitude_bits(scale[0]), magnitude_bits(scale[1])));
-    const Float inverse = broadcast(max_scale == 0.0f ? 0.0f : 1.0f / max_scale);
+    const int64_t group = run / kRunsPerGroup;
+    Float scale[2] = {scales.of(value_scales, group, 0), scales.of(value_scales, group, 1)};
+    const float relative = largest(
+        _mm512_max_epu32(magnitude_bits(scales.relative(scale[0], 0)), magnitude_bits(scales.relative(scale[1], 1))));
+    const Float inverse = broadcast(relative == 0.0f ? 0.0f : 1.0f / relative);
     scale[0] = multiply(scale[0], inverse);
     scale[1] = multiply(scale[1], inverse);
     if (tile.ahead != nullptr) {
-      const uint8_t* scales_ahead =
-          tile.ahead + (task.value_scales - task.values) + run / kRunsPerGroup * kKvBlockSize * 4;
+      const uint8_t* scales_ahead = tile.ahead + (task.value_scales - task.values) + group * kKvBlockSize * 4;
       prefetch(scales_ahead);
       prefetch(scales_ahead + kLineBytes);
     }
@@ -290,9 +315,9 @@ void add_values(const RowTile& tile, const uint8_t* values, const float* value_s
       _mm512_store_si512(rounded.words[r], bytes);
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) factors[r] = peaks[r] * max_scale;
+    for (int r = 0; r < kRows; ++r) factors[r] = peaks[r] * relative;
     const uint8_t* from = values + run * kRunBytes;
-    float* const to = sums + run * kLanes;
+    float* to = sums + run * kLanes;
     if (num_runs - run < kRunsPerGroup) {
       add_runs<kRows, 1, false>(from, rounded, factors, nullptr, to, stride);
     } else if (tile.ahead == nullptr) {

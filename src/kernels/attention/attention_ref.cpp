@@ -77,19 +77,24 @@ std::vector<double> round_query(AttentionArithmetic arithmetic, const float* que
   return rounded;
 }
 
-// kInt8: the weights of a block's entries, rounded for components [32 group, 32 group + 32) of the values.
+// kInt8: the weights of a block's entries, rounded for a group of components of the values.
 void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* block, double* weights, int32_t count) {
-  const auto* scales = reinterpret_cast<const float*>(block + view.format.value_scales_offset()) + group * kKvBlockSize;
+  const auto* scales = reinterpret_cast<const float*>(block + view.format.value_scales_offset());
+  const auto scale_of = [&](int32_t g, int32_t e) { return static_cast<double>(scales[g * kKvBlockSize + e]); };
   double peak = 0.0;
-  double max_scale = 0.0;
+  double max_relative = 0.0;
   for (int32_t e = 0; e < count; ++e) {
     if (weights[e] == kNothing) continue;
-    peak = std::fmax(peak, weights[e]);
-    max_scale = std::fmax(max_scale, static_cast<double>(scales[e]));
+    double largest = 0.0;
+    for (int32_t g = 0; g * kInt8Group < view.format.value_dim; ++g) {
+      if (!(scale_of(g, e) <= largest)) largest = scale_of(g, e);  // NaN stays
+    }
+    peak = std::fmax(peak, weights[e] * largest);
+    if (largest != 0.0) max_relative = std::fmax(max_relative, scale_of(group, e) / largest);
   }
-  const double step = peak < 0x1p-100 ? 0.0 : peak * max_scale / 255.0;
+  const double step = peak < 0x1p-100 ? 0.0 : peak * max_relative / 255.0;
   for (int32_t e = 0; e < count; ++e) {
-    const auto scale = static_cast<double>(scales[e]);
+    const double scale = scale_of(group, e);
     if (weights[e] == kNothing || std::isnan(scale)) continue;
     weights[e] = step == 0.0 || scale == 0.0 ? 0.0 : std::nearbyint(weights[e] * scale / step) * step / scale;
   }

@@ -10,7 +10,6 @@ namespace witan {
 inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
 
 inline constexpr int64_t kInt8Group = 32;  // components that share a scale in kInt8 arithmetic, as in kQ8
-constexpr int64_t num_int8_groups(int64_t dim) { return (dim + kInt8Group - 1) / kInt8Group; }
 
 // Scratch rows are a whole and odd number of cache lines long: rows at a power of two would share a few cache sets.
 constexpr int64_t padded_row_floats(int64_t num_floats) { return ((num_floats + 15) / 16 | 1) * 16; }
@@ -43,6 +42,7 @@ struct SplitTask {
   // The rounded queries, [num_rows][query_stride]. kBF16: words of two components. kInt8: words of four, up to a whole
   // group of 32 components; then of each group its float32 scale; then of each group -128 times the sum of its quants.
   uint32_t* query_words = nullptr;
+  int64_t num_key_groups = 0;
   int64_t query_stride = 0;
 
   float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result

@@ -11,18 +11,19 @@ namespace witan {
 // A KV block: kKvBlockSize entries of one kv head of one layer, keys then values, in one codec.
 //   keys    [key_dim][32] elements   (lanes = entries: a query component meets 32 keys at once)
 //   values  [32][value_dim] elements (absent when value_in_key)
+//
 // kBF16 interleaves the two elements that an instruction multiplies and adds at once, as 32-bit words:
 //   keys    [ceil(key_dim/2)][32] words of components 2i, 2i + 1; behind an odd key_dim comes a component of 0
-//   values  [ceil(value_dim/16)][16 pairs of entries][16] words of entries 2i, 2i + 1; components up to a multiple of
-//   16
-// kQ8 stores 8-bit quants, four to a 32-bit word, as the integer instructions take them: keys as unsigned quant + 128,
-// values as signed quants.
-//   keys    [ceil(key_dim/4)][32] words of components 4i .. 4i + 3; components behind key_dim may be anything
-//   values  [ceil(value_dim/16)][8 quads of entries][16] words of entries 4i .. 4i + 3; components up to a multiple of
-//   16
+//   values  [ceil(value_dim/16)][16 pairs of entries][16] words of entries 2i, 2i + 1
+// kQ8 stores 8-bit quants, four to a word, as the integer instructions take them: keys as unsigned quant + 128, values
+// as signed quants.
+//   keys    [ceil(key_dim/4)][32] words of components 4i .. 4i + 3
+//   values  [ceil(value_dim/16)][8 quads of entries][16] words of entries 4i .. 4i + 3
 // After the quants of each part come float32 scales [ceil(dim/32)][32 entries]; a scale covers 32 consecutive
-// components of one entry: scale = max|x| / 127, x = quant * scale. With value_in_key (MLA) the value of an entry is
-// the first value_dim components of its key.
+// components of one entry: scale = max|x| / 127, x = quant * scale. Components behind key_dim (kQ8) and value_dim are
+// never read as such and may be anything.
+//
+// With value_in_key (MLA) the value of an entry is the first value_dim components of its key.
 inline constexpr int kKvBlockSize = 32;
 
 enum class KvCodec : uint8_t { kF32, kF16, kBF16, kQ8 };
@@ -53,7 +54,8 @@ struct KvRows {
   int64_t value_stride;
 };
 
-// As kv_store of rows [0, count) to slots [0, count), for a whole block: the other entries become zeros.
+// As kv_store of rows [0, count) to slots [0, count), for a whole block: the other entries become zeros. But for kBF16
+// `isa` may take subnormal numbers for 0, as its products do.
 void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows);
 
 // Reads it back, as the attention kernels see it; value may be nullptr where only the key is wanted.

@@ -257,19 +257,26 @@ struct Oracle {
       size_t end = begin;
       while (end < seen.size() && seen[end] / kKvBlockSize == block) ++end;
       const auto* scales = reinterpret_cast<const float*>(view.blocks[block] + view.format.value_scales_offset());
-      const double peak = std::exp(*std::max_element(scores.begin() + static_cast<std::ptrdiff_t>(begin),
-                                                     scores.begin() + static_cast<std::ptrdiff_t>(end)) -
-                                   max);
+      const auto scale_of = [&](size_t g, size_t i) {
+        return static_cast<double>(scales[g * kKvBlockSize + static_cast<size_t>(seen[i] % kKvBlockSize)]);
+      };
+      const size_t num_groups = (value_dim + 31) / 32;
+      std::vector<double> largest(end);
+      double peak = 0.0;
+      for (size_t i = begin; i < end; ++i) {
+        for (size_t g = 0; g < num_groups; ++g) largest[i] = std::fmax(largest[i], scale_of(g, i));
+        peak = std::fmax(peak, std::exp(scores[i] - max) * largest[i]);
+      }
       for (size_t c = 0; c < value_dim; ++c) {
-        const float* of_group = scales + c / 32 * kKvBlockSize;
-        double max_scale = 0.0;
+        double relative = 0.0;
         double quants = 0.0;
         for (size_t i = begin; i < end; ++i) {
-          const auto scale = static_cast<double>(of_group[seen[i] % kKvBlockSize]);
-          max_scale = std::fmax(max_scale, scale);
-          if (scale > 0.0) quants += std::fabs(static_cast<double>(values[i * value_dim + c])) / scale;
+          const double scale = scale_of(c / 32, i);
+          if (scale == 0.0) continue;
+          relative = std::fmax(relative, scale / largest[i]);
+          quants += std::fabs(static_cast<double>(values[i * value_dim + c])) / scale;
         }
-        const double half_step = 0.5 * (1.0 + 1e-3 + p_error) * peak * max_scale / 255.0;
+        const double half_step = 0.5 * (1.0 + 1e-3 + p_error) * peak * relative / 255.0;
         tolerance[c] += half_step * quants / denominator;
       }
       begin = end;

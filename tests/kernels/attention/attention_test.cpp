@@ -323,6 +323,27 @@ TEST(Attention, FastPrecisionRoundsWithBf16AndQ8EntriesOnly) {
   }
 }
 
+// Models attend most to a first token whose value is next to nothing.
+TEST(Attention, AnEntryOfLargeWeightAndSmallValueDoesNotHideTheOthersOfItsBlock) {
+  KvEntries entries(format_of({64, 64, false}, KvCodec::kQ8), 32);
+  const Queries queries(64, {31});
+  std::vector<float> key = queries.rows[0];
+  for (float& k : key) k *= 0.25f;
+  entries.store(0, key, std::vector<float>(64, 1e-4f));
+  for (const Variant& variant : test::variants(entries.format)) {
+    const std::vector<float> out =
+        test::finish(variant.isa, test::attend(variant, entries.view(), queries.tile(0, 1))[0]);
+    const Oracle oracle(entries.view(), queries.tile(0, 1), 0);
+    double error = 0.0;
+    double size = 0.0;
+    for (size_t c = 0; c < 64; ++c) {
+      error += std::pow(static_cast<double>(out[c]) - oracle.out[c], 2);
+      size += std::pow(oracle.out[c], 2);
+    }
+    EXPECT_LT(std::sqrt(error / size), 0.02) << test::describe(variant);
+  }
+}
+
 // What attention_split_bf16_* says of its order: pairs, the odd one first.
 TEST(Attention, Bf16SumsAddPairsTheOddOneFirst) {
   const Variant variant{Isa::kAvx512Bf16, Precision::kFast};
