@@ -15,8 +15,8 @@ namespace witan {
 // Two forms compute the same attention and round differently. Expanded: keys and values of every head are made from the
 // latents, split by split; cheap per query. Absorbed: queries are moved into the latent space by Wk_h^T and outputs out
 // of it by Wv_h; nothing is made per entry. Which one a token uses follows from its role alone, never from how a
-// prompt was cut into chunks: prompt tokens expanded, generated tokens absorbed. Expanded keys and values are rounded to
-// bf16 where attention over the cached latents is in bf16 (attention_arithmetic), and are float32 otherwise.
+// prompt was cut into chunks: prompt tokens expanded, generated tokens absorbed. Expanded keys and values are rounded
+// to bf16 where attention over the cached latents is in bf16 (attention_arithmetic), and are float32 otherwise.
 struct MlaConfig {
   int32_t num_heads = 0;
   int32_t latent_dim = 0;  // kv_lora_rank
