@@ -57,6 +57,13 @@ void WeightLoader::drop_read_pages() {
   read_.clear();
 }
 
+void WeightLoader::count_packed(int64_t num_bytes) {
+  constexpr int64_t kDropEvery = int64_t{64} << 20;
+  const int64_t before = bytes_packed_.fetch_add(num_bytes, std::memory_order_relaxed);
+  // What other threads still read of these pages comes back from the page cache.
+  if (before / kDropEvery != (before + num_bytes) / kDropEvery) std::ranges::for_each(read_, drop_pages);
+}
+
 const TensorEntry& WeightLoader::entry(const std::string& name, const std::vector<int64_t>& shape) {
   const TensorEntry* tensor = checkpoint_.find(name);
   if (tensor == nullptr) {
@@ -152,6 +159,7 @@ PackedMatrix WeightLoader::pack(const MatrixRows& rows, Arena& arena) {
   std::vector<std::vector<std::byte>> buffers(static_cast<size_t>(threads_.num_threads()));
   threads_.parallel_for(matrix.num_panels(), [&](int64_t panel, int thread) {
     pack_one_panel(matrix, panel, rows, buffers[static_cast<size_t>(thread)]);
+    count_packed(matrix.panel_stride_bytes);
   });
   return matrix;
 }
@@ -193,6 +201,7 @@ EmbeddingTable WeightLoader::embedding(TensorName name, int64_t rows, int64_t co
   threads_.parallel_for((size + kPiece - 1) / kPiece, [&](int64_t piece, int) {
     const int64_t begin = piece * kPiece;
     std::memcpy(data + begin, source.data.data() + begin, static_cast<size_t>(std::min(kPiece, size - begin)));
+    count_packed(kPiece);
   });
   drop_read_pages();
   return {.type = source.dtype, .rows = rows, .cols = cols, .data = data};
@@ -261,6 +270,7 @@ std::vector<FfnWeights> WeightLoader::pack_experts(std::span<const MatrixRows> g
     std::vector<std::byte> buffer;
     const auto pack_all = [&](const PackedMatrix& matrix, const MatrixRows& rows) {
       for (int64_t panel = 0; panel < matrix.num_panels(); ++panel) pack_one_panel(matrix, panel, rows, buffer);
+      count_packed(matrix.num_panels() * matrix.panel_stride_bytes);
     };
     if (!gate.empty()) pack_all(experts[e].gate, gate[e]);
     pack_all(experts[e].up, up[e]);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -110,6 +111,9 @@ class WeightLoader {
   std::vector<MatrixRows> expert_rows(const ExpertTensorName& name, int32_t layer, int32_t num_experts,
                                       int64_t num_rows, int64_t cols);
   void drop_read_pages();
+  // From any thread of a loop that packs: so many bytes of what is read are packed. The file's pages count as this
+  // process's memory until they are dropped; of big tensors that is now and then, not at their end.
+  void count_packed(int64_t num_bytes);
   void count_done(const TensorEntry& tensor);
 
   const Checkpoint& checkpoint_;
@@ -119,6 +123,7 @@ class WeightLoader {
   FunctionRef<void(int64_t, int64_t)> progress_;
   std::unordered_set<std::string> used_;
   std::vector<std::span<const std::byte>> read_;  // in the file, its pages not dropped yet
+  std::atomic<int64_t> bytes_packed_{0};
   int64_t bytes_done_ = 0;
   int64_t bytes_total_ = 0;
 };

@@ -292,6 +292,11 @@ class MemoryTest(RunTestCase):
         # What is not from the pool: the program and its libraries, the tokenizer, pages of the tensor being packed.
         self.check_peak_memory(result, reported + (32 << 20))
 
+    def test_loading_big_tensors_holds_little_of_the_file(self):
+        model = made_model("olmoe", "olmoe-1b-7b", "Q4_K", layers=1)  # a layer's experts: 216 MiB
+        result = self.succeeds("run", "-m", model, "-p", "a", "-n", 1)
+        self.check_peak_memory(result, model.stat().st_size + (128 << 20))
+
 
 class ProgressTest(RunTestCase):
     def shown_on_a_terminal(self, *args):
