@@ -109,7 +109,7 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
   const auto report = [&](int64_t done, int64_t total) {
     if (progress) progress(done, total);
   };
-  WeightLoader loader(*checkpoint_, weights_, experts_, threads_, report);
+  WeightLoader loader(*checkpoint_, weights_, experts_, threads_, options_.precision, report);
   model_->load(loader);
   loader.check_all_used();
   kv_ =

@@ -61,7 +61,7 @@ ConversionLog read_names(Checkpoint& checkpoint, ThreadPool& threads) {
   MemoryPool pool(kNameLoadBytes);
   Arena weights(pool, MemoryTag::kWeights);
   Arena experts(pool, MemoryTag::kExperts);
-  WeightLoader loader(checkpoint, weights, experts, threads, [](int64_t, int64_t) {});
+  WeightLoader loader(checkpoint, weights, experts, threads, Precision::kExact, [](int64_t, int64_t) {});
   model->load(loader);
   loader.check_all_used();
   checkpoint.set_conversion_log(nullptr);

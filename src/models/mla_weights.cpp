@@ -3,11 +3,13 @@
 namespace witan {
 namespace {
 
-// The transposed matrix with the same values: in the same type for plain floats, as float32 for quantised ones, whose
-// blocks do not transpose.
+// The transposed matrix: in the same type for plain floats. Blocks of quantised ones do not transpose; those become
+// float32 with the same values, or bf16 where activations are rounded anyway.
 PackedMatrix pack_transposed(WeightLoader& weights, const MatrixRows& from) {
   const QuantType& source = quant_type(from.type);
-  const QuantType& target = source.block_size == 1 ? source : quant_type(DType::kF32);
+  const QuantType& target = source.block_size == 1
+                                ? source
+                                : quant_type(weights.precision() == Precision::kExact ? DType::kF32 : DType::kBF16);
   std::vector<float> values(static_cast<size_t>(from.num_rows * from.cols));
   std::vector<std::byte> buffer(static_cast<size_t>(from.row_bytes()));
   for (int64_t row = 0; row < from.num_rows; ++row) {

@@ -32,8 +32,13 @@ int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 }  // namespace
 
 WeightLoader::WeightLoader(const Checkpoint& checkpoint, Arena& weights, Arena& experts, ThreadPool& threads,
-                           FunctionRef<void(int64_t, int64_t)> progress)
-    : checkpoint_(checkpoint), weights_(weights), experts_(experts), threads_(threads), progress_(progress) {
+                           Precision precision, FunctionRef<void(int64_t, int64_t)> progress)
+    : checkpoint_(checkpoint),
+      weights_(weights),
+      experts_(experts),
+      threads_(threads),
+      precision_(precision),
+      progress_(progress) {
   for (const TensorEntry& tensor : checkpoint.tensors()) bytes_total_ += std::ssize(tensor.data);
 }
 

@@ -11,6 +11,7 @@
 #include "base/function_ref.h"
 #include "base/thread_pool.h"
 #include "io/checkpoint.h"
+#include "kernels/precision.h"
 #include "memory/arena.h"
 #include "models/matrix_rows.h"
 #include "moe/moe_ffn.h"
@@ -52,11 +53,13 @@ struct EmbeddingTable {
 // For a checkpoint with a conversion log, nothing is packed: matrices have no data, and the log gets the names.
 class WeightLoader {
  public:
-  // `progress` is told the bytes of the file's tensors packed so far, now and then.
-  WeightLoader(const Checkpoint& checkpoint, Arena& weights, Arena& experts, ThreadPool& threads,
+  // `precision` is what the weights will be used with. `progress` is told the bytes of the file's tensors packed so
+  // far, now and then.
+  WeightLoader(const Checkpoint& checkpoint, Arena& weights, Arena& experts, ThreadPool& threads, Precision precision,
                FunctionRef<void(int64_t bytes_done, int64_t bytes_total)> progress);
 
   const std::string& path() const { return checkpoint_.path(); }
+  Precision precision() const { return precision_; }
   bool is_gguf() const { return checkpoint_.format() == CheckpointFormat::kGguf; }
   const CheckpointConfig& config() const { return checkpoint_.config(); }
   bool has(TensorName name, int32_t layer = 0) const;
@@ -120,6 +123,7 @@ class WeightLoader {
   Arena& weights_;
   Arena& experts_;
   ThreadPool& threads_;
+  Precision precision_;
   FunctionRef<void(int64_t, int64_t)> progress_;
   std::unordered_set<std::string> used_;
   std::vector<std::span<const std::byte>> read_;  // in the file, its pages not dropped yet

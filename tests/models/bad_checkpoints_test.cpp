@@ -127,7 +127,7 @@ std::string error_of(const Checkpoint& checkpoint) {
     Arena experts(pool, MemoryTag::kExperts);
     ThreadPool threads(1);
     const auto progress = [](int64_t, int64_t) {};
-    WeightLoader loader(checkpoint, weights, experts, threads, progress);
+    WeightLoader loader(checkpoint, weights, experts, threads, Precision::kFast, progress);
     model->load(loader);
     loader.check_all_used();
   } catch (const Error& error) {

@@ -66,7 +66,7 @@ void open(const FakeCheckpoint& checkpoint) {
     EXPECT_LE(done, total);
     last_done = done;
   };
-  WeightLoader loader(checkpoint, weights, experts, threads, progress);
+  WeightLoader loader(checkpoint, weights, experts, threads, Precision::kFast, progress);
   model->load(loader);
   loader.check_all_used();
 }
