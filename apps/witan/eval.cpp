@@ -262,11 +262,7 @@ void run_eval(const EvalFlags& flags) {
   const jinja::Value extra = jinja::parse_json(flags.extra, "--extra");
   if (extra.as_dict() == nullptr) fail(ErrorCode::kInvalidArgument, "--extra: expected a JSON object");
   const std::vector<EvalTaskLine> lines = read_tasks(flags);
-  ModelOptions options = flags.model.finished();
-  // Nobody waits for a part of the replies: what counts is when all are there.
-  options.max_mixed_prompt_tokens = options.max_step_tokens;
-  options.max_decode_slowdown = 0;
-  const std::unique_ptr<Engine> engine = load_engine(options);
+  const std::unique_ptr<Engine> engine = load_engine(flags.model.finished_for_throughput());
   const json header = header_of(flags, flags.model.options.path, engine->model_info().architecture, settings_of(flags));
   EvalResultFile results(flags.out_path, header, lines);
   if (!results.results().empty()) {

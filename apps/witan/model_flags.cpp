@@ -19,6 +19,13 @@ ModelOptions ModelFlags::finished() const {
   return result;
 }
 
+ModelOptions ModelFlags::finished_for_throughput() const {
+  ModelOptions finished_options = finished();
+  finished_options.max_mixed_prompt_tokens = finished_options.max_step_tokens;
+  finished_options.max_decode_slowdown = 0;
+  return finished_options;
+}
+
 int64_t parse_size(const std::string& text) {
   constexpr std::string_view kPrefixes = "kmgtp";
   constexpr double kMax = 0x1p62;
@@ -63,8 +70,7 @@ void add_exact_flag(CLI::App& app, ModelFlags& flags) {
       "--exact", flags.exact,
       "Compute with float32 activations whatever the types of weights and KV cache. Without it, quantised weights "
       "meet 8-bit activations and BF16 ones BF16 activations, and so do KV caches where the CPU multiplies these "
-      "types; "
-      "F32 and F16 ones are always exact, and Q8_0 caches of latents");
+      "types; F32 and F16 ones are always exact, and Q8_0 caches of latents");
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {

@@ -15,6 +15,9 @@ struct ModelFlags {
 
   // The options as the flags set them.
   ModelOptions finished() const;
+  // The same for work of which nobody sees a part before all of it is there: prompts need not wait for sequences that
+  // generate.
+  ModelOptions finished_for_throughput() const;
 };
 CLI::Option* add_model_flag(CLI::App& app, std::string& path);  // required unless the caller changes that
 // Where witan-tiny is, the model that comes with Witan: with the installed program, or in the sources that it was built

@@ -234,10 +234,7 @@ void run_prompts(const RunFlags& flags) {
   const std::vector<Prompt> prompts = read_prompts(flags);
   std::unique_ptr<OutputFile> stats_file;
   if (!flags.stats_path.empty()) stats_file = std::make_unique<OutputFile>(flags.stats_path);
-  ModelOptions options = flags.model.finished();
-  // Nobody waits for a part of the replies: what counts is when all are there.
-  options.max_mixed_prompt_tokens = options.max_step_tokens;
-  options.max_decode_slowdown = 0;
+  ModelOptions options = flags.model.finished_for_throughput();
   options.prefix_cache = !flags.no_prefix_cache;
   const std::unique_ptr<Engine> engine = load_engine(options);
   const GenerationFlags generation = flags.generation.with_defaults(engine->checkpoint().generation_defaults());

@@ -161,7 +161,7 @@ void register_all(int decode_threads) {
       const bool same = activation_format(quant.dtype, Precision::kFast) == ActivationFormat::kF32;
       if (same && precision == Precision::kFast) continue;
       for (const Shape& shape : {Shape{1536, 2048}, Shape{2048, 768}}) {
-        for (const int64_t num_rows : {1, 4, 16, 128, 512}) {
+        for (const int64_t num_rows : {1, 2, 3, 4, 8, 16, 128, 512}) {
           const Case test = {quant.dtype, precision, shape, num_rows};
           const auto name =
               fmt::format("{}/{}/{}/{}/{}/{}", num_rows <= 16 ? "decode" : "prefill", quant.name,

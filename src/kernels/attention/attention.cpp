@@ -20,7 +20,7 @@ constexpr IsaTable<MergeFunction> kMerge{
 constexpr IsaTable<FinishFunction> kFinish{
     {finish_attention_reference, finish_attention_avx2, finish_attention_avx512}};
 
-int64_t num_int8_groups(int64_t dim) { return (dim + kInt8Group - 1) / kInt8Group; }
+int64_t num_int8_groups(int64_t dim) { return (dim + kKvQ8Group - 1) / kKvQ8Group; }
 
 // Of one row's rounded query, see SplitTask.
 int64_t query_words_of(const KvBlockFormat& format) {
@@ -28,7 +28,7 @@ int64_t query_words_of(const KvBlockFormat& format) {
     case KvCodec::kBF16:
       return (format.key_dim + 1) / 2;
     case KvCodec::kQ8:
-      return num_int8_groups(format.key_dim) * (kInt8Group / 4 + 2);
+      return num_int8_groups(format.key_dim) * (kKvQ8Group / 4 + 2);
     default:
       return 0;
   }

@@ -91,8 +91,6 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
   }
 }
 
-#include "kernels/attention/score_blocks.inl"
-
 // Turns a row's scores into weights p = exp(score * scale - max), 0 for entries it does not see, and writes its state
 // but for the weighted sum. Rounded weights take the first half of their block's scores, two entries to a word.
 inline void weigh_row(const SplitTask& task, int32_t row) {
@@ -309,6 +307,8 @@ inline void store_values(const KvBlockFormat& format, uint8_t* values, int count
   }
 }
 
+#include "kernels/attention/rounded_split.inl"
+
 }  // namespace
 
 void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows) {
@@ -317,18 +317,6 @@ void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, i
   store_values(format, bytes + format.key_bytes(), count, rows);
 }
 
-void attention_split_bf16_avx512_bf16(const SplitTask& task) {
-  const SeenBlocks seen(task);
-  round_queries(task);
-  score_blocks(task, seen);
-  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
-  const int64_t num_sums = task.num_rows * task.padded_value_dim;
-  for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
-  add_blocks(task, seen);
-  for (int32_t r = 0; r < task.num_rows; ++r) {
-    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
-                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
-  }
-}
+void attention_split_bf16_avx512_bf16(const SplitTask& task) { split_rounded(task); }
 
 }  // namespace witan

@@ -22,11 +22,11 @@ constexpr int kMaxRows = 8;
 #include "kernels/attention/exp_avx512.inl"
 
 constexpr int64_t kLineBytes = 64;                       // of the caches; a vector is one
-constexpr int64_t kGroupWords = kInt8Group / 4;          // of a query or of keys
+constexpr int64_t kGroupWords = kKvQ8Group / 4;          // of a query or of keys
 constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries
 constexpr int64_t kRunBytes = kBlockQuads * kLineBytes;  // 16 components of the values of a block
 constexpr int64_t kKeyWordBytes = kKvBlockSize * 4;      // a word of each entry
-constexpr int kRunsPerGroup = int{kInt8Group} / kLanes;  // of components
+constexpr int kRunsPerGroup = kKvQ8Group / kLanes;       // of components
 constexpr float kSmallestPeak = 0x1p-100f;               // products of weights and scales below it count as 0
 
 using Int = __m512i;
@@ -73,7 +73,7 @@ inline void round_queries(const SplitTask& task) {
     for (int64_t g = 0; g < num_groups; ++g) {
       Float x[2];
       for (int half = 0; half < 2; ++half) {
-        const int64_t d = g * kInt8Group + half * kLanes;
+        const int64_t d = g * kKvQ8Group + half * kLanes;
         const int64_t left = key_dim - d;
         x[half] = load(left >= kLanes ? Mask{0xffff} : first_lanes(left < 0 ? 0 : left), task.queries[r] + d);
       }
@@ -174,8 +174,6 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
     }
   }
 }
-
-#include "kernels/attention/score_blocks.inl"
 
 // Turns a row's scores into weights p = exp(score * scale - max), 0 for entries it does not see, and writes its state
 // but for the weighted sum.
@@ -347,20 +345,10 @@ inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) {
   }
 }
 
+#include "kernels/attention/rounded_split.inl"
+
 }  // namespace
 
-void attention_split_q8_avx512_vnni(const SplitTask& task) {
-  const SeenBlocks seen(task);
-  round_queries(task);
-  score_blocks(task, seen);
-  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
-  const int64_t num_sums = task.num_rows * task.padded_value_dim;
-  for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
-  add_blocks(task, seen);
-  for (int32_t r = 0; r < task.num_rows; ++r) {
-    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
-                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
-  }
-}
+void attention_split_q8_avx512_vnni(const SplitTask& task) { split_rounded(task); }
 
 }  // namespace witan

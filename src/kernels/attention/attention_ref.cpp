@@ -51,8 +51,8 @@ double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<floa
 // Rounds groups of components as kQ8 rounds keys.
 std::vector<double> round_to_int8(const float* x, int32_t dim) {
   std::vector<double> rounded(static_cast<size_t>(dim));
-  for (int32_t begin = 0; begin < dim; begin += kInt8Group) {
-    const int32_t end = std::min(dim, begin + static_cast<int32_t>(kInt8Group));
+  for (int32_t begin = 0; begin < dim; begin += kKvQ8Group) {
+    const int32_t end = std::min(dim, begin + kKvQ8Group);
     float max = 0.0f;
     bool finite = true;
     for (int32_t i = begin; i < end; ++i) {
@@ -86,7 +86,7 @@ void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* b
   for (int32_t e = 0; e < count; ++e) {
     if (weights[e] == kNothing) continue;
     double largest = 0.0;
-    for (int32_t g = 0; g * kInt8Group < view.format.value_dim; ++g) {
+    for (int32_t g = 0; g * kKvQ8Group < view.format.value_dim; ++g) {
       if (!(scale_of(g, e) <= largest)) largest = scale_of(g, e);  // NaN stays
     }
     peak = std::fmax(peak, weights[e] * largest);
@@ -146,7 +146,7 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
     }
   };
   if (arithmetic == AttentionArithmetic::kInt8) {
-    for (int32_t begin = 0; begin < value_dim; begin += kInt8Group) {
+    for (int32_t begin = 0; begin < value_dim; begin += kKvQ8Group) {
       std::vector<double> rounded = weights;
       for (int32_t i = 0; i < entries.count; ++i) {
         if (!sees(view, rows, row, entries.first + i)) rounded[static_cast<size_t>(i)] = kNothing;
@@ -156,11 +156,10 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
                         [](double weight) { return weight == kNothing; })) {
           continue;  // the block may be gone
         }
-        round_weights_to_int8(view, begin / static_cast<int32_t>(kInt8Group),
-                              view.blocks[(entries.first + i) / kKvBlockSize], rounded.data() + i,
-                              std::min(kKvBlockSize, entries.count - i));
+        round_weights_to_int8(view, begin / kKvQ8Group, view.blocks[(entries.first + i) / kKvBlockSize],
+                              rounded.data() + i, std::min(kKvBlockSize, entries.count - i));
       }
-      add_components(rounded, begin, std::min(value_dim, begin + static_cast<int32_t>(kInt8Group)));
+      add_components(rounded, begin, std::min(value_dim, begin + kKvQ8Group));
     }
   } else {
     std::vector<double> rounded = weights;

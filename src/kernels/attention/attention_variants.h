@@ -9,8 +9,6 @@ namespace witan {
 
 inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
 
-inline constexpr int64_t kInt8Group = 32;  // components that share a scale in kInt8 arithmetic, as in kQ8
-
 // Scratch rows are a whole and odd number of cache lines long: rows at a power of two would share a few cache sets.
 constexpr int64_t padded_row_floats(int64_t num_floats) { return ((num_floats + 15) / 16 | 1) * 16; }
 inline constexpr int64_t kScoreStride = padded_row_floats(kAttentionSplit);

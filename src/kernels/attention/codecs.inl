@@ -29,8 +29,6 @@ struct F16Element {
   static float single(const uint8_t* from) { return _cvtsh_ss(*reinterpret_cast<const uint16_t*>(from)); }
 };
 
-constexpr int64_t kGroup = 32;  // components that share a scale in kQ8
-
 // Keys lie as [key_dim][32 entries], values as [32 entries][stride]. kStored is the size of an element in the cache,
 // which paces prefetching; it differs from the element's in decoded copies.
 template <typename Element, int kStored = Element::kBytes>
@@ -102,7 +100,7 @@ struct Q8Keys {
   Float vector(int64_t d, int64_t entry) const {
     const uint8_t* words = data + (d / 4 * kKvBlockSize + entry) * 4;
     return multiply(load_byte_of_words(words, static_cast<int>(d % 4), 128),
-                    load(scales + d / kGroup * kKvBlockSize + entry));
+                    load(scales + d / kKvQ8Group * kKvBlockSize + entry));
   }
 };
 
@@ -119,7 +117,7 @@ struct Q8Values {
   const uint8_t* words(int64_t entry, int64_t c) const {
     return data + ((c / kRun * kKvBlockSize / 4 + entry / 4) * kRun + c % kRun) * 4;
   }
-  float scale(int64_t entry, int64_t c) const { return scales[c / kGroup * kKvBlockSize + entry]; }
+  float scale(int64_t entry, int64_t c) const { return scales[c / kKvQ8Group * kKvBlockSize + entry]; }
   Float vector(int64_t entry, int64_t c) const {
     return multiply(load_byte_of_words(words(entry, c), static_cast<int>(entry % 4), 0), broadcast(scale(entry, c)));
   }

@@ -13,16 +13,14 @@
 namespace witan {
 namespace {
 
-constexpr int32_t kQ8Group = 32;  // components that share a scale
-
-int64_t num_groups(int32_t dim) { return (dim + kQ8Group - 1) / kQ8Group; }
+int64_t num_groups(int32_t dim) { return (dim + kKvQ8Group - 1) / kKvQ8Group; }
 
 int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
 
 // Components of keys that lie together in a word, and entries of values.
 int32_t per_word(KvCodec codec) { return codec == KvCodec::kBF16 ? 2 : codec == KvCodec::kQ8 ? 4 : 1; }
-constexpr int32_t kValueRun =
-    16;  // words of components that follow each other in values, if these have several entries
+// Words of components that follow each other in values, if these have several entries.
+constexpr int32_t kValueRun = 16;
 
 // Of the keys or the values of one block, their scales and the padding to whole lines left out; components come in
 // multiples of `run`.
@@ -123,10 +121,10 @@ float q8_scale(const float* x, int32_t count) {
 }
 
 void store_q8(const EntryPart& part, const float* x) {
-  for (int32_t begin = 0; begin < part.dim; begin += kQ8Group) {
-    const int32_t end = std::min(begin + kQ8Group, part.dim);
+  for (int32_t begin = 0; begin < part.dim; begin += kKvQ8Group) {
+    const int32_t end = std::min(begin + kKvQ8Group, part.dim);
     const float scale = q8_scale(x + begin, end - begin);
-    part.scale(begin / kQ8Group) = scale;
+    part.scale(begin / kKvQ8Group) = scale;
     const bool all_zero = scale == 0.0f || std::isnan(scale);
     const float inverse = all_zero ? 0.0f : 1.0f / scale;
     for (int32_t i = begin; i < end; ++i) {
@@ -166,7 +164,8 @@ void load_part(KvCodec codec, const EntryPart& part, float* x) {
         x[i] = bf16_to_f32(part.element<uint16_t>(i));
         break;
       case KvCodec::kQ8:
-        x[i] = static_cast<float>(static_cast<int8_t>(part.element<uint8_t>(i) ^ part.flip)) * part.scale(i / kQ8Group);
+        x[i] =
+            static_cast<float>(static_cast<int8_t>(part.element<uint8_t>(i) ^ part.flip)) * part.scale(i / kKvQ8Group);
         break;
     }
   }
@@ -196,6 +195,19 @@ void copy_part(KvCodec codec, const EntryPart& from, const EntryPart& to) {
       for (int64_t group = 0; group < num_groups(from.dim); ++group) to.scale(group) = from.scale(group);
       return;
   }
+}
+
+void store_f32_block(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows) {
+  auto* keys = reinterpret_cast<float*>(block);
+  for (int32_t d = 0; d < format.key_dim; ++d, keys += kKvBlockSize) {
+    for (int slot = 0; slot < count; ++slot) keys[slot] = rows.keys[slot * rows.key_stride + d];
+    std::fill(keys + count, keys + kKvBlockSize, 0.0f);
+  }
+  auto* values = reinterpret_cast<float*>(block + format.key_bytes());
+  for (int slot = 0; slot < count; ++slot, values += format.value_dim) {
+    std::copy_n(rows.values + slot * rows.value_stride, format.value_dim, values);
+  }
+  std::fill_n(values, (kKvBlockSize - count) * format.value_dim, 0.0f);
 }
 
 }  // namespace
@@ -240,6 +252,7 @@ void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int 
   if (format.codec == KvCodec::kBF16 && !format.value_in_key && isa >= Isa::kAvx512Bf16) {
     return kv_store_block_avx512_bf16(format, block, count, rows);
   }
+  if (format.codec == KvCodec::kF32 && !format.value_in_key) return store_f32_block(format, block, count, rows);
   for (int slot = 0; slot < count; ++slot) {
     kv_store(format, block, slot, rows.keys + slot * rows.key_stride, rows.values + slot * rows.value_stride);
   }

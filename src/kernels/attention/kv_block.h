@@ -25,6 +25,7 @@ namespace witan {
 //
 // With value_in_key (MLA) the value of an entry is the first value_dim components of its key.
 inline constexpr int kKvBlockSize = 32;
+inline constexpr int32_t kKvQ8Group = 32;  // components that share a scale in kQ8
 
 enum class KvCodec : uint8_t { kF32, kF16, kBF16, kQ8 };
 

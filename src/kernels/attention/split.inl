@@ -225,13 +225,9 @@ template <typename Codec>
 void attend(const SplitTask& task, Codec codec) {
   const SeenBlocks seen(task);
   weigh(task, seen, codec);
-  const int64_t num_sums = task.num_rows * task.padded_value_dim;
-  for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
+  clear_sums(task);
   add_blocks<Codec>(task, seen, decodes_first(task, codec));
-  for (int32_t r = 0; r < task.num_rows; ++r) {
-    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
-                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
-  }
+  write_sums(task);
 }
 
 // Calls body(codec) with the task's codec.

@@ -35,6 +35,19 @@ struct SeenBlocks {
   }
 };
 
+inline void clear_sums(const SplitTask& task) {
+  const int64_t num_sums = task.num_rows * task.padded_value_dim;
+  for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
+}
+
+// Writes the weighted sums to the rows' states.
+inline void write_sums(const SplitTask& task) {
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
+                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
+  }
+}
+
 // Calls body(tile, num_rows) for neighbouring rows that see anything of the block; the first tile gets `ahead`.
 template <typename Body>
 void for_rows_that_see(const SplitTask& task, int32_t block, const uint8_t* ahead, const Body& body) {

@@ -54,6 +54,30 @@ class GoldenLogitsTest(LogitsTestCase):
         self.check_logits(found[-8 * VOCAB_SIZE :], read_array(golden("mixtral/logits_long_last8.f32"), "f"))
 
 
+class LatentAttentionTest(LogitsTestCase):
+    """Keys and values that are made of latents for a prompt: bf16 where the cached latents are multiplied as such."""
+
+    def both(self, kv_type, isa):
+        model, tokens, env = made_model("deepseek2"), list(range(20, 90)), {"WITAN_ISA": isa}
+        return [self.logits(model, tokens, "--kv-type", kv_type, *args, env=env) for args in ([], ["--exact"])]
+
+    def test_they_are_floats_for_other_caches_and_other_cpus(self):
+        for kv_type, isa in [("bf16", "avx2"), ("f16", "avx2"), ("q8_0", "avx2")]:
+            with self.subTest(f"{kv_type} {isa}"):
+                fast, exact = self.both(kv_type, isa)
+                self.assertEqual(fast, exact)
+
+    def test_they_are_rounded_with_the_cache(self):
+        if program.witan("--list", env={"WITAN_ISA": "avx512_bf16"}).code != 0:
+            self.skipTest("no BF16 instructions")
+        fast, exact = (memoryview(logits).cast("f") for logits in self.both("bf16", "avx512_bf16"))
+        distance = max(abs(a - b) for a, b in zip(fast, exact))
+        self.assertGreater(distance, 0)
+        self.assertLess(distance, 0.02 * max(map(abs, exact)))
+        fast, exact = self.both("f16", "avx512_bf16")
+        self.assertEqual(fast, exact)
+
+
 class HuggingFaceSettingsTest(LogitsTestCase):
     """Settings of config.json that are easily read past."""
 

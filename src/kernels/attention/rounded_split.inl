@@ -1,5 +1,9 @@
-// The scores of all blocks of a split, from score_rows<kRows>(tile, keys), which scores kRows rows against the keys of
-// a block. Included after that and tiles.inl.
+// attention_split for a file that rounds queries and weights. Included after tiles.inl, weights.inl and these of the
+// file:
+//   round_queries(task)
+//   score_rows<kRows>(tile, keys)   scores kRows rows against the keys of a block
+//   weigh_row(task, row)
+//   add_blocks(task, seen)          adds the values of the blocks to the weighted sums
 
 template <int kRows>
 void score_up_to(int num_rows, const RowTile& tile, const uint8_t* keys) {
@@ -16,4 +20,14 @@ inline void score_blocks(const SplitTask& task, const SeenBlocks& seen) {
     for_rows_that_see(task, seen.blocks[i], ahead,
                       [&](const RowTile& tile, int32_t num_rows) { score_up_to<kMaxRows>(num_rows, tile, keys); });
   }
+}
+
+inline void split_rounded(const SplitTask& task) {
+  const SeenBlocks seen(task);
+  round_queries(task);
+  score_blocks(task, seen);
+  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
+  clear_sums(task);
+  add_blocks(task, seen);
+  write_sums(task);
 }
