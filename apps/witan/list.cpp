@@ -21,7 +21,7 @@ void print_list() {
     print_stdout("  {:<20}  {:>5}   {:>5}\n", type.name, type.block_size, type.block_bytes);
   }
   print_stdout("\nKV cache types\n ");
-  for (const KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (const KvCodec codec : kKvCodecs) {
     print_stdout(" {}", kv_codec_name(codec));
   }
   print_stdout("\n\nKV policies (--kv)\n");

@@ -74,15 +74,19 @@ void add_exact_flag(CLI::App& app, ModelFlags& flags) {
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {
-  static const std::map<std::string, KvCodec> kCodecs = {
-      {"f32", KvCodec::kF32}, {"f16", KvCodec::kF16}, {"bf16", KvCodec::kBF16}, {"q8_0", KvCodec::kQ8}};
+  static const std::map<std::string, KvCodec> kCodecs = [] {
+    std::map<std::string, KvCodec> codecs;
+    for (const KvCodec codec : kKvCodecs) codecs.emplace(kv_codec_name(codec), codec);
+    return codecs;
+  }();
   const auto set_codec = [&flags](const std::string& name) { flags.options.kv_codec = kCodecs.at(name); };
   app.add_option_function<std::string>(
          "--kv-type", set_codec,
-         "Type of the KV cache: f32, f16, bf16 (with AVX-512 BF16 mostly faster than f16, but for --exact), or q8_0 "
-         "(lossy: 8 bits with a scale per 32 values)")
+         "Type of the KV cache: f32, f16, bf16 (with AVX-512 BF16 mostly faster than f16, but for --exact), q8_0 "
+         "(lossy: 8 bits with a scale per 32 values), or, lossy too, keys and values turned by a Hadamard matrix: "
+         "int8-hadamard, k8v4-hadamard (keys of 8 bits, values of 4), int4-hadamard, k4v2-hadamard, int2-hadamard")
       ->type_name("TYPE")
-      ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0"}).description(""))
+      ->check(CLI::IsMember(kCodecs).description(""))
       ->default_str("f16");
   app.add_option("-t,--threads", flags.options.num_threads, "Threads; 0: one per core")
       ->type_name("N")

@@ -12,9 +12,9 @@
 // Heads have 128 components. KV_HEADS latent is the absorbed form of latent attention (MLA): one kv head of 576
 // components, the first 512 of which are its value. A head's blocks lie in runs of 512 entries in random order, as the
 // block pool hands them to a long sequence. PRECISION fast is bf16 arithmetic where entries are bf16, and int8
-// arithmetic where they are q8_0, if the instruction set has it. Times are CPU times (see thread_seconds()) and each
-// line is the best of several passes: on a shared machine the fastest is the least disturbed. WITAN_ISA chooses the
-// instruction set.
+// arithmetic where they are quantised, if the instruction set has it. Times are CPU times (see thread_seconds()) and
+// each line is the best of several passes: on a shared machine the fastest is the least disturbed. WITAN_ISA chooses
+// the instruction set.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -252,15 +252,26 @@ void register_all(int decode_threads) {
     KvCodec codec;
     Precision precision;
   };
-  constexpr Entry kEntries[] = {{KvCodec::kBF16, Precision::kFast}, {KvCodec::kBF16, Precision::kExact},
-                                {KvCodec::kQ8, Precision::kFast},   {KvCodec::kQ8, Precision::kExact},
-                                {KvCodec::kF16, Precision::kFast},  {KvCodec::kF32, Precision::kFast}};
+  constexpr Entry kEntries[] = {{KvCodec::kBF16, Precision::kFast},
+                                {KvCodec::kBF16, Precision::kExact},
+                                {KvCodec::kQ8, Precision::kFast},
+                                {KvCodec::kQ8, Precision::kExact},
+                                {KvCodec::kF16, Precision::kFast},
+                                {KvCodec::kF32, Precision::kFast},
+                                {KvCodec::kHadamard8, Precision::kFast},
+                                {KvCodec::kHadamard8, Precision::kExact},
+                                {KvCodec::kHadamard8Value4, Precision::kFast},
+                                {KvCodec::kHadamard4, Precision::kFast},
+                                {KvCodec::kHadamard4, Precision::kExact},
+                                {KvCodec::kHadamard4Value2, Precision::kFast},
+                                {KvCodec::kHadamard2, Precision::kFast}};
   for (const bool decoding : {true, false}) {
     for (const Shape& shape : shapes) {
       if (!decoding && shape.format.value_in_key) continue;  // prompts use the expanded form
       for (const int32_t num_entries : {4096, 16384, 32768}) {
         if (!decoding && num_entries > 16384) continue;
         for (const Entry entry : kEntries) {
+          if (shape.format.value_in_key && kv_hadamard_bits(entry.codec).key != 0) continue;  // not for latents
           Case test = {shape.format, entry.precision, shape.num_heads, shape.num_kv_heads, num_entries};
           test.format.codec = entry.codec;
           const auto name =

@@ -30,6 +30,11 @@ KvBlockFormat format_of(const KvCacheConfig& config, size_t layer) {
     fail(ErrorCode::kInvalidArgument, "KV layer {}: {} kv heads with keys of {} and values of {}{}", layer,
          spec.num_kv_heads, spec.key_dim, spec.value_dim, spec.value_in_key ? " within the key" : "");
   }
+  if (spec.value_in_key && kv_hadamard_bits(config.codec).key != 0) {
+    fail(ErrorCode::kInvalidArgument,
+         "a KV cache of type {} is not for models whose layers cache latents (MLA): use q8_0, bf16, f16 or f32",
+         kv_codec_name(config.codec));
+  }
   return {config.codec, spec.key_dim, spec.value_dim, spec.value_in_key};
 }
 

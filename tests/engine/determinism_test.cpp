@@ -29,6 +29,7 @@ constexpr ModelCase kModels[] = {
     {"llama", "tiny", DType::kBF16, Precision::kFast, KvCodec::kBF16},
     {"qwen3moe", "tiny", DType::kQ4_K, Precision::kFast, KvCodec::kF16},
     {"qwen3moe", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kQ8},
+    {"llama", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kHadamard8Value4},
     {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kF32},
     {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kBF16},
     {"deepseek2", "tiny", DType::kF32, Precision::kExact, KvCodec::kF16},

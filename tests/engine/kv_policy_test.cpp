@@ -25,7 +25,7 @@ struct ModelCase {
 };
 constexpr ModelCase kModels[] = {{"qwen3moe", DType::kQ8_0, KvCodec::kF16},
                                  {"deepseek2", DType::kQ8_0, KvCodec::kBF16},
-                                 {"gpt-oss", DType::kF32, KvCodec::kQ8}};
+                                 {"gpt-oss", DType::kF32, KvCodec::kHadamard4}};
 
 constexpr std::string_view kWithWindow[] = {"snapkv", "chunkkv", "pyramidkv", "adakv", "kvcompose", "shotkv"};
 constexpr int32_t kVocabSize = 512;  // of the tiny presets

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "kernels/attention/attention_variants.h"
+#include "kernels/attention/hadamard.h"
 #include "kernels/isa_table.h"
 
 namespace witan {
@@ -14,21 +15,31 @@ namespace {
 constexpr IsaTable<SplitFunction> kSplit{{nullptr, attention_split_avx2, attention_split_avx512}};
 constexpr IsaTable<SplitFunction> kSplitBf16{{nullptr, nullptr, nullptr, nullptr, attention_split_bf16_avx512_bf16}};
 constexpr IsaTable<SplitFunction> kSplitQ8{{nullptr, nullptr, nullptr, attention_split_q8_avx512_vnni}};
+constexpr IsaTable<SplitFunction> kSplitHadamard{{nullptr, nullptr, nullptr, attention_split_hadamard_avx512_vnni}};
 constexpr IsaTable<SplitFunction> kWeights{{nullptr, attention_weights_avx2, attention_weights_avx512}};
 constexpr IsaTable<MergeFunction> kMerge{
     {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
 constexpr IsaTable<FinishFunction> kFinish{
     {finish_attention_reference, finish_attention_avx2, finish_attention_avx512}};
 
-int64_t num_int8_groups(int64_t dim) { return (dim + kKvQ8Group - 1) / kKvQ8Group; }
+bool is_hadamard(const KvBlockFormat& format) { return kv_hadamard_bits(format.codec).key != 0; }
 
-// Of one row's rounded query, see SplitTask.
+// Words of quants of a query in kInt8.
+int64_t num_int8_words(const KvBlockFormat& format) { return (format.key_dim + 31) / 32 * 8; }
+
+int64_t num_int8_groups(const KvBlockFormat& format) {
+  return is_hadamard(format) ? 1 : (format.key_dim + kKvQ8Group - 1) / kKvQ8Group;
+}
+
+// Of one row's rounded or turned query, see SplitTask.
 int64_t query_words_of(const KvBlockFormat& format) {
+  const int64_t num_int8 = num_int8_words(format) + 2 * num_int8_groups(format);
+  if (is_hadamard(format)) return std::max<int64_t>(num_int8, format.key_dim);
   switch (format.codec) {
     case KvCodec::kBF16:
       return (format.key_dim + 1) / 2;
     case KvCodec::kQ8:
-      return num_int8_groups(format.key_dim) * (kKvQ8Group / 4 + 2);
+      return num_int8;
     default:
       return 0;
   }
@@ -42,6 +53,7 @@ struct ScratchLayout {
   int64_t sums;
   int64_t tile;
   int64_t query_words;
+  int64_t turned_queries;
   int64_t end;
 
   ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
@@ -52,7 +64,8 @@ struct ScratchLayout {
         tile(sums + num_rows * padded_value_dim * static_cast<int64_t>(sizeof(float))),
         query_words(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
                                static_cast<int64_t>(sizeof(float))),
-        end(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))) {}
+        turned_queries(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))),
+        end(turned_queries + (is_hadamard(format) ? (num_rows + 7) / 8 * 64 : 0)) {}
 };
 
 // The entries of one block and the span of their positions.
@@ -108,6 +121,7 @@ void check_task(const KvView& view, int32_t split) {
   WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
   WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
               format.value_dim, format.key_dim);
+  WITAN_CHECK(!format.value_in_key || !is_hadamard(format), "values in keys of {}", kv_codec_name(format.codec));
 }
 
 SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
@@ -136,9 +150,15 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .sums = reinterpret_cast<float*>(scratch + layout.sums),
           .tile = reinterpret_cast<float*>(scratch + layout.tile),
           .padded_value_dim = layout.padded_value_dim,
+          .key_rotation = is_hadamard(format) ? hadamard_size(format.key_dim) : 1,
+          .value_rotation = is_hadamard(format) ? hadamard_size(format.value_dim) : 1,
+          .key_bits = kv_hadamard_bits(format.codec).key,
+          .value_bits = kv_hadamard_bits(format.codec).value,
           .query_words = reinterpret_cast<uint32_t*>(scratch + layout.query_words),
-          .num_key_groups = num_int8_groups(format.key_dim),
+          .num_query_words = num_int8_words(format),
+          .num_key_groups = num_int8_groups(format),
           .query_stride = layout.query_stride,
+          .turned_queries = reinterpret_cast<const float**>(scratch + layout.turned_queries),
           .states = states};
 }
 
@@ -148,7 +168,8 @@ AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, P
   if (precision != Precision::kFast) return AttentionArithmetic::kF32;
   const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
   if (format.codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
-  if (format.codec == KvCodec::kQ8 && !format.value_in_key && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
+  const bool has_quants = format.codec == KvCodec::kQ8 || is_hadamard(format);
+  if (has_quants && !format.value_in_key && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
   return AttentionArithmetic::kF32;
 }
 
@@ -161,9 +182,10 @@ void attention_split(Isa isa, Precision precision, const KvView& view, const Att
   check_task(view, split);
   const AttentionArithmetic arithmetic = attention_arithmetic(isa, view.format, precision);
   if (isa == Isa::kReference) return attention_split_reference(arithmetic, view, rows, split, states);
-  const auto& variants = arithmetic == AttentionArithmetic::kBF16   ? kSplitBf16
-                         : arithmetic == AttentionArithmetic::kInt8 ? kSplitQ8
-                                                                    : kSplit;
+  const auto& variants = arithmetic == AttentionArithmetic::kBF16  ? kSplitBf16
+                         : arithmetic == AttentionArithmetic::kF32 ? kSplit
+                         : is_hadamard(view.format)                ? kSplitHadamard
+                                                                   : kSplitQ8;
   variants[isa](make_task(view, rows, split, states, scratch));
 }
 

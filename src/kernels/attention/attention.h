@@ -21,15 +21,17 @@ enum class AttentionArithmetic : uint8_t {
   kF32,   // float32 products and sums
   kBF16,  // queries and the weights exp(score - max) rounded to bfloat16, products of those with the entries summed in
           // float32; the denominator sums the unrounded weights
-  // Queries rounded to 8 bits with a scale per group of 32 components, as kQ8 keys are. Of values: let s be the largest
-  // scale of an entry's groups. A row's weight times a group's scale, for the entries of a block that the row sees, is
-  // rounded to a whole number, 0..255, of steps of max(weight * s) * max(scale / s) / 255. Sums of integers are exact,
-  // those over groups and blocks float32; the denominator sums the unrounded weights.
+  // Queries rounded to 8 bits with a scale per group of components, as keys are: of 32 for kQ8; of all, turned, for the
+  // kHadamard codecs. Of values: let s be the largest scale of an entry's groups. A row's weight times a group's scale,
+  // for the entries of a block that the row sees, is rounded to a whole number, 0..255, of steps of max(weight * s) *
+  // max(scale / s) / 255. Sums of integers are exact, those over groups and blocks float32; the denominator sums the
+  // unrounded weights.
   kInt8,
 };
 
-// For Precision::kFast: kBF16 for bf16 entries and kInt8 for kQ8 ones with values of their own (not latents), on
-// instruction sets that multiply them (and in the reference, whose sums are doubles in all). kF32 otherwise.
+// For Precision::kFast: kBF16 for bf16 entries and kInt8 for kQ8 and kHadamard ones with values of their own (not
+// latents), on instruction sets that multiply them (and in the reference, whose sums are doubles in all). kF32
+// otherwise.
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision);
 
 // The entries of one kv head of one layer of one sequence, borrowed.

@@ -19,6 +19,10 @@ constexpr int vectors_per_row(int num_rows) { return num_rows == 1 ? 8 : num_row
 //
 #include "kernels/attention/codecs.inl"
 //
+#include "kernels/attention/hadamard_avx512.inl"
+//
+#include "kernels/attention/hadamard.inl"
+//
 #include "kernels/attention/tiles.inl"
 //
 #include "kernels/attention/weights.inl"
@@ -33,7 +37,7 @@ void attention_split_avx512(const SplitTask& task) {
   with_codec(task, [&](auto codec) { attend(task, codec); });
 }
 void attention_weights_avx512(const SplitTask& task) {
-  with_codec(task, [&](auto codec) { weigh(task, SeenBlocks(task), codec); });
+  with_codec(task, [&](auto codec) { weigh(with_turned_queries(task), SeenBlocks(task), codec); });
 }
 void merge_attention_state_avx512(float* into, const float* next, int32_t value_dim) {
   merge_states(into, next, value_dim);

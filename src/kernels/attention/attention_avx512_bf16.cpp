@@ -21,6 +21,10 @@ constexpr int vectors_per_row(int num_rows) { return num_rows <= 6 ? 4 : 2; }
 //
 #include "kernels/attention/transpose_avx512.inl"
 //
+#include "kernels/attention/hadamard_avx512.inl"
+//
+#include "kernels/attention/hadamard.inl"
+//
 #include "kernels/attention/tiles.inl"
 //
 #include "kernels/attention/weights.inl"

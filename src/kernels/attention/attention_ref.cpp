@@ -4,6 +4,8 @@
 #include <vector>
 
 #include "kernels/attention/attention_variants.h"
+#include "kernels/attention/hadamard.h"
+#include "kernels/attention/hadamard_entries.h"
 #include "tensor/half.h"
 
 namespace witan {
@@ -24,7 +26,12 @@ bool any_row_sees(const KvView& view, const AttentionRows& rows, int32_t entry) 
   return false;
 }
 
-// The entries of a split, decoded; zeros for those that no row sees, whose blocks may be gone.
+bool is_hadamard(const KvBlockFormat& format) { return kv_hadamard_bits(format.codec).key != 0; }
+
+// Components that share a scale, of kQ8 and the kHadamard codecs.
+int32_t scale_group(const KvBlockFormat& format, int32_t dim) { return is_hadamard(format) ? dim : kKvQ8Group; }
+
+// The entries of a split, decoded, turned ones as they are; zeros for those that no row sees, whose blocks may be gone.
 struct Entries {
   int32_t first;
   int32_t count;
@@ -40,19 +47,20 @@ struct Entries {
     for (int32_t i = 0; i < count; ++i) {
       const int32_t entry = first + i;
       if (!any_row_sees(view, rows, entry)) continue;
-      kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, keys.data() + i * key_dim,
-              values.data() + i * value_dim);
+      const auto load = is_hadamard(view.format) ? load_turned_hadamard : kv_load;
+      load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, keys.data() + i * key_dim,
+           values.data() + i * value_dim);
     }
   }
 };
 
 double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
 
-// Rounds groups of components as kQ8 rounds keys.
-std::vector<double> round_to_int8(const float* x, int32_t dim) {
+// Rounds groups of components as keys of 8 bits are rounded.
+std::vector<double> round_to_int8(const float* x, int32_t dim, int32_t group) {
   std::vector<double> rounded(static_cast<size_t>(dim));
-  for (int32_t begin = 0; begin < dim; begin += kKvQ8Group) {
-    const int32_t end = std::min(dim, begin + kKvQ8Group);
+  for (int32_t begin = 0; begin < dim; begin += group) {
+    const int32_t end = std::min(dim, begin + group);
     float max = 0.0f;
     bool finite = true;
     for (int32_t i = begin; i < end; ++i) {
@@ -70,9 +78,12 @@ std::vector<double> round_to_int8(const float* x, int32_t dim) {
   return rounded;
 }
 
-std::vector<double> round_query(AttentionArithmetic arithmetic, const float* query, int32_t dim) {
-  if (arithmetic == AttentionArithmetic::kInt8) return round_to_int8(query, dim);
-  std::vector<double> rounded(query, query + dim);
+std::vector<double> round_query(AttentionArithmetic arithmetic, const KvBlockFormat& format, const float* query) {
+  const int32_t dim = format.key_dim;
+  std::vector<float> turned(query, query + dim);
+  if (is_hadamard(format)) hadamard_rotate(turned.data(), dim);
+  if (arithmetic == AttentionArithmetic::kInt8) return round_to_int8(turned.data(), dim, scale_group(format, dim));
+  std::vector<double> rounded(turned.begin(), turned.end());
   if (arithmetic == AttentionArithmetic::kBF16) std::ranges::transform(rounded, rounded.begin(), round_to_bf16);
   return rounded;
 }
@@ -86,7 +97,7 @@ void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* b
   for (int32_t e = 0; e < count; ++e) {
     if (weights[e] == kNothing) continue;
     double largest = 0.0;
-    for (int32_t g = 0; g * kKvQ8Group < view.format.value_dim; ++g) {
+    for (int32_t g = 0; g * scale_group(view.format, view.format.value_dim) < view.format.value_dim; ++g) {
       if (!(scale_of(g, e) <= largest)) largest = scale_of(g, e);  // NaN stays
     }
     peak = std::fmax(peak, weights[e] * largest);
@@ -104,7 +115,7 @@ void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* b
 std::vector<double> weigh_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                               int32_t row, const Entries& entries, float* state) {
   const int32_t key_dim = view.format.key_dim;
-  const std::vector<double> query = round_query(arithmetic, rows.queries[row], key_dim);
+  const std::vector<double> query = round_query(arithmetic, view.format, rows.queries[row]);
   std::vector<double> scores(static_cast<size_t>(entries.count), kNothing);
   double max = kNothing;
   for (int32_t i = 0; i < entries.count; ++i) {
@@ -146,7 +157,8 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
     }
   };
   if (arithmetic == AttentionArithmetic::kInt8) {
-    for (int32_t begin = 0; begin < value_dim; begin += kKvQ8Group) {
+    const int32_t group = scale_group(view.format, value_dim);
+    for (int32_t begin = 0; begin < value_dim; begin += group) {
       std::vector<double> rounded = weights;
       for (int32_t i = 0; i < entries.count; ++i) {
         if (!sees(view, rows, row, entries.first + i)) rounded[static_cast<size_t>(i)] = kNothing;
@@ -156,10 +168,10 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
                         [](double weight) { return weight == kNothing; })) {
           continue;  // the block may be gone
         }
-        round_weights_to_int8(view, begin / kKvQ8Group, view.blocks[(entries.first + i) / kKvBlockSize],
-                              rounded.data() + i, std::min(kKvBlockSize, entries.count - i));
+        round_weights_to_int8(view, begin / group, view.blocks[(entries.first + i) / kKvBlockSize], rounded.data() + i,
+                              std::min(kKvBlockSize, entries.count - i));
       }
-      add_components(rounded, begin, std::min(value_dim, begin + kKvQ8Group));
+      add_components(rounded, begin, std::min(value_dim, begin + group));
     }
   } else {
     std::vector<double> rounded = weights;
@@ -167,6 +179,7 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
     add_components(rounded, 0, value_dim);
   }
   for (int32_t c = 0; c < value_dim; ++c) state[2 + c] = static_cast<float>(sum[static_cast<size_t>(c)]);
+  if (is_hadamard(view.format)) hadamard_rotate(state + 2, value_dim);
 }
 
 }  // namespace

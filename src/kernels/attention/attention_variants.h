@@ -19,7 +19,7 @@ struct SplitTask {
   const std::byte* const* blocks = nullptr;  // [num_blocks] of this split
   int32_t num_blocks = 0;                    // 1..kBlocksPerSplit
   const std::byte* next_split = nullptr;     // the next split's first block if there is one; only prefetched
-  int64_t key_scales = 0;                    // kQ8: byte offsets within a block
+  int64_t key_scales = 0;                    // kQ8 and kHadamard: byte offsets within a block
   int64_t values = 0;
   int64_t value_scales = 0;
 
@@ -37,11 +37,19 @@ struct SplitTask {
   float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block; for kBF16, its
                             // values of keys as KvBlockFormat lays values out
   int64_t padded_value_dim = 0;
-  // The rounded queries, [num_rows][query_stride]. kBF16: words of two components. kInt8: words of four, up to a whole
-  // group of 32 components; then of each group its float32 scale; then of each group -128 times the sum of its quants.
+  // kHadamard: in blocks of so many components keys and values are turned; 1: they are not.
+  int64_t key_rotation = 1;
+  int64_t value_rotation = 1;
+  int key_bits = 0;
+  int value_bits = 0;
+  // The rounded queries, [num_rows][query_stride]. kBF16: words of two components. kInt8: words of four, up to 32
+  // components or a multiple; then of each group its float32 scale; then of each group -128 times the sum of its
+  // quants. A group is 32 components for kQ8, and all for kHadamard. Turned queries in kF32: floats.
   uint32_t* query_words = nullptr;
-  int64_t num_key_groups = 0;
+  int64_t num_query_words = 0;  // kInt8: before the scales
+  int64_t num_key_groups = 0;   // kInt8
   int64_t query_stride = 0;
+  const float** turned_queries = nullptr;  // [num_rows] for pointers to them
 
   float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result
 };
@@ -49,8 +57,9 @@ struct SplitTask {
 using SplitFunction = void (*)(const SplitTask& task);
 void attention_split_avx2(const SplitTask& task);
 void attention_split_avx512(const SplitTask& task);
-void attention_split_q8_avx512_vnni(const SplitTask& task);    // kInt8
-void attention_split_bf16_avx512_bf16(const SplitTask& task);  // kBF16
+void attention_split_q8_avx512_vnni(const SplitTask& task);        // kInt8 of kQ8
+void attention_split_hadamard_avx512_vnni(const SplitTask& task);  // kInt8 of kHadamard
+void attention_split_bf16_avx512_bf16(const SplitTask& task);      // kBF16
 
 // kv_store_block of bf16 entries with values of their own.
 void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows);

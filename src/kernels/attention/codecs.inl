@@ -1,5 +1,6 @@
 // How the kernels read each codec: element types, then the keys and the values of one block. Included after a
-// vector_*.inl. All reads give the same bits as kv_load.
+// vector_*.inl. All reads give the same bits as kv_load, but for turned entries, which
+// nobody turns back here.
 
 constexpr int64_t kLineBytes = 64;  // of the caches
 
@@ -126,6 +127,62 @@ struct Q8Values {
   }
 };
 
+// Quants of `bits` bits, which are the upper ones of an 8-bit quant whose others are 10..0: of each word the one that
+// ends at bit `end`, as an 8-bit quant; less 128 if they are unsigned.
+inline Float load_quants(const void* words, int bits, int64_t end, bool is_unsigned) {
+  // The top bit of every quant of a byte.
+  const int top_bits = bits == 8 ? 0x80 : bits == 4 ? 0x88 : 0xaa;
+  const Float field = load_field_of_words(words, static_cast<int>(32 - end), 32 - bits, is_unsigned ? top_bits : 0);
+  if (bits == 8) return field;
+  return multiply_add(field, broadcast(static_cast<float>(1 << (8 - bits))),
+                      broadcast(static_cast<float>(1 << (7 - bits))));
+}
+
+// Turned keys.
+struct HadamardKeys {
+  static constexpr int kStoredBytes = 1;
+  const uint8_t* data;
+  const float* scales;  // [32 entries]
+  int bits;
+
+  static HadamardKeys of(const SplitTask& task, const uint8_t* block) {
+    return {block, reinterpret_cast<const float*>(block + task.key_scales), task.key_bits};
+  }
+  Float vector(int64_t d, int64_t entry) const {
+    const int64_t fields = 8 / bits;
+    const uint8_t* words = data + (d / (4 * fields) * kKvBlockSize + entry) * 4;
+    const int64_t end = d % 4 * 8 + (d / 4 % fields + 1) * bits;
+    return multiply(load_quants(words, bits, end, true), load(scales + entry));
+  }
+};
+
+// Turned values.
+struct HadamardValues {
+  static constexpr int kStoredBytes = 1;
+  static constexpr int64_t kRun = 16;  // components
+  const uint8_t* data;
+  const float* scales;  // [32 entries]
+  int bits;
+
+  static HadamardValues of(const SplitTask& task, const uint8_t* block) {
+    return {block + task.values, reinterpret_cast<const float*>(block + task.value_scales), task.value_bits};
+  }
+  const uint8_t* words(int64_t entry, int64_t c) const {
+    return data + ((c / (kRun * 8 / bits) * kKvBlockSize / 4 + entry / 4) * kRun + c % kRun) * 4;
+  }
+  // Where the quant of a component ends in its word.
+  int64_t end(int64_t entry, int64_t c) const { return entry % 4 * 8 + (c / kRun % (8 / bits) + 1) * bits; }
+  Float vector(int64_t entry, int64_t c) const {
+    return multiply(load_quants(words(entry, c), bits, end(entry, c), false), broadcast(scales[entry]));
+  }
+  float single(int64_t entry, int64_t c) const {
+    const int32_t word = *reinterpret_cast<const int32_t*>(words(entry, c));
+    const auto top = static_cast<int32_t>(static_cast<uint32_t>(word) << (32 - end(entry, c))) >> (32 - bits);
+    const int middle = bits == 8 ? 0 : 1 << (7 - bits);
+    return static_cast<float>(top * (1 << (8 - bits)) + middle) * scales[entry];
+  }
+};
+
 struct F32Codec {
   using Keys = PlainKeys<F32Element>;
   using Values = PlainValues<F32Element>;
@@ -141,4 +198,8 @@ struct Bf16Codec {
 struct Q8Codec {
   using Keys = Q8Keys;
   using Values = Q8Values;
+};
+struct HadamardCodec {
+  using Keys = HadamardKeys;
+  using Values = HadamardValues;
 };

@@ -8,6 +8,8 @@
 
 #include "base/check.h"
 #include "kernels/attention/attention_variants.h"
+#include "kernels/attention/hadamard.h"
+#include "kernels/attention/hadamard_entries.h"
 #include "tensor/half.h"
 
 namespace witan {
@@ -34,20 +36,27 @@ int64_t element_bytes(KvCodec codec, int64_t dim, int32_t run) {
       return num_elements * 2;
     case KvCodec::kQ8:
       return num_elements;
+    default:
+      break;
   }
   WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
 }
 
+bool is_hadamard(const KvBlockFormat& format) { return kv_hadamard_bits(format.codec).key != 0; }
+
 int64_t key_element_bytes(const KvBlockFormat& format) {
+  if (is_hadamard(format)) return hadamard_key_bytes(format);
   return element_bytes(format.codec, format.key_dim, per_word(format.codec));
 }
 
 int64_t value_element_bytes(const KvBlockFormat& format) {
+  if (is_hadamard(format)) return hadamard_value_bytes(format);
   return element_bytes(format.codec, format.value_dim, per_word(format.codec) == 1 ? 1 : kValueRun);
 }
 
 int64_t scale_bytes(const KvBlockFormat& format, int32_t dim) {
-  return format.codec == KvCodec::kQ8 ? kKvBlockSize * num_groups(dim) * static_cast<int64_t>(sizeof(float)) : 0;
+  const int64_t num_scales = format.codec == KvCodec::kQ8 ? num_groups(dim) : is_hadamard(format) ? 1 : 0;
+  return kKvBlockSize * num_scales * static_cast<int64_t>(sizeof(float));
 }
 
 // One entry within the keys or the values of a block: where its components, and its scales if any, lie.
@@ -148,6 +157,8 @@ void store_part(KvCodec codec, const EntryPart& part, const float* x) {
     case KvCodec::kQ8:
       store_q8(part, x);
       return;
+    default:
+      WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
   }
 }
 
@@ -167,6 +178,8 @@ void load_part(KvCodec codec, const EntryPart& part, float* x) {
         x[i] =
             static_cast<float>(static_cast<int8_t>(part.element<uint8_t>(i) ^ part.flip)) * part.scale(i / kKvQ8Group);
         break;
+      default:
+        WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
     }
   }
 }
@@ -194,6 +207,8 @@ void copy_part(KvCodec codec, const EntryPart& from, const EntryPart& to) {
       copy_elements<uint8_t>(from, to);
       for (int64_t group = 0; group < num_groups(from.dim); ++group) to.scale(group) = from.scale(group);
       return;
+    default:
+      WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
   }
 }
 
@@ -222,8 +237,35 @@ std::string_view kv_codec_name(KvCodec codec) {
       return "bf16";
     case KvCodec::kQ8:
       return "q8_0";
+    case KvCodec::kHadamard8:
+      return "int8-hadamard";
+    case KvCodec::kHadamard8Value4:
+      return "k8v4-hadamard";
+    case KvCodec::kHadamard4:
+      return "int4-hadamard";
+    case KvCodec::kHadamard4Value2:
+      return "k4v2-hadamard";
+    case KvCodec::kHadamard2:
+      return "int2-hadamard";
   }
   return "unknown";
+}
+
+KvHadamardBits kv_hadamard_bits(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kHadamard8:
+      return {8, 8};
+    case KvCodec::kHadamard8Value4:
+      return {8, 4};
+    case KvCodec::kHadamard4:
+      return {4, 4};
+    case KvCodec::kHadamard4Value2:
+      return {4, 2};
+    case KvCodec::kHadamard2:
+      return {2, 2};
+    default:
+      return {};
+  }
 }
 
 int64_t KvBlockFormat::key_bytes() const {
@@ -241,6 +283,7 @@ int64_t KvBlockFormat::block_bytes() const {
 
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
+  if (is_hadamard(format)) return store_hadamard(format, block, slot, key, value);
   const EntryPart keys = key_part(format, block, slot);
   store_part(format.codec, keys, key);
   complete_pair(format.codec, keys);
@@ -263,6 +306,12 @@ void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int 
 
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
+  if (is_hadamard(format)) {
+    load_turned_hadamard(format, block, slot, key, value);
+    hadamard_rotate(key, format.key_dim);
+    if (value != nullptr) hadamard_rotate(value, format.value_dim);
+    return;
+  }
   auto* bytes = const_cast<std::byte*>(block);  // EntryPart serves both directions; nothing is written here
   load_part(format.codec, key_part(format, bytes, slot), key);
   if (value == nullptr) return;
@@ -276,6 +325,7 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
 void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
   WITAN_CHECK(0 <= from_slot && from_slot < kKvBlockSize && 0 <= to_slot && to_slot < kKvBlockSize, "slots {} and {}",
               from_slot, to_slot);
+  if (is_hadamard(format)) return copy_hadamard(format, from, from_slot, to, to_slot);
   auto* bytes = const_cast<std::byte*>(from);  // as in kv_load
   const EntryPart keys = key_part(format, to, to_slot);
   copy_part(format.codec, key_part(format, bytes, from_slot), keys);

@@ -23,13 +23,48 @@ namespace witan {
 // components of one entry: scale = max|x| / 127, x = quant * scale. Components behind key_dim (kQ8) and value_dim are
 // never read as such and may be anything.
 //
-// With value_in_key (MLA) the value of an entry is the first value_dim components of its key.
+// The kHadamard codecs store keys and values turned by a Hadamard matrix (hadamard.h), which spreads outliers over all
+// components, with a scale per entry of the keys and one of the values. Queries are turned likewise, and weighted sums
+// back, so that nobody else sees it. A quant of 4 or 2 bits is the upper ones of an 8-bit quant q whose other bits are
+// 10..0: 4 bits are 16 levels of q from -120 to 120, 2 bits are -96, -32, 32 and 96, and a byte is `fields` quants,
+// the first in its lowest bits. A component is q * scale; scale = max|x| / 127 for 8 bits, max|x| / 120 for 4, and
+// for 2 what is best for normally distributed x, 0.9957 * rms(x) / 64 (Max, Quantizing for minimum distortion, 1960).
+//   keys    [ceil(key_dim/32) * 8 / fields][32 entries] words: in byte j, components 4 * fields * i + 4f + j, as q +
+//   128 scales  [32 entries] float32 values  [ceil(value_dim/(16 * fields))][8 quads of entries][16] words of entries
+//   4q .. 4q + 3, a byte each:
+//           components 16 * fields * i + 16f + lane, as signed q
+//   scales  [32 entries] float32
+//
+// With value_in_key (MLA) the value of an entry is the first value_dim components of its key; not for kHadamard codecs.
 inline constexpr int kKvBlockSize = 32;
 inline constexpr int32_t kKvQ8Group = 32;  // components that share a scale in kQ8
 
-enum class KvCodec : uint8_t { kF32, kF16, kBF16, kQ8 };
+enum class KvCodec : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kQ8,
+  kHadamard8,
+  kHadamard8Value4,  // keys of 8 bits, values of 4
+  kHadamard4,
+  kHadamard4Value2,
+  kHadamard2
+};
+inline constexpr KvCodec kKvCodecs[] = {KvCodec::kF32,       KvCodec::kF16,
+                                        KvCodec::kBF16,      KvCodec::kQ8,
+                                        KvCodec::kHadamard8, KvCodec::kHadamard8Value4,
+                                        KvCodec::kHadamard4, KvCodec::kHadamard4Value2,
+                                        KvCodec::kHadamard2};
 
-std::string_view kv_codec_name(KvCodec codec);  // "f32", "f16", "bf16", "q8_0"
+// "f32", "f16", "bf16", "q8_0", "int8-hadamard", "k8v4-hadamard", "int4-hadamard", "k4v2-hadamard", "int2-hadamard".
+std::string_view kv_codec_name(KvCodec codec);
+
+// Bits of the quants of the kHadamard codecs; 0 for all others.
+struct KvHadamardBits {
+  int key = 0;
+  int value = 0;
+};
+KvHadamardBits kv_hadamard_bits(KvCodec codec);
 
 struct KvBlockFormat {
   KvCodec codec = KvCodec::kF32;
@@ -38,7 +73,7 @@ struct KvBlockFormat {
   bool value_in_key = false;
 
   int64_t key_bytes() const;  // of the keys of one block, a multiple of 64
-  // kQ8: where in a block the scales lie.
+  // kQ8 and kHadamard: where in a block the scales lie.
   int64_t key_scales_offset() const;
   int64_t value_scales_offset() const;
   int64_t block_bytes() const;  // keys and values, a multiple of 64

@@ -221,10 +221,23 @@ void weigh(const SplitTask& task, const SeenBlocks& seen, Codec codec) {
   weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
 }
 
+// The task with queries as its keys are: turned.
+inline SplitTask with_turned_queries(const SplitTask& task) {
+  if (task.key_bits == 0) return task;
+  SplitTask turned = task;
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    auto* query = reinterpret_cast<float*>(task.query_words + r * task.query_stride);
+    turn(task.queries[r], task.format.key_dim, task.key_rotation, query);
+    task.turned_queries[r] = query;
+  }
+  turned.queries = task.turned_queries;
+  return turned;
+}
+
 template <typename Codec>
 void attend(const SplitTask& task, Codec codec) {
   const SeenBlocks seen(task);
-  weigh(task, seen, codec);
+  weigh(with_turned_queries(task), seen, codec);
   clear_sums(task);
   add_blocks<Codec>(task, seen, decodes_first(task, codec));
   write_sums(task);
@@ -242,5 +255,7 @@ void with_codec(const SplitTask& task, const Body& body) {
       return body(Bf16Codec{});
     case KvCodec::kQ8:
       return body(Q8Codec{});
+    default:
+      return body(HadamardCodec{});
   }
 }

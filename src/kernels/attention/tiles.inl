@@ -1,4 +1,4 @@
-// Which rows meet which blocks together. Included after a vector_*.inl; kMaxRows, the rows of a register tile, comes
+// Which rows meet which blocks together. Included after hadamard.inl; kMaxRows, the rows of a register tile, comes
 // from the including file.
 
 // Arguments of the inner loops: rows first_row .. of the task meet one block.
@@ -43,8 +43,9 @@ inline void clear_sums(const SplitTask& task) {
 // Writes the weighted sums to the rows' states.
 inline void write_sums(const SplitTask& task) {
   for (int32_t r = 0; r < task.num_rows; ++r) {
-    __builtin_memcpy(task.states[r] + 2, task.sums + r * task.padded_value_dim,
-                     static_cast<size_t>(task.format.value_dim) * sizeof(float));
+    float* const sums = task.sums + r * task.padded_value_dim;
+    if (task.value_bits != 0) turn(sums, task.format.value_dim, task.value_rotation, sums);
+    __builtin_memcpy(task.states[r] + 2, sums, static_cast<size_t>(task.format.value_dim) * sizeof(float));
   }
 }
 

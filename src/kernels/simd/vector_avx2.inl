@@ -54,12 +54,16 @@ inline Float load_high_bf16(const void* words) {
   const __m256i pairs = _mm256_loadu_si256(static_cast<const __m256i*>(words));
   return _mm256_castsi256_ps(_mm256_and_si256(pairs, high_halves));
 }
-// Byte `byte` of every 32-bit word, as a signed number; less 128 if the bytes are unsigned and `offset` is 128.
-inline Float load_byte_of_words(const void* words, int byte, int offset) {
-  const __m256i flipped = _mm256_xor_si256(_mm256_loadu_si256(static_cast<const __m256i*>(words)),
-                                           _mm256_set1_epi8(static_cast<char>(offset)));
-  const __m256i top = _mm256_sll_epi32(flipped, _mm_cvtsi32_si128(24 - 8 * byte));
-  return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 24));
+// A signed number of every 32-bit word: what is left of it after shifts to the left and then to the right. The bits
+// `flip` of its bytes are stored the other way round.
+inline Float load_field_of_words(const void* words, int left, int right, int flip) {
+  const __m256i bytes = _mm256_xor_si256(_mm256_loadu_si256(static_cast<const __m256i*>(words)), _mm256_set1_epi8(static_cast<char>(flip)));
+  const __m256i top = _mm256_sll_epi32(bytes, _mm_cvtsi32_si128(left));
+  return _mm256_cvtepi32_ps(_mm256_sra_epi32(top, _mm_cvtsi32_si128(right)));
+}
+// Byte `byte` of every 32-bit word, as a signed number; less 128 if the bytes are unsigned and `flip` is 128.
+inline Float load_byte_of_words(const void* words, int byte, int flip) {
+  return load_field_of_words(words, 24 - 8 * byte, 24, flip);
 }
 
 // Over all lanes, always in the same tree.

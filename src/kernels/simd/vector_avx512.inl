@@ -48,11 +48,16 @@ inline Float load_high_bf16(const void* words) {
   const __m512i high_halves = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(words), high_halves));
 }
-// Byte `byte` of every 32-bit word, as a signed number; less 128 if the bytes are unsigned and `offset` is 128.
-inline Float load_byte_of_words(const void* words, int byte, int offset) {
-  const __m512i flipped = _mm512_xor_si512(_mm512_loadu_si512(words), _mm512_set1_epi8(static_cast<char>(offset)));
-  const __m512i top = _mm512_sll_epi32(flipped, _mm_cvtsi32_si128(24 - 8 * byte));
-  return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
+// A signed number of every 32-bit word: what is left of it after shifts to the left and then to the right. The bits
+// `flip` of its bytes are stored the other way round.
+inline Float load_field_of_words(const void* words, int left, int right, int flip) {
+  const __m512i bytes = _mm512_xor_si512(_mm512_loadu_si512(words), _mm512_set1_epi8(static_cast<char>(flip)));
+  const __m512i top = _mm512_sll_epi32(bytes, _mm_cvtsi32_si128(left));
+  return _mm512_cvtepi32_ps(_mm512_sra_epi32(top, _mm_cvtsi32_si128(right)));
+}
+// Byte `byte` of every 32-bit word, as a signed number; less 128 if the bytes are unsigned and `flip` is 128.
+inline Float load_byte_of_words(const void* words, int byte, int flip) {
+  return load_field_of_words(words, 24 - 8 * byte, 24, flip);
 }
 
 // Over all lanes, always in the same tree.

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pathlib
 import pty
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import program
 from program import STATISTICS, golden, golden_json, made_model
 
 BYTES_MODEL = "e2e-bytes/model.gguf"
+TINY = pathlib.Path(__file__).resolve().parents[3] / "models" / "witan-tiny"  # whose heads have 64 components
 
 
 def cases():
@@ -175,14 +177,21 @@ class AnswersTest(RunTestCase):
 
     def test_kv_types_take_the_memory_they_should(self):
         held = {}
-        for kv_type in ("f32", "f16", "bf16", "q8_0"):
+        quantised = ("q8_0", "int8-hadamard", "k8v4-hadamard", "int4-hadamard", "k4v2-hadamard", "int2-hadamard")
+        for kv_type in ("f32", "f16", "bf16", *quantised):
             path = self.folder / "stats.json"
-            out = self.run_model("-p", "Hello", "-n", 8, "--kv-type", kv_type, "--stats-json", path).out
-            self.assertGreaterEqual(len(out), 4)
+            args = ["-p", "Hello", "-n", 8, "--kv-type", kv_type, "--stats-json", path]
+            self.succeeds("run", "-m", TINY, *args)
             held[kv_type] = json.loads(path.read_text())["kv_peak_bytes"]
         self.assertEqual(held["f32"], 2 * held["f16"])
         self.assertEqual(held["bf16"], held["f16"])
-        self.assertLess(held["q8_0"], held["f16"])
+        sizes = [held[kv_type] for kv_type in ("f16", *quantised)]
+        self.assertEqual(sizes, sorted(set(sizes), reverse=True), "each smaller than the one before")
+
+    def test_turned_kv_types_are_not_for_latents(self):
+        model = made_model("deepseek2")
+        says = ["int4-hadamard", "latents", "q8_0"]
+        self.fails("run", "-m", model, "-p", "Hello", "-n", 2, "--kv-type", "int4-hadamard", says=says)
 
     def test_a_kv_policy_keeps_what_it_says(self):
         text = "The quick brown fox jumps over the lazy dog. " * 4

@@ -11,7 +11,7 @@ import program
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 MODEL = REPOSITORY / "models" / "witan-tiny"
 TASKS = REPOSITORY / "tests" / "data" / "witan-tiny.jsonl"  # training/pick_tasks.py made it
-KV_TYPES = ("f32", "f16", "bf16", "q8_0")
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "int8-hadamard", "k8v4-hadamard", "int4-hadamard")
 
 
 def isas():

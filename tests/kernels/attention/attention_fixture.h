@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -172,9 +173,9 @@ inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) 
 }
 
 // As AttentionArithmetic::kInt8 rounds queries.
-inline void round_to_int8(std::vector<float>& x) {
-  for (size_t begin = 0; begin < x.size(); begin += 32) {
-    const auto end = x.begin() + static_cast<std::ptrdiff_t>(std::min(x.size(), begin + 32));
+inline void round_to_int8(std::vector<float>& x, size_t group) {
+  for (size_t begin = 0; begin < x.size(); begin += group) {
+    const auto end = x.begin() + static_cast<std::ptrdiff_t>(std::min(x.size(), begin + group));
     float max = 0.0f;
     for (auto at = x.begin() + static_cast<std::ptrdiff_t>(begin); at != end; ++at) max = std::max(max, std::fabs(*at));
     const float scale = max / 127.0f;
@@ -182,6 +183,23 @@ inline void round_to_int8(std::vector<float>& x) {
       *at = max == 0.0f ? 0.0f : std::nearbyint(*at * (1.0f / scale)) * scale;
     }
   }
+}
+
+// x times the orthonormal Hadamard matrix, by its definition, in blocks of the largest power of two that divides x's
+// size. With `bounds`, times the magnitudes of its elements.
+template <typename Number>
+std::vector<Number> turned(const Number* x, size_t dim, bool bounds = false) {
+  const size_t size = dim & (~dim + 1);
+  std::vector<Number> out(dim);
+  for (size_t i = 0; i < dim; ++i) {
+    double sum = 0.0;
+    for (size_t j = 0; j < size; ++j) {
+      const double term = static_cast<double>(x[i / size * size + j]);
+      sum += bounds || std::popcount(i % size & j) % 2 == 0 ? term : -term;
+    }
+    out[i] = static_cast<Number>(sum / std::sqrt(static_cast<double>(size)));
+  }
+  return out;
 }
 
 // Attention of one row in double over the entries as they were stored, all at once, and how far a kernel of the given
@@ -199,7 +217,9 @@ struct Oracle {
     if (bf16) {
       for (float& q : query) q = bf16_to_f32(f32_to_bf16(q));
     }
-    if (arithmetic == AttentionArithmetic::kInt8) round_to_int8(query);
+    const bool hadamard = kv_hadamard_bits(view.format.codec).key != 0;
+    if (hadamard) query = turned(query.data(), key_dim);
+    if (arithmetic == AttentionArithmetic::kInt8) round_to_int8(query, hadamard ? key_dim : 32);
     std::vector<double> scores;
     std::vector<int32_t> seen;
     std::vector<float> values;
@@ -214,6 +234,11 @@ struct Oracle {
       values.resize(values.size() + value_dim);
       kv_load(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize, key.data(),
               &values[values.size() - value_dim]);
+      if (hadamard) {
+        key = turned(key.data(), key_dim);
+        const std::vector<float> value = turned(&values[values.size() - value_dim], value_dim);
+        std::copy(value.begin(), value.end(), values.end() - static_cast<std::ptrdiff_t>(value_dim));
+      }
       double dot = 0.0;
       double terms = 0.0;
       for (size_t d = 0; d < key_dim; ++d) {
@@ -251,7 +276,24 @@ struct Oracle {
       const double terms = denominator > 0.0 ? value_terms[c] / denominator : 0.0;
       tolerance.push_back(terms * (2.0 * p_error + 2.0 * sum_error + rounding) + 1e-30);
     }
-    if (arithmetic != AttentionArithmetic::kInt8 || denominator == 0.0) return;
+    if (arithmetic == AttentionArithmetic::kInt8 && denominator > 0.0) {
+      allow_rounded_weights(view, seen, scores, values, max, denominator, p_error);
+    }
+    if (!hadamard) return;
+    out = turned(out.data(), value_dim);
+    tolerance = turned(tolerance.data(), value_dim, true);
+    // Turning the sums adds as many numbers as there are steps, and a last product.
+    double largest = 0.0;
+    for (const double x : out) largest = std::fmax(largest, std::fabs(x));
+    for (double& t : tolerance) t += kHalfEps * 10.0 * largest * std::sqrt(static_cast<double>(value_dim));
+  }
+
+ private:
+  // kInt8: half a step for each entry.
+  void allow_rounded_weights(const KvView& view, const std::vector<int32_t>& seen, const std::vector<double>& scores,
+                             const std::vector<float>& values, double max, double denominator, double p_error) {
+    const auto value_dim = static_cast<size_t>(view.format.value_dim);
+    const size_t group = kv_hadamard_bits(view.format.codec).value != 0 ? value_dim : 32;
     for (size_t begin = 0; begin < seen.size();) {
       const int32_t block = seen[begin] / kKvBlockSize;
       size_t end = begin;
@@ -260,7 +302,7 @@ struct Oracle {
       const auto scale_of = [&](size_t g, size_t i) {
         return static_cast<double>(scales[g * kKvBlockSize + static_cast<size_t>(seen[i] % kKvBlockSize)]);
       };
-      const size_t num_groups = (value_dim + 31) / 32;
+      const size_t num_groups = (value_dim + group - 1) / group;
       std::vector<double> largest(end);
       double peak = 0.0;
       for (size_t i = begin; i < end; ++i) {
@@ -271,7 +313,7 @@ struct Oracle {
         double relative = 0.0;
         double quants = 0.0;
         for (size_t i = begin; i < end; ++i) {
-          const double scale = scale_of(c / 32, i);
+          const double scale = scale_of(c / group, i);
           if (scale == 0.0) continue;
           relative = std::fmax(relative, scale / largest[i]);
           quants += std::fabs(static_cast<double>(values[i * value_dim + c])) / scale;

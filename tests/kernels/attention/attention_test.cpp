@@ -21,7 +21,6 @@ using test::Queries;
 using test::State;
 using test::Variant;
 
-constexpr KvCodec kAllCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
@@ -38,6 +37,8 @@ constexpr Dims kDims[] = {{16, 16, false},  {20, 20, false},   {64, 64, false}, 
 KvBlockFormat format_of(const Dims& dims, KvCodec codec) {
   return {.codec = codec, .key_dim = dims.key_dim, .value_dim = dims.value_dim, .value_in_key = dims.value_in_key};
 }
+
+bool is_hadamard(KvCodec codec) { return kv_hadamard_bits(codec).key != 0; }
 
 std::string describe(const Variant& variant, const KvBlockFormat& format, int32_t num_entries) {
   return fmt::format("{} {} keys {} values {}{} entries {}", test::describe(variant), kv_codec_name(format.codec),
@@ -64,7 +65,8 @@ void expect_all_rows_match(const Variant& variant, const KvView& view, const Que
 
 TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
   for (const Dims& dims : kDims) {
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kKvCodecs) {
+      if (is_hadamard(codec) && dims.value_in_key) continue;
       for (int32_t num_entries : {1, 33, 513}) {
         const KvEntries entries(format_of(dims, codec), num_entries);
         const Queries queries(dims.key_dim, last_positions(3, 2, num_entries));
@@ -76,7 +78,7 @@ TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
 }
 
 TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
-  for (KvCodec codec : kAllCodecs) {
+  for (KvCodec codec : kKvCodecs) {
     for (int32_t num_entries : {1, 2, 31, 32, 33, 64, 511, 512, 513, 1500}) {
       const KvEntries entries(format_of({64, 64, false}, codec), num_entries);
       for (int32_t num_rows : {1, 2, 5, 8, 13}) {
@@ -91,7 +93,7 @@ TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
 }
 
 TEST(Attention, BiasesAreAddedToTheScaledScores) {
-  for (KvCodec codec : kAllCodecs) {
+  for (KvCodec codec : kKvCodecs) {
     for (int32_t num_entries : {1, 33, 600}) {
       const KvEntries entries(format_of({20, 20, false}, codec), num_entries);
       const Queries queries(20, last_positions(5, 1, num_entries));
@@ -120,7 +122,8 @@ TEST(Attention, BiasesAreAddedToTheScaledScores) {
 
 TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
   for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{80, 128, false}, Dims{96, 80, true}}) {
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kKvCodecs) {
+      if (is_hadamard(codec) && dims.value_in_key) continue;
       const KvEntries entries(format_of(dims, codec), 150);
       // Row positions with repeats, jumps and rows that see next to nothing.
       std::vector<int32_t> positions;
@@ -147,7 +150,8 @@ TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
 TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
   constexpr int32_t kSeen = 77;
   for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{48, 32, true}}) {
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kKvCodecs) {
+      if (is_hadamard(codec) && dims.value_in_key) continue;
       const KvEntries seen(format_of(dims, codec), kSeen, 5);
       const Queries queries(dims.key_dim, {kSeen - 1, kSeen, 1199, kSeen - 1, 500});
       // Scores far above all others and scores of NaN; values that even a weight of 0 would turn into NaN.
@@ -173,7 +177,7 @@ TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
 }
 
 TEST(Attention, ASplitThatARowDoesNotSeeGivesTheEmptyState) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
     const KvEntries entries(format_of({32, 24, false}, codec), 1100);
     for (const Variant& variant : test::variants(entries.format)) {
       const Queries queries(32, {-1, 511, 1099});
@@ -189,7 +193,7 @@ TEST(Attention, ASplitThatARowDoesNotSeeGivesTheEmptyState) {
 }
 
 TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
-  for (KvCodec codec : {KvCodec::kQ8, KvCodec::kBF16}) {
+  for (KvCodec codec : {KvCodec::kQ8, KvCodec::kBF16, KvCodec::kHadamard4}) {
     const KvEntries entries(format_of({64, 64, false}, codec), 1500);
     const Queries queries(64, last_positions(24, 8, 1500));
     for (const Variant& variant : test::variants(entries.format)) {
@@ -228,7 +232,7 @@ TEST(Attention, PositionsDecideWhatIsSeenNotTheOrderOfEntries) {
 }
 
 TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
     KvEntries entries(format_of({64, 64, false}, codec), 700);
     Queries queries(64, {699, 650, 3, 512, 511});
     queries.window = 300;
@@ -243,7 +247,7 @@ TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
 }
 
 TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
-  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard4Value2}) {
     const KvEntries entries(format_of({64, 64, false}, codec), 1100);
     for (int32_t window : {1, 31, 32, 33, 64, 512, 513, 1099, 1100, 5000}) {
       Queries queries(64, {0, 30, 31, 32, 511, 512, 1000, 1099, 1099, 1099, 1098});
@@ -255,7 +259,7 @@ TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
 }
 
 TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
     // A sliding-window layer gives back the blocks that no row can see any more.
     KvEntries entries(format_of({64, 64, false}, codec), 1100);
     Queries queries(64, {1098, 1098, 1099, 1099});
@@ -272,7 +276,7 @@ TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
 }
 
 TEST(Attention, ASinkTakesItsShareOfTheDenominator) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
     const KvEntries entries(format_of({32, 19, false}, codec), 520);
     const Queries queries(32, {519});
     const AttentionRows rows = queries.tile(0, 1);
@@ -298,15 +302,15 @@ TEST(Attention, SinksOfEmptyStatesAndOfMinusInfinityAreSane) {
   }
 }
 
-TEST(Attention, FastPrecisionRoundsWithBf16AndQ8EntriesOnly) {
+TEST(Attention, FastPrecisionRoundsWithBf16AndQuantisedEntriesOnly) {
   for (Isa isa : test::supported_isas()) {
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kKvCodecs) {
       const KvBlockFormat format = format_of({64, 64, false}, codec);
       const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
       const AttentionArithmetic expected =
-          codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16) ? AttentionArithmetic::kBF16
-          : codec == KvCodec::kQ8 && from(Isa::kAvx512Vnni) ? AttentionArithmetic::kInt8
-                                                            : AttentionArithmetic::kF32;
+          codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16)                         ? AttentionArithmetic::kBF16
+          : (codec == KvCodec::kQ8 || is_hadamard(codec)) && from(Isa::kAvx512Vnni) ? AttentionArithmetic::kInt8
+                                                                                    : AttentionArithmetic::kF32;
       const Variant exact{isa, Precision::kExact};
       const Variant fast{isa, Precision::kFast};
       EXPECT_EQ(exact.arithmetic(format), AttentionArithmetic::kF32);
@@ -325,22 +329,24 @@ TEST(Attention, FastPrecisionRoundsWithBf16AndQ8EntriesOnly) {
 
 // Models attend most to a first token whose value is next to nothing.
 TEST(Attention, AnEntryOfLargeWeightAndSmallValueDoesNotHideTheOthersOfItsBlock) {
-  KvEntries entries(format_of({64, 64, false}, KvCodec::kQ8), 32);
-  const Queries queries(64, {31});
-  std::vector<float> key = queries.rows[0];
-  for (float& k : key) k *= 0.25f;
-  entries.store(0, key, std::vector<float>(64, 1e-4f));
-  for (const Variant& variant : test::variants(entries.format)) {
-    const std::vector<float> out =
-        test::finish(variant.isa, test::attend(variant, entries.view(), queries.tile(0, 1))[0]);
-    const Oracle oracle(entries.view(), queries.tile(0, 1), 0);
-    double error = 0.0;
-    double size = 0.0;
-    for (size_t c = 0; c < 64; ++c) {
-      error += std::pow(static_cast<double>(out[c]) - oracle.out[c], 2);
-      size += std::pow(oracle.out[c], 2);
+  for (KvCodec codec : {KvCodec::kQ8, KvCodec::kHadamard8, KvCodec::kHadamard4}) {
+    KvEntries entries(format_of({64, 64, false}, codec), 32);
+    const Queries queries(64, {31});
+    std::vector<float> key = queries.rows[0];
+    for (float& k : key) k *= 0.25f;
+    entries.store(0, key, std::vector<float>(64, 1e-4f));
+    for (const Variant& variant : test::variants(entries.format)) {
+      const std::vector<float> out =
+          test::finish(variant.isa, test::attend(variant, entries.view(), queries.tile(0, 1))[0]);
+      const Oracle oracle(entries.view(), queries.tile(0, 1), 0);
+      double error = 0.0;
+      double size = 0.0;
+      for (size_t c = 0; c < 64; ++c) {
+        error += std::pow(static_cast<double>(out[c]) - oracle.out[c], 2);
+        size += std::pow(oracle.out[c], 2);
+      }
+      EXPECT_LT(std::sqrt(error / size), 0.02) << test::describe(variant);
     }
-    EXPECT_LT(std::sqrt(error / size), 0.02) << test::describe(variant);
   }
 }
 
@@ -433,7 +439,7 @@ TEST(AttentionState, MergingMatchesTheReferenceAndStaysInBounds) {
 }
 
 TEST(Attention, ANaNStaysInItsRowAndIsNotHidden) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8}) {
+  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
     const KvEntries entries(format_of({32, 32, false}, codec), 600);
     Queries queries(32, {599, 599, 599});
     const Queries clean = queries;
@@ -469,7 +475,8 @@ struct Weights {
 
 TEST(AttentionWeights, AreThoseOfTheAttentionOfEverySplit) {
   for (const Dims& dims : {Dims{64, 64, false}, Dims{33, 7, false}, Dims{576, 512, true}}) {
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kKvCodecs) {
+      if (is_hadamard(codec) && dims.value_in_key) continue;
       const KvEntries entries(format_of(dims, codec), 700);
       const Queries queries(dims.key_dim, last_positions(37, 2, 690));
       const AttentionRows rows = queries.tile(0, queries.rows.size());

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/attention/hadamard.h"
 #include "kernels/supported_isas.h"
 #include "tensor/half.h"
 #include "tensor/random_bits.h"
@@ -18,7 +20,10 @@
 namespace witan {
 namespace {
 
-constexpr KvCodec kAllCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
+// Those that store components as they are; see the KvBlockHadamard tests for the others.
+constexpr KvCodec kPlainCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
+constexpr KvCodec kHadamardCodecs[] = {KvCodec::kHadamard8, KvCodec::kHadamard8Value4, KvCodec::kHadamard4,
+                                       KvCodec::kHadamard4Value2, KvCodec::kHadamard2};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Entry {
@@ -78,6 +83,13 @@ TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
       {{KvCodec::kQ8, 128, 128, false}, 32 * (128 + 16), 2 * 32 * (128 + 16)},
       {{KvCodec::kQ8, 33, 1, false}, 32 * (36 + 8), 32 * (36 + 8) + 32 * (16 + 4)},  // words of 4, and runs of 16
       {{KvCodec::kQ8, 576, 512, true}, 32 * (576 + 72), 32 * (576 + 72)},
+      {{KvCodec::kHadamard8, 128, 128, false}, 32 * (128 + 4), 2 * 32 * (128 + 4)},
+      {{KvCodec::kHadamard8Value4, 128, 128, false}, 32 * (128 + 4), 32 * (128 + 4) + 32 * (64 + 4)},
+      {{KvCodec::kHadamard4, 128, 128, false}, 32 * (64 + 4), 2 * 32 * (64 + 4)},
+      {{KvCodec::kHadamard4Value2, 40, 80, false},
+       32 * (32 + 4),
+       32 * (32 + 4) + 32 * (32 + 4)},  // keys of 64, values of 128
+      {{KvCodec::kHadamard2, 128, 128, false}, 32 * (32 + 4), 2 * 32 * (32 + 4)},
   };
   for (const Row& row : rows) {
     EXPECT_EQ(row.format.key_bytes(), row.key_bytes) << kv_codec_name(row.format.codec);
@@ -146,7 +158,7 @@ TEST(KvBlock, Q8HasWordsOfFourComponentsOfKeysAndOfFourEntriesOfValuesThenScales
 }
 
 TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {
-  for (KvCodec codec : kAllCodecs) {
+  for (KvCodec codec : kPlainCodecs) {
     for (bool value_in_key : {false, true}) {
       const KvBlockFormat format{.codec = codec, .key_dim = 45, .value_dim = 37, .value_in_key = value_in_key};
       std::vector<std::byte> block = empty_block(format);
@@ -180,7 +192,7 @@ TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {
 
 TEST(KvBlock, ABlockStoredAtOnceHoldsWhatItsEntriesWouldAndZeros) {
   for (const Isa isa : test::supported_isas()) {
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kKvCodecs) {
       for (const auto& [key_dim, value_dim] : {std::pair(192, 128), std::pair(33, 7), std::pair(20, 17)}) {
         const KvBlockFormat format{.codec = codec, .key_dim = key_dim, .value_dim = value_dim};
         const std::string where = fmt::format("{} {} {} {}", isa_name(isa), kv_codec_name(codec), key_dim, value_dim);
@@ -255,7 +267,7 @@ TEST(KvBlock, NonFiniteComponentsAreNeverReadAsPlausibleNumbers) {
   for (float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
     std::vector<float> x(70, 1.0f);
     x[33] = bad;
-    for (KvCodec codec : kAllCodecs) {
+    for (KvCodec codec : kPlainCodecs) {
       const std::vector<float> loaded = round_trip(codec, x);
       EXPECT_EQ(loaded[0], 1.0f);
       EXPECT_EQ(loaded[69], 1.0f);
@@ -268,8 +280,9 @@ TEST(KvBlock, NonFiniteComponentsAreNeverReadAsPlausibleNumbers) {
 }
 
 TEST(KvBlock, ACopiedEntryHasTheBitsOfAStoredOneAndTheOthersStay) {
-  for (const KvCodec codec : kAllCodecs) {
+  for (const KvCodec codec : kKvCodecs) {
     for (const bool value_in_key : {false, true}) {
+      if (value_in_key && kv_hadamard_bits(codec).key != 0) continue;
       SCOPED_TRACE(kv_codec_name(codec));
       const KvBlockFormat format{.codec = codec, .key_dim = 70, .value_dim = 33, .value_in_key = value_in_key};
       const auto store = [&](std::vector<std::byte>& block, int slot, uint64_t seed) {
@@ -288,6 +301,111 @@ TEST(KvBlock, ACopiedEntryHasTheBitsOfAStoredOneAndTheOthersStay) {
       kv_copy(format, to.data(), 0, to.data(), 31);
       EXPECT_EQ(to, expected);
     }
+  }
+}
+
+TEST(Hadamard, TurnsByTheSylvesterMatrixAndTwiceIsOnce) {
+  for (const int32_t dim : {1, 2, 3, 4, 20, 33, 64, 80, 96, 128, 192, 512}) {
+    std::vector<float> x = random_entry({.key_dim = dim, .value_dim = 1}, 1).key;
+    std::vector<float> turned = x;
+    hadamard_rotate(turned.data(), dim);
+    const int32_t size = hadamard_size(dim);
+    EXPECT_EQ(dim % size, 0);
+    EXPECT_NE(dim / size % 2, 0) << "the largest power of two";
+    for (int32_t i = 0; i < dim; ++i) {
+      double sum = 0.0;
+      for (int32_t j = 0; j < size; ++j) {
+        const double term = static_cast<double>(x[static_cast<size_t>(i / size * size + j)]);
+        sum += std::popcount(static_cast<uint32_t>(i % size & j)) % 2 == 0 ? term : -term;
+      }
+      EXPECT_NEAR(turned[static_cast<size_t>(i)], sum / std::sqrt(size), 2e-6 * std::sqrt(size)) << dim << " " << i;
+    }
+    hadamard_rotate(turned.data(), dim);
+    for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(turned[i], x[i], 2e-6) << dim;
+  }
+}
+
+// How far components may be from what was stored, for numbers that are spread evenly over the components.
+TEST(KvBlockHadamard, QuantsAreOffByHalfAStep) {
+  for (const KvCodec codec : kHadamardCodecs) {
+    for (const auto& [key_dim, value_dim] :
+         {std::pair(128, 128), std::pair(45, 37), std::pair(80, 96), std::pair(7, 3)}) {
+      const KvBlockFormat format{.codec = codec, .key_dim = key_dim, .value_dim = value_dim};
+      std::vector<std::byte> block = empty_block(format);
+      const auto check = [&](std::vector<float> stored, std::vector<float> loaded, int bits, const char* what) {
+        const auto dim = static_cast<int32_t>(stored.size());
+        hadamard_rotate(stored.data(), dim);
+        hadamard_rotate(loaded.data(), dim);
+        float max = 0.0f;
+        double squares = 0.0;
+        for (const float x : stored) {
+          max = std::max(max, std::fabs(x));
+          squares += static_cast<double>(x) * static_cast<double>(x);
+        }
+        const double rms = std::sqrt(squares / dim);
+        const double half_step = bits == 8 ? max / 254.0 : bits == 4 ? max / 15.0 : 0.9957 * rms / 2.0;
+        for (size_t i = 0; i < stored.size(); ++i) {
+          // Two bits do not reach the largest ones.
+          const double beyond =
+              bits == 2 ? std::max(0.0, std::fabs(static_cast<double>(stored[i])) - 4.0 * half_step) : 0.0;
+          ASSERT_NEAR(loaded[i], stored[i], 1.0001 * half_step + beyond + 2e-6) << kv_codec_name(codec) << " " << what;
+        }
+      };
+      for (int slot = 0; slot < kKvBlockSize; ++slot) {
+        const Entry stored = random_entry(format, static_cast<uint64_t>(slot));
+        kv_store(format, block.data(), slot, stored.key.data(), stored.value.data());
+      }
+      for (int slot = 0; slot < kKvBlockSize; ++slot) {
+        const Entry stored = random_entry(format, static_cast<uint64_t>(slot));
+        const Entry loaded = load_entry(format, block, slot);
+        check(stored.key, loaded.key, kv_hadamard_bits(codec).key, "key");
+        check(stored.value, loaded.value, kv_hadamard_bits(codec).value, "value");
+      }
+    }
+  }
+}
+
+TEST(KvBlockHadamard, FieldsLieAsTheHeaderSays) {
+  // What is stored has, turned, one component that is not 0.
+  const KvBlockFormat format{.codec = KvCodec::kHadamard4, .key_dim = 64, .value_dim = 64};
+  for (int component : {0, 5, 13, 40, 63}) {
+    std::vector<float> x(64, 0.0f);
+    x[static_cast<size_t>(component)] = 120.0f;
+    hadamard_rotate(x.data(), 64);
+    std::vector<std::byte> block = empty_block(format);
+    kv_store(format, block.data(), 6, x.data(), x.data());
+    const auto field = [&](size_t byte, int index) { return read_at<uint8_t>(block, byte) >> (4 * index) & 15; };
+    const auto c = static_cast<size_t>(component);
+    // Components that are 0 become the level above or below it.
+    EXPECT_EQ(field((c / 8 * 32 + 6) * 4 + c % 4, static_cast<int>(c / 4 % 2)), 15) << "as the level 7.5 + 8";
+    const size_t other = c ^ 4;
+    EXPECT_TRUE((field((other / 8 * 32 + 6) * 4 + other % 4, static_cast<int>(other / 4 % 2)) & 7) % 7 == 0);
+    const auto values = static_cast<size_t>(format.key_bytes());
+    EXPECT_EQ(field(values + ((c / 32 * 8 + 1) * 16 + c % 16) * 4 + 2, static_cast<int>(c / 16 % 2)), 7);
+    EXPECT_NEAR(read_at<float>(block, static_cast<size_t>(format.key_scales_offset()) + 4 * 6), 1.0f, 1e-6);
+    EXPECT_NEAR(read_at<float>(block, static_cast<size_t>(format.value_scales_offset()) + 4 * 6), 1.0f, 1e-6);
+  }
+}
+
+// An outlier among small components ruins their neighbours where they share a scale, and not where it is spread.
+TEST(KvBlockHadamard, AnOutlierCostsTheOthersLessThanInPlainQuants) {
+  std::vector<float> x = random_entry({.key_dim = 128, .value_dim = 1}, 3).key;
+  x[40] = 100.0f;
+  const auto error = [&](KvCodec codec) {
+    const std::vector<float> loaded = round_trip(codec, x);
+    double sum = 0.0;
+    for (size_t i = 32; i < 64; ++i) sum += i == 40 ? 0.0 : std::pow(static_cast<double>(loaded[i] - x[i]), 2);
+    return std::sqrt(sum);
+  };
+  EXPECT_LT(error(KvCodec::kHadamard8), 0.5 * error(KvCodec::kQ8));
+}
+
+TEST(KvBlockHadamard, ZerosAndNonFiniteEntries) {
+  for (const KvCodec codec : kHadamardCodecs) {
+    for (const float loaded : round_trip(codec, std::vector<float>(48, 0.0f))) EXPECT_EQ(loaded, 0.0f);
+    std::vector<float> x(48, 1.0f);
+    x[20] = kInfinity;
+    for (const float loaded : round_trip(codec, x)) EXPECT_TRUE(std::isnan(loaded)) << "the entry shares a scale";
   }
 }
 

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention/kv_block.h"
+
+// Entries of the kHadamard codecs: what kv_store, kv_load and kv_copy do for these.
+namespace witan {
+
+int64_t hadamard_key_bytes(const KvBlockFormat& format);    // of the quants of one block
+int64_t hadamard_value_bytes(const KvBlockFormat& format);  // of the quants of one block
+
+void store_hadamard(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value);
+// As it is stored: turned. value may be nullptr.
+void load_turned_hadamard(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);
+void copy_hadamard(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot);
+
+}  // namespace witan
