@@ -214,7 +214,7 @@ std::vector<EvalTaskLine> read_tasks(const EvalFlags& flags) {
 // Everything that decides a reply, but for what the task says.
 json settings_of(const EvalFlags& flags) {
   const SamplingParams& sampling = flags.generation.request.sampling;
-  json settings = {{"kv_type", kv_codec_name(flags.model.options.kv_codec)},
+  json settings = {{"kv_type", kv_codec_name(flags.model.finished().kv_codec)},
                    {"exact", flags.model.exact},
                    {"temperature", sampling.temperature}};
   // Without one it is what memory allows at the moment, of which a resumed run may have more or less.

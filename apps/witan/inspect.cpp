@@ -133,7 +133,7 @@ void print_text(const Inspection& i, bool with_tensors) {
 }
 
 void run_inspect(const InspectFlags& flags) {
-  const ModelOptions& options = flags.model.options;
+  const ModelOptions options = flags.model.finished();
   const std::unique_ptr<Checkpoint> checkpoint = Checkpoint::open(options.path);
   const std::unique_ptr<Model> model = create_model(*checkpoint);
   const std::unique_ptr<Tokenizer> tokenizer = checkpoint->load_tokenizer();

@@ -8,14 +8,27 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/isa.h"
 #include "help.h"
+#include "kernels/attention/attention.h"
 #include "version.h"
 
 namespace witan {
 
+namespace {
+
+KvCodec default_kv_codec(Precision precision) {
+  const Isa isa = select_isa();
+  const AttentionArithmetic arithmetic = attention_arithmetic(isa, {.codec = KvCodec::kBF16}, precision);
+  return isa != Isa::kReference && arithmetic == AttentionArithmetic::kBF16 ? KvCodec::kBF16 : KvCodec::kF16;
+}
+
+}  // namespace
+
 ModelOptions ModelFlags::finished() const {
   ModelOptions result = options;
   result.precision = exact ? Precision::kExact : Precision::kFast;
+  result.kv_codec = kv_codec.value_or(default_kv_codec(result.precision));
   return result;
 }
 
@@ -74,20 +87,21 @@ void add_exact_flag(CLI::App& app, ModelFlags& flags) {
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {
-  static const std::map<std::string, KvCodec> kCodecs = [] {
-    std::map<std::string, KvCodec> codecs;
+  static const std::map<std::string, std::optional<KvCodec>> kCodecs = [] {
+    std::map<std::string, std::optional<KvCodec>> codecs{{"auto", std::nullopt}};
     for (const KvCodec codec : kKvCodecs) codecs.emplace(kv_codec_name(codec), codec);
     return codecs;
   }();
-  const auto set_codec = [&flags](const std::string& name) { flags.options.kv_codec = kCodecs.at(name); };
+  const auto set_codec = [&flags](const std::string& name) { flags.kv_codec = kCodecs.at(name); };
   app.add_option_function<std::string>(
          "--kv-type", set_codec,
-         "Type of the KV cache: f32, f16, bf16 (with AVX-512 BF16 mostly faster than f16, but for --exact), q8_0 "
-         "(lossy: 8 bits with a scale per 32 values), or, lossy too, keys and values turned by a Hadamard matrix: "
+         "Type of the KV cache: auto (bf16 where the CPU multiplies it and --exact is not given, else f16), f32, f16, "
+         "bf16, q8_0 (lossy: 8 bits with a scale per 32 values), or, lossy too, keys and values turned by a Hadamard "
+         "matrix: "
          "int8-hadamard, k8v4-hadamard (keys of 8 bits, values of 4), int4-hadamard, k4v2-hadamard, int2-hadamard")
       ->type_name("TYPE")
       ->check(CLI::IsMember(kCodecs).description(""))
-      ->default_str("f16");
+      ->default_str("auto");
   app.add_option("-t,--threads", flags.options.num_threads, "Threads; 0: one per core")
       ->type_name("N")
       ->check(in_range(0, 1024))

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "engine/loaded_model.h"
@@ -12,6 +13,8 @@ namespace witan {
 struct ModelFlags {
   ModelOptions options;
   bool exact = false;
+  // Not given: bf16 where the CPU multiplies it, and f16 where entries are turned to float32 anyway.
+  std::optional<KvCodec> kv_codec;
 
   // The options as the flags set them.
   ModelOptions finished() const;

@@ -1,4 +1,4 @@
-// What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each unsigned,
+// What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each unsigned
 // and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values. Integer
 // sums are exact, so their order is free; the float sums over groups of components and over blocks are one chain of
 // operations per number and row, as in split.inl. Included after weights.inl and exp_avx512.inl.

@@ -24,7 +24,8 @@ class BenchTest(program.WitanTestCase):
             self.assertEqual(len(case["rounds"]), 2)
             self.assertGreater(min(case["rounds"]), 0)
             self.assertTrue(min(case["rounds"]) <= case["tokens_per_second"] <= max(case["rounds"]))
-        self.assertEqual((result["architecture"], result["threads"], result["kv_type"]), ("qwen3_moe", 1, "f16"))
+        self.assertEqual((result["architecture"], result["threads"]), ("qwen3_moe", 1))
+        self.assertIn(result["kv_type"], ("f16", "bf16"), "as the CPU likes it")
         self.assertGreater(result["limits"]["read_bandwidth"], 0)
         self.assertGreater(result["peak_pool_bytes"], self.model.stat().st_size)
 

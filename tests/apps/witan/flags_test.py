@@ -76,7 +76,7 @@ class HelpTest(program.WitanTestCase):
 
     def test_tells_the_defaults_that_hold(self):
         entries = help_entries(self.succeeds("run", "--help").out)
-        defaults = {"num-tokens": "256", "temperature": "0", "top-p": "1", "kv-type": "f16", "step-tokens": "512"}
+        defaults = {"num-tokens": "256", "temperature": "0", "top-p": "1", "kv-type": "auto", "step-tokens": "512"}
         for name, default in defaults.items():
             self.assertIn(f"(default: {default})", entries[name])
 

@@ -54,7 +54,7 @@ class InspectTest(program.WitanTestCase):
         models = {"mixtral/model.gguf": mixtral, "qwen3moe/hf": qwen3moe, "deepseek2-v2lite/model.gguf": deepseek2}
         for path, expected in models.items():
             with self.subTest(path):
-                found = self.inspect_json(golden(path))
+                found = self.inspect_json(golden(path), "--kv-type", "f16")
                 self.assertEqual({key: found[key] for key in expected}, expected)
                 self.assertEqual(found["path"], str(golden(path)))
                 self.assertEqual(found["parameters"], sum(product(tensor["shape"]) for tensor in found["tensors"]))

@@ -135,9 +135,23 @@ class SameBytesTest(LogitsTestCase):
                     self.assertEqual(self.logits(model, tokens, *args, "--experts-out", experts), expected)
                     self.assertEqual(experts.read_bytes(), expected_experts)
 
+    def test_the_kv_type_is_bf16_where_the_cpu_multiplies_it(self):
+        model = made_model("qwen3moe", dtype="Q4_K")
+
+        def logits(*args, isa):
+            return self.logits(model, [1, 2, 3], *args, env={"WITAN_ISA": isa})
+
+        has_bf16 = program.witan("--list", env={"WITAN_ISA": "avx512_bf16"}).code == 0
+        for isa in ("reference", "avx2", *(["avx512_bf16"] if has_bf16 else [])):
+            with self.subTest(isa):
+                for args in ([], ["--exact"]):
+                    kv_type = "bf16" if isa == "avx512_bf16" and not args else "f16"
+                    self.assertEqual(logits(*args, isa=isa), logits(*args, "--kv-type", kv_type, isa=isa))
+                    self.assertEqual(logits(*args, isa=isa), logits(*args, "--kv-type", "auto", isa=isa))
+
     def test_not_with_another_precision_or_kv_type(self):
         model = made_model("qwen3moe", dtype="Q4_K")
-        expected = self.logits(model, [1, 2, 3])
+        expected = self.logits(model, [1, 2, 3], "--kv-type", "f16")
         for args in (["--exact"], ["--kv-type", "f32"], ["--kv-type", "bf16"], ["--kv-type", "q8_0"]):
             with self.subTest(args):
                 self.assertNotEqual(self.logits(model, [1, 2, 3], *args), expected)
