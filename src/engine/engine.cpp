@@ -118,6 +118,18 @@ void check_head_kinds(const KvPolicy& policy, const ModelInfo& info) {
   }
 }
 
+// Values can be merged where they are not a part of keys.
+void check_merging(const KvPolicy& policy, const ModelInfo& info) {
+  const auto is_latent = [](const KvLayerSpec& layer) { return layer.value_in_key; };
+  if (policy.merging && std::ranges::any_of(info.kv_layers, is_latent)) {
+    fail(ErrorCode::kUnsupported,
+         "the KV policy {} merges the values of entries, which this model (MLA) has no values of their own for: they "
+         "are "
+         "a part of the keys",
+         policy.text);
+  }
+}
+
 // Where the parts of a prompt begin that each end with `separator`: the first token that begins behind it.
 std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const TokenId> prompt,
                                  const std::string& separator) {
@@ -275,6 +287,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
   KvText kv_text{.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned};
   check_pinned(request, num_prompt);
   if (request.kv_policy) check_head_kinds(*request.kv_policy, s.model.info());
+  if (request.kv_policy) check_merging(*request.kv_policy, s.model.info());
   if (request.kv_policy && num_prompt > 0) {
     if (!request.kv_policy->span_separator.empty()) {
       kv_text.span_starts = span_starts(s.model.tokenizer(), request.prompt, request.kv_policy->span_separator);
@@ -438,7 +451,7 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     const std::vector<std::vector<int32_t>>& kept = choice.kept;
     const std::lock_guard lock(mutex);
     const int64_t bytes_before = model.kv().held_bytes(slice.kv_sequence);
-    scheduler.compress(slice.sequence, kept, victims);
+    scheduler.compress(slice.sequence, kept, victims, choice.merges);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;

@@ -7,6 +7,7 @@
 
 #include "base/types.h"
 #include "kernels/attention/attention.h"
+#include "kv/kv_merge.h"
 #include "memory/memory_pool.h"
 
 namespace witan {
@@ -135,7 +136,9 @@ class KvCache {
   // blocks afterwards, and none of its later ones become prefix blocks; what it shared stays for others as it was.
   // Where everything is kept nothing changes. Entries that are reserved must be committed first. False, and nothing
   // changed, when there is no room for the copies of what it keeps of shared blocks.
-  [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept);
+  // merges: by table, what values of dropped entries do to those that stay; none: nothing. Only this sequence sees it.
+  [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
+                          std::span<const KvMerge> merges = {});
 
   // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.
   void release(SequenceId sequence);

@@ -147,7 +147,7 @@ struct KvCache::State {
   void adopt_block(KvSequence& sequence, PrefixId entry);
   // Blocks that a table needs for these entries in the places where the sequence has shared ones now.
   int64_t num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept) const;
-  void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept);
+  void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept, const KvMerge& merge);
   void copy_window(KvSequence& sequence, int64_t table);
   void leave_prefix(KvSequence& sequence);
   void place_reserved(KvSequence& sequence);

@@ -447,13 +447,13 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   state_->plan_is_open = false;
 }
 
-void Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept,
-                         std::vector<SequenceId>& preempted) {
+void Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept, std::vector<SequenceId>& preempted,
+                         std::span<const KvMerge> merges) {
   WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
   Sequence& sequence = state_->at(id);
   WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} tokens computed", id, sequence.num_computed,
               sequence.num_tokens());
-  while (sequence.kv_sequence && !state_->kv.keep(*sequence.kv_sequence, kept)) {
+  while (sequence.kv_sequence && !state_->kv.keep(*sequence.kv_sequence, kept, merges)) {
     Sequence& victim = *state_->running.back();
     if (state_->running.size() == 1) state_->fail_alone(victim);
     state_->preempt(victim);

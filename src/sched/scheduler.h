@@ -141,7 +141,8 @@ class Scheduler {
   // preempted, or of this one if it is the least valuable: it is computed again then, and compressed again. Those that
   // were preempted are added to `preempted`, also where it throws SequenceError(kOutOfMemory), as schedule() does, when
   // it runs alone.
-  void compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept, std::vector<SequenceId>& preempted);
+  void compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept, std::vector<SequenceId>& preempted,
+                std::span<const KvMerge> merges = {});
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
   // same tokens in a later plan, or are finished.

@@ -307,11 +307,60 @@ TEST_P(KvPagesTest, ExactRequestsFindNothingOfWhatWasGenerated) {
   EXPECT_EQ(exact.steps, ask(without_cache, request_for(longer, "")).steps);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, KvPagesTest, testing::ValuesIn(kModels), [](const auto& model) {
+std::string arch_name(const testing::TestParamInfo<ModelCase>& model) {
   std::string name = model.param.arch;
   std::erase(name, '-');
   return name;
-});
+}
+INSTANTIATE_TEST_SUITE_P(All, KvPagesTest, testing::ValuesIn(kModels), arch_name);
+
+// Policies that merge the values of what they drop.
+class KvMergingTest : public KvPagesTest {};
+
+constexpr const char* kMerging[] = {"keydiff,merge", "snapkv(window=8),cam", "h2o,cam(next=4)"};
+
+TEST_P(KvMergingTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
+  Engine engine(options());
+  for (const std::string policy : kMerging) {
+    expect_the_same_answer_everywhere(options(), policy + ",tokens=40,every=4");
+    const auto answer_of = [&](const std::string& text) {
+      return ask(engine, request_for(prompt_tokens(kPrompt, 5), text)).steps;
+    };
+    EXPECT_NE(answer_of(policy + ",keep=0.3"), answer_of(policy.substr(0, policy.rfind(',')) + ",keep=0.3"))
+        << policy << ": without merging";
+    EXPECT_EQ(answer_of(policy + ",keep=1"), answer_of("")) << policy;
+  }
+}
+
+TEST_P(KvMergingTest, PreemptionDoesNotChangeAnything) {
+  int64_t num_preemptions = 0;
+  for (const std::string policy : kMerging) {
+    num_preemptions += expect_the_same_answers_in_little_room(options(), policy + ",keep=0.8,every=12");
+  }
+  EXPECT_GT(num_preemptions, 0);
+}
+
+// While the merged values are in use and after it, the same prompt gives others what it would alone.
+TEST_P(KvMergingTest, ExactRequestsOfTheSamePromptSeeNoMergedValue) {
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine without_cache(o);
+  const Answer expected = ask(without_cache, request_for(prompt_tokens(kPrompt, 5), ""));
+  Engine engine(options());
+  for (const std::string policy : kMerging) {
+    Answer beside;
+    engine.submit(request_for(prompt_tokens(kPrompt, 5), policy + ",keep=0.3", 30), {});
+    for (int i = 0; i < 6; ++i) engine.step();
+    engine.submit(request_for(prompt_tokens(kPrompt, 5), ""),
+                  [&](const GenerationOutput& output) { beside.take(output); });
+    run_all(engine);
+    EXPECT_GE(beside.usage.cached_prompt_tokens, 96) << policy;
+    EXPECT_EQ(beside.steps, expected.steps) << policy;
+    EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "")).steps, expected.steps) << policy;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KvMergingTest, testing::Values(kModels[0], kModels[2]), arch_name);
 
 INSTANTIATE_TEST_SUITE_P(All, KvPolicyTest, testing::Combine(testing::ValuesIn(kModels), testing::ValuesIn(methods())),
                          case_name);
@@ -561,6 +610,19 @@ TEST(KvPolicyEngine, AnAnswerOfOneTokenAndCancellingWhileComputingAreFine) {
   engine.cancel(id);
   run_all(engine);
   EXPECT_EQ(engine.stats().kv.block_bytes_held, engine.stats().kv.block_bytes_cached);
+}
+
+TEST(KvPolicyEngine, ModelsWithoutValuesOfTheirOwnRefuseToMergeThem) {
+  Engine engine(options_for(kModels[1]));
+  for (const char* policy : {"keynorm,merge,keep=0.5", "snapkv,cam,keep=0.5"}) {
+    try {
+      engine.submit(request_for(prompt_tokens(50, 1), policy), {});
+      FAIL() << policy << " is accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+      EXPECT_THAT(error.what(), testing::HasSubstr("MLA"));
+    }
+  }
 }
 
 TEST(KvPolicyEngine, ModelsWithAnEncoderRefuseThem) {

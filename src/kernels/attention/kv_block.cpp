@@ -322,6 +322,16 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
   }
 }
 
+void kv_store_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value) {
+  WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
+  store_part(format.codec, value_part(format, block, slot), value);
+}
+
+void kv_load_value(const KvBlockFormat& format, const std::byte* block, int slot, float* value) {
+  WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
+  load_part(format.codec, value_part(format, const_cast<std::byte*>(block), slot), value);  // as in kv_load
+}
+
 void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
   WITAN_CHECK(0 <= from_slot && from_slot < kKvBlockSize && 0 <= to_slot && to_slot < kKvBlockSize, "slots {} and {}",
               from_slot, to_slot);

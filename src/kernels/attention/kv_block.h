@@ -97,6 +97,10 @@ void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int 
 // Reads it back, as the attention kernels see it; value may be nullptr where only the key is wanted.
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);
 
+// The same for the value alone, where entries have one beside their key (!value_in_key): the key stays as it is.
+void kv_store_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value);
+void kv_load_value(const KvBlockFormat& format, const std::byte* block, int slot, float* value);
+
 // Copies an entry, bit for bit, to a slot of the same or another block.
 void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot);
 

@@ -9,6 +9,7 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kv/policy/attention_shares.h"
 #include "kv/policy/entry_selection.h"
+#include "kv/policy/value_merging.h"
 
 namespace witan {
 namespace {
@@ -133,6 +134,7 @@ class Judge {
         std::iota(kept.begin(), kept.end(), 0);
       }
     }
+    if (policy_.merging && !choice.fell_back) merge(choice);
     return choice;
   }
 
@@ -222,6 +224,21 @@ class Judge {
       }
     }
     return scores;
+  }
+
+  void merge(KvChoice& choice) {
+    choice.merges.resize(choice.kept.size());
+    size_t most_kept = 0;
+    for (const std::vector<int32_t>& kept : choice.kept) most_kept = std::max(most_kept, kept.size());
+    for_heads(
+        1,
+        [&](const HeadEvidence& head) {
+          return plan_merge_scratch(*policy_.merging, head, static_cast<int32_t>(most_kept));
+        },
+        [&](const JudgedLayer& layer, int32_t index, const HeadEvidence& head, float* scratch) {
+          const auto table = static_cast<size_t>(int64_t{layer.first_table} + index);
+          choice.merges[table] = plan_merge(*policy_.merging, head, choice.kept[table], layer.layer, index, scratch);
+        });
   }
 
   // Of the attention of the last tokens, the share that goes to `kept` [judged heads], on average over heads and

@@ -22,6 +22,7 @@ struct KvChoice {
   // Entries that stay, for KvCache::keep: ascending, by table (layer, then head). Layers with a sliding window have
   // none listed: they hold no more than their window anyway.
   std::vector<std::vector<int32_t>> kept;
+  std::vector<KvMerge> merges = {};  // of a policy that merges values, by table, for KvCache::keep too
   std::optional<double> attention_kept =
       {};                  // with a guard: of what the last tokens attend to, the share that stays, on average
   bool fell_back = false;  // that is below the guard: all entries stay

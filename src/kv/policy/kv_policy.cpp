@@ -35,10 +35,11 @@ KvPolicy::Protected KvPolicy::num_protected(int32_t num_entries, int32_t num_kep
 }
 
 KvWants KvPolicy::wants() const {
-  // The last tokens whose attention a guard looks at, of policies that want the queries of fewer.
-  constexpr int32_t kGuardTokens = 32;
+  // The last tokens whose attention a guard looks at, or a merging, of policies that want the queries of fewer.
+  constexpr int32_t kLastTokens = 32;
   KvWants wants = scorer == nullptr ? KvWants() : scorer->wants();
-  if (guard > 0.0) wants.num_query_tokens = std::max(wants.num_query_tokens, kGuardTokens);
+  const bool merges_by_attention = merging && merging->into == KvMerging::Into::kNext && !wants.attention_mass;
+  if (guard > 0.0 || merges_by_attention) wants.num_query_tokens = std::max(wants.num_query_tokens, kLastTokens);
   return wants;
 }
 

@@ -58,6 +58,18 @@ struct KvPageReader {
   int32_t num_pages() const { return std::max(3, num_tokens / kKvBlockSize); }
 };
 
+// What becomes of the values of entries that are dropped, beside their keys: they go into entries that stay. See
+// value_merging.h.
+struct KvMerging {
+  enum class Into : uint8_t {
+    kSimilar,  // the one whose key is most similar
+    kNext,     // the next ones
+  };
+  Into into = Into::kSimilar;
+  float threshold = 0.0f;  // kSimilar: but not where the cosine of the keys is less
+  int32_t num_next = 32;   // kNext
+};
+
 // How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a
 // budget of everything.
 //
@@ -67,6 +79,7 @@ struct KvPolicy {
   std::string text;                        // as parse_kv_policy reads it
   std::shared_ptr<const KvScorer> scorer;  // nullptr: nothing is dropped
   std::optional<KvPageReader> pages;
+  std::optional<KvMerging> merging;  // of what is dropped; none: it is lost
 
   KvBudget budget;  // of what a head keeps of all tokens, or of the prompt where generated ones have a budget
 

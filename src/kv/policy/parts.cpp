@@ -50,6 +50,10 @@ constexpr Part kParts[] = {
     {{"duoattention", false,
       "heads=10/01/..., by layer: heads with 1 keep everything, those with 0 the first and last: sinks=64, recent=256"},
      duo_attention},
+    {{"merge", false,
+      "values of dropped entries go into the one with the most similar key: threshold=0 (of the cosine)"},
+     merge_similar},
+    {{"cam", false, "values of dropped entries that had attention go into the next ones: next=32"}, merge_next},
     {{"global", false, "heads of all layers compete: floor=0"}, shared_budget},
 };
 

@@ -108,6 +108,11 @@ void PolicyBuilder::choose_kinds(const PartArguments& by, std::vector<std::strin
 
 void PolicyBuilder::choose_grouping(const PartArguments& by) { claim("which entries stay together", by); }
 
+void PolicyBuilder::choose_merging(const PartArguments& by, const KvMerging& merging) {
+  claim("what becomes of the values of dropped entries", by);
+  policy.merging = merging;
+}
+
 void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
   policy.num_sinks = std::max(policy.num_sinks, num_sinks);
   policy.num_recent = std::max(policy.num_recent, num_recent);

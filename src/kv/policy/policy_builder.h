@@ -50,6 +50,7 @@ class PolicyBuilder {
   void choose_pages(const PartArguments& by, const KvPageReader& pages);
   void choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds);
   void choose_grouping(const PartArguments& by);
+  void choose_merging(const PartArguments& by, const KvMerging& merging);
   void protect(int32_t num_sinks, int32_t num_recent);  // at least so many
 
   // Throws where parts are missing or cannot be combined.
@@ -80,6 +81,8 @@ void sim_layer_kv(PolicyBuilder& builder, PartArguments& arguments);
 void duo_attention(PolicyBuilder& builder, PartArguments& arguments);
 void shot_kv(PolicyBuilder& builder, PartArguments& arguments);
 void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
+void merge_similar(PolicyBuilder& builder, PartArguments& arguments);
+void merge_next(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
 
 }  // namespace witan

@@ -4,7 +4,8 @@
 //
 // Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
 // dim], the queries of the last tokens, and masses.f32 [layers, heads, entries], attention had so far, and prints a
-// JSON line with these numbers, then one per policy with what it keeps.
+// JSON line with these numbers, then one per policy with what it keeps, and with the values [tables, kept, dim] then if
+// it merges any.
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
@@ -45,20 +46,9 @@ class Values {
   std::vector<float> floats_;
 };
 
-void run(int argc, char** argv) {
-  const std::string folder = argv[1];
-  MemoryPool pool(size_t{256} << 20);
-  KvCacheConfig config;
-  config.layers.assign(kLayers, {.num_kv_heads = kHeads, .key_dim = kDim, .value_dim = kDim});
-  config.codec = KvCodec::kF32;
-  config.capacity_bytes = size_t{64} << 20;
-  KvCache kv(pool, config);
+SequenceId fill(KvCache& kv, Values& keys, Values& values) {
   const SequenceId sequence = kv.create();
   if (!kv.reserve(sequence, kEntries)) fail(ErrorCode::kOutOfMemory, "no room");
-  Values keys(int64_t{kLayers} * kHeads * kEntries * kDim, 1);
-  Values values(int64_t{kLayers} * kHeads * kEntries * kDim, 2);
-  Values masses(int64_t{kLayers} * kHeads * kEntries, 4);
-  Values queries(int64_t{kLayers} * kQueryTokens * kHeads * kGroup * kDim, 3);
   for (int32_t layer = 0; layer < kLayers; ++layer) {
     for (int32_t head = 0; head < kHeads; ++head) {
       for (int32_t i = 0; i < kEntries; ++i) {
@@ -69,6 +59,37 @@ void run(int argc, char** argv) {
     }
   }
   kv.commit(sequence, std::vector<TokenId>(kEntries, 1), std::vector<TokenRole>(kEntries, TokenRole::kPrompt));
+  return sequence;
+}
+
+// The values [tables, entries, dim] of a sequence.
+std::vector<std::vector<std::vector<float>>> values_of(const KvCache& kv, SequenceId sequence) {
+  std::vector<std::vector<std::vector<float>>> tables;
+  for (int32_t table = 0; table < kLayers * kHeads; ++table) {
+    const int32_t layer = table / kHeads;
+    const KvView view = kv.view(sequence, layer, table % kHeads, kv.num_entries(sequence, layer, table % kHeads));
+    tables.emplace_back(static_cast<size_t>(view.num_entries), std::vector<float>(kDim));
+    for (int32_t i = 0; i < view.num_entries; ++i) {
+      kv_load_value(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize,
+                    tables.back()[static_cast<size_t>(i)].data());
+    }
+  }
+  return tables;
+}
+
+void run(int argc, char** argv) {
+  const std::string folder = argv[1];
+  MemoryPool pool(size_t{256} << 20);
+  KvCacheConfig config;
+  config.layers.assign(kLayers, {.num_kv_heads = kHeads, .key_dim = kDim, .value_dim = kDim});
+  config.codec = KvCodec::kF32;
+  config.capacity_bytes = size_t{64} << 20;
+  KvCache kv(pool, config);
+  Values keys(int64_t{kLayers} * kHeads * kEntries * kDim, 1);
+  Values values(int64_t{kLayers} * kHeads * kEntries * kDim, 2);
+  Values masses(int64_t{kLayers} * kHeads * kEntries, 4);
+  Values queries(int64_t{kLayers} * kQueryTokens * kHeads * kGroup * kDim, 3);
+  const SequenceId sequence = fill(kv, keys, values);
   keys.write(folder + "/keys.f32");
   values.write(folder + "/values.f32");
   queries.write(folder + "/queries.f32");
@@ -83,7 +104,7 @@ void run(int argc, char** argv) {
   ComputeContext ctx{.threads = threads, .scratch = scratch, .isa = select_isa(), .precision = Precision::kExact};
   for (int i = 2; i < argc; ++i) {
     const KvPolicy policy = parse_kv_policy(argv[i]);
-    const int32_t num_tokens = policy.scorer->wants().num_query_tokens;
+    const int32_t num_tokens = policy.wants().num_query_tokens;
     KvEvidence evidence;
     if (num_tokens > 0) {
       evidence.window =
@@ -105,8 +126,15 @@ void run(int argc, char** argv) {
                     evidence.window->queries(layer, kEntries - num_tokens + token));
       }
     }
-    const auto kept = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence).kept;
-    std::cout << json{{"policy", argv[i]}, {"kept", kept}} << "\n";
+    const KvChoice choice = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence);
+    json line = {{"policy", argv[i]}, {"kept", choice.kept}};
+    if (policy.merging) {
+      const SequenceId merged = fill(kv, keys, values);
+      if (!kv.keep(merged, choice.kept, choice.merges)) fail(ErrorCode::kOutOfMemory, "no room");
+      line["values"] = values_of(kv, merged);
+      kv.release(merged);
+    }
+    std::cout << line << "\n";
   }
 }
 

@@ -222,6 +222,59 @@ def duo_attention(e, kinds, sinks, recent):
     return [[*range(e.n)] if kind == "1" else some for layer in kinds for kind in layer]
 
 
+def merge_similar(e, layer, head, kept, threshold=0.0):
+    """MergingPress of kvpress: [kept, dim]"""
+    keys, values = e.keys[layer, head], e.values[layer, head]
+    unit = keys / np.linalg.norm(keys, axis=-1, keepdims=True)
+    dropped = np.setdiff1d(np.arange(e.n), kept)
+    cosines = unit[dropped] @ unit[kept].T
+    target, best = cosines.argmax(1), cosines.max(1)
+    norms = np.linalg.norm(values, axis=-1)
+    weights = np.where(best >= threshold, np.maximum(best, 0), 0) * norms[dropped]
+    weights /= norms[dropped] + norms[kept][target] + 1e-6
+    sums, total = values[kept].copy(), np.ones(len(kept))
+    np.add.at(sums, target, weights[:, None] * values[dropped])
+    np.add.at(total, target, weights)
+    return sums / total[:, None]
+
+
+def draw(layer, head, position):
+    """In [0, 1): SplitMix64 of the place."""
+
+    def mixed(x):
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    return (mixed(mixed(layer << 32 | head) ^ position) >> 11) / 2**53
+
+
+def merge_next(e, layer, head, kept, attention, m=32):
+    """CaM, ICML 2024, with these shares of attention: [kept, dim]"""
+    merged = e.values[layer, head, kept].copy()
+    for i in np.setdiff1d(np.arange(e.n), kept):
+        first = np.searchsorted(kept, i)
+        after = kept[first : first + m]
+        # As draw < A_i / mean, also for the made-up masses below 0.
+        if len(after) > 0 and draw(layer, head, int(i)) * np.mean(attention[after]) < attention[i]:
+            merged[first : first + m] += e.values[layer, head, i] / len(after)
+    return merged
+
+
+def of_window(e, layer, head):
+    return window_weights(e, layer, head, 32).mean((0, 1))
+
+
+MERGES = {  # of policies that keep what another one does
+    ("keynorm,merge,keep=0.3", "keynorm,keep=0.3"): merge_similar,
+    ("snapkv,merge(threshold=0.4),tokens=100", "snapkv,tokens=100"): lambda *a: merge_similar(*a, 0.4),
+    ("snapkv,cam,tokens=100", "snapkv,tokens=100"): lambda e, l, h, kept: merge_next(e, l, h, kept, of_window(e, l, h)),
+    ("keynorm,cam(next=7),keep=0.3", "keynorm,keep=0.3"): lambda e, l, h, kept: merge_next(
+        e, l, h, kept, of_window(e, l, h), 7
+    ),
+    ("h2o,cam,tokens=100", "h2o,tokens=100"): lambda e, l, h, kept: merge_next(e, l, h, kept, e.masses[l, h]),
+}
 CASES = {
     "simlayerkv(threshold=0.4246,sinks=4,recent=300)": lambda e: sim_layer_kv(e, 0.4246, 4, 300),
     "duoattention(heads=10/00/11/01,sinks=5,recent=60)": lambda e: duo_attention(e, ["10", "00", "11", "01"], 5, 60),
@@ -261,11 +314,12 @@ class PolicyTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         with tempfile.TemporaryDirectory() as name:
-            policies = [*CASES, *SAME, *SAME.values()]
+            policies = [*CASES, *SAME, *SAME.values(), *(policy for policy, _ in MERGES)]
             done = subprocess.run([DUMP, name, *policies], check=True, capture_output=True, text=True)
             numbers, *lines = map(json.loads, done.stdout.splitlines())
             cls.evidence = Evidence(pathlib.Path(name), numbers)
             cls.kept = {line["policy"]: line["kept"] for line in lines}
+            cls.values = {line["policy"]: line["values"] for line in lines if "values" in line}
 
     def test_policies_keep_what_their_papers_do(self):
         for policy, expected in CASES.items():
@@ -273,6 +327,17 @@ class PolicyTest(unittest.TestCase):
                 with self.subTest(policy=policy, table=table):
                     self.assertEqual(sorted(set(mine) ^ set(theirs)), [])
                     self.assertEqual(len(mine), len(theirs))
+
+    def test_values_of_dropped_entries_go_where_their_papers_say(self):
+        for (policy, without), expected in MERGES.items():
+            self.assertEqual(self.kept[policy], self.kept[without])
+            for table, values in enumerate(self.values[policy]):
+                layer, head = divmod(table, self.evidence.heads)
+                kept = np.array(self.kept[policy][table])
+                with self.subTest(policy=policy, table=table):
+                    theirs = expected(self.evidence, layer, head, kept)
+                    np.testing.assert_allclose(np.array(values), theirs, rtol=1e-4, atol=1e-5)
+                    self.assertGreater(np.abs(theirs - self.evidence.values[layer, head, kept]).max(), 0.01)
 
     def test_ways_to_say_the_same_give_the_same(self):
         for one, other in SAME.items():

@@ -54,6 +54,11 @@ TEST(KvPolicy, PartsAndKeysSetWhatTheyName) {
   EXPECT_EQ(parse_kv_policy("streamingllm(sinks=7),keep=1").num_sinks, 7);
   EXPECT_EQ(parse_kv_policy("adakv(floor=0.5),keep=0.1").head_floor, 0.5);
   EXPECT_EQ(parse_kv_policy("snapkv,global,keep=0.1").scope, KvScope::kModel);
+  EXPECT_EQ(parse_kv_policy("keynorm,merge(threshold=0.5),keep=0.1").merging->threshold, 0.5f);
+  EXPECT_EQ(parse_kv_policy("keynorm,cam(next=4),keep=0.1").merging->num_next, 4);
+  EXPECT_EQ(parse_kv_policy("keynorm,cam,keep=0.1").wants().num_query_tokens, 32) << "whose attention it goes by";
+  EXPECT_EQ(parse_kv_policy("h2o,cam,keep=0.1").wants().num_query_tokens, 0) << "it goes by that of all tokens";
+  EXPECT_FALSE(parse_kv_policy("keynorm,keep=0.1").merging);
 }
 
 TEST(KvPolicy, BudgetsAreRatiosOrNumbersWithAFloor) {
