@@ -6,6 +6,7 @@
 
 #include "answer_reader.h"
 #include "base/error.h"
+#include "engine/prompt_text.h"
 #include "generation.h"
 #include "text/chat_template.h"
 
@@ -118,7 +119,25 @@ GenerationRequest ChatSession::request_for(std::vector<TokenId> prompt) const {
          "lost; /clear begins anew, /save FILE keeps the conversation, --context N makes room for more",
          prompt.size(), context);
   }
-  return generation_.finished(std::move(prompt));
+  GenerationRequest request = generation_.finished(std::move(prompt));
+  if (generation_.kv_pin_system) pin_system(request);
+  return request;
+}
+
+void ChatSession::pin_system(GenerationRequest& request) const {
+  if (messages_.empty() || messages_.front().role != "system") return;
+  std::string_view text = messages_.front().content;  // templates may drop the space around it
+  constexpr std::string_view kSpace = " \t\r\n";
+  text.remove_prefix(std::min(text.find_first_not_of(kSpace), text.size()));
+  text = text.substr(0, text.find_last_not_of(kSpace) + 1);
+  if (text.empty()) return;
+  const std::vector<KvSpan> spans = PromptText(*engine_.tokenizer(), request.prompt).find(text);
+  if (spans.empty()) {
+    fail(ErrorCode::kInvalidArgument,
+         "--kv-pin-system: the system message is not in the prompt as it was given: the template makes another text of "
+         "it");
+  }
+  request.kv_pinned.push_back(spans.front());
 }
 
 ChatSession::Answer ChatSession::ask(const std::string& text, FunctionRef<void(const AnswerPiece&)> on_piece) {

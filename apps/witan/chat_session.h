@@ -51,6 +51,7 @@ class ChatSession {
   std::string render() const;
   std::vector<TokenId> tokens_of(const std::string& prompt) const;
   GenerationRequest request_for(std::vector<TokenId> prompt) const;
+  void pin_system(GenerationRequest& request) const;
 
   Engine& engine_;
   const ChatTemplate& template_;

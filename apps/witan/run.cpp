@@ -260,7 +260,10 @@ void run_prompts(const RunFlags& flags) {
       while (next_to_print < answers.size() && answers[next_to_print].last) printer.finish(answers[next_to_print++]);
     };
     try {
-      const GenerationRequest request = generation.finished(std::move(tokens));
+      GenerationRequest request = generation.finished(std::move(tokens));
+      for (const std::string& text : generation.kv_pin_texts) {
+        pin_text(engine->tokenizer(), text, request);
+      }
       requests.push_back(engine->submit(request, on_output));
       progress.add(request);
     } catch (const Error& error) {

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "engine/prompt_text.h"
 #include "files.h"
 #include "help.h"
 
@@ -28,12 +29,25 @@ std::pair<TokenId, float> parse_bias(const std::string& text) {
   fail(ErrorCode::kInvalidArgument, "--logit-bias {}: expected ID=BIAS, such as 42=-5 or 42=-inf", text);
 }
 
+KvSpan parse_pin(const std::string& text) {
+  const char* const end = text.data() + text.size();
+  KvSpan span;
+  const auto begin = std::from_chars(text.data(), end, span.begin);
+  if (begin.ec == std::errc{} && begin.ptr != end && *begin.ptr == ':') {
+    const auto last = std::from_chars(begin.ptr + 1, end, span.end);
+    if (last.ec == std::errc{} && last.ptr == end && span.begin >= 0 && span.begin < span.end) return span;
+  }
+  fail(ErrorCode::kInvalidArgument, "--kv-pin {}: expected BEGIN:END, tokens from BEGIN to before END, such as 0:120",
+       text);
+}
+
 }  // namespace
 
 GenerationRequest GenerationFlags::finished(std::vector<TokenId> prompt) const {
   GenerationRequest result = request;
   result.prompt = std::move(prompt);
   for (const std::string& bias : logit_bias) result.sampling.logit_bias.push_back(parse_bias(bias));
+  for (const std::string& pin : kv_pins) result.kv_pinned.push_back(parse_pin(pin));
   return result;
 }
 
@@ -56,8 +70,25 @@ GenerationFlags GenerationFlags::with_defaults(const GenerationDefaults& default
 }
 
 void GenerationFlags::check() const {
+  const char* const pin = !kv_pins.empty()        ? "--kv-pin"
+                          : !kv_pin_texts.empty() ? "--kv-pin-text"
+                          : kv_pin_system         ? "--kv-pin-system"
+                                                  : nullptr;
+  if (pin != nullptr && !request.kv_policy) {
+    fail(ErrorCode::kInvalidArgument, "{} needs --kv: without a policy every entry stays", pin);
+  }
+  for (const std::string& text : kv_pin_texts) {
+    if (text.empty()) fail(ErrorCode::kInvalidArgument, "--kv-pin-text: the text is empty");
+  }
   // The vocabulary is not known yet.
   finished({}).sampling.validate(std::numeric_limits<int32_t>::max());
+}
+
+void pin_text(const Tokenizer* tokenizer, const std::string& text, GenerationRequest& request) {
+  if (tokenizer == nullptr) fail(ErrorCode::kUnsupported, "--kv-pin-text needs a tokenizer, which this model lacks");
+  const std::vector<KvSpan> spans = PromptText(*tokenizer, request.prompt).find(text);
+  if (spans.empty()) fail(ErrorCode::kInvalidArgument, "--kv-pin-text: the text is not in the prompt: '{}'", text);
+  request.kv_pinned.insert(request.kv_pinned.end(), spans.begin(), spans.end());
 }
 
 void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind) {
@@ -115,6 +146,23 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
       ->type_name("POLICY")
       ->group(group_name)
       ->default_str("none");
+  if (batch) {
+    add_texts(
+        app, "--kv-pin", flags.kv_pins,
+        "Tokens of each prompt whose KV entries stay before all that the policy chooses, from BEGIN to before END; "
+        "may be repeated")
+        ->type_name("BEGIN:END")
+        ->group(group_name)
+        ->default_str("none");
+    add_texts(app, "--kv-pin-text", flags.kv_pin_texts,
+              "The same for the tokens of a text, wherever each prompt has it; may be repeated")
+        ->group(group_name)
+        ->default_str("none");
+  } else if (kind == AnswerKind::kChat) {
+    app.add_flag("--kv-pin-system", flags.kv_pin_system,
+                 "The KV entries of the system message stay before all that the policy chooses")
+        ->group(group_name);
+  }
   app.add_flag("--ignore-eos", request.ignore_end_tokens, "Go on after the model's end tokens")->group(group_name);
   if (kind == AnswerKind::kTasks) return;
   add_texts(app, "--stop", request.stop_strings, "End the answer before this text; may be repeated")

@@ -12,16 +12,24 @@ namespace witan {
 struct GenerationFlags {
   GenerationRequest request;
   std::vector<std::string> logit_bias;        // "ID=BIAS"
+  std::vector<std::string> kv_pins;           // "BEGIN:END", tokens of each prompt
+  std::vector<std::string> kv_pin_texts;      // which each prompt has
+  bool kv_pin_system = false;                 // of a conversation
   std::vector<const CLI::Option*> overrides;  // what may say otherwise than a model's own defaults
 
   // The flags with a model's defaults where the command line says nothing.
   GenerationFlags with_defaults(const GenerationDefaults& defaults) const;
 
-  // A request for this prompt. Throws Error(kInvalidArgument) for a bias that does not parse.
+  // A request for this prompt, without the texts to be pinned. Throws Error(kInvalidArgument) for a bias or a span that
+  // does not parse.
   GenerationRequest finished(std::vector<TokenId> prompt) const;
   // What can be found wrong before a model is loaded. Throws Error(kInvalidArgument) naming it.
   void check() const;
 };
+
+// Pins the entries of the tokens that overlap with a text of --kv-pin-text, wherever the prompt has it. Throws
+// Error(kInvalidArgument) when it does not occur, Error(kUnsupported) without a tokenizer.
+void pin_text(const Tokenizer* tokenizer, const std::string& text, GenerationRequest& request);
 
 enum class AnswerKind : uint8_t {
   kBatch,  // several prompts, several answers to each

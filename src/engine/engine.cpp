@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "engine/prompt_text.h"
 #include "engine/text_stream.h"
 #include "sched/prefill_pacer.h"
 
@@ -130,26 +131,14 @@ void check_merging(const KvPolicy& policy, const ModelInfo& info) {
   }
 }
 
-// Where the parts of a prompt begin that each end with `separator`: the first token that begins behind it.
+// Where the parts of a prompt begin that a policy keeps together.
 std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const TokenId> prompt,
                                  const std::string& separator) {
   if (tokenizer == nullptr) {
     fail(ErrorCode::kUnsupported,
          "the KV policy keeps parts of the text together, for which the model needs a tokenizer");
   }
-  std::string text;
-  std::vector<size_t> begins;  // of the tokens, in `text`
-  for (const TokenId token : prompt) {
-    begins.push_back(text.size());
-    if (token < tokenizer->vocab_size()) text += tokenizer->token_bytes(token);  // embeddings are padded
-  }
-  std::vector<int32_t> starts = {0};
-  for (size_t found = text.find(separator); found != std::string::npos; found = text.find(separator, found)) {
-    found += separator.size();
-    const auto next = static_cast<int32_t>(std::ranges::lower_bound(begins, found) - begins.begin());
-    if (next > starts.back()) starts.push_back(next);
-  }
-  return starts;
+  return PromptText(*tokenizer, prompt).part_starts(separator);
 }
 
 void validate(const GenerationRequest& request, const LoadedModel& model, bool has_tokenizer) {

@@ -52,6 +52,19 @@ class TurnTest(ChatTestCase):
         self.chat(f'one\\\ntwo\n"""\nthree\n\nfour\n"""\n//slash\n/save {path}\n')
         self.assertEqual([m["content"] for m in self.saved(path)[::2]], ["one\ntwo", "three\n\nfour", "/slash"])
 
+    def test_the_system_message_can_be_pinned(self):
+        system = "Answer in one word. "
+        flags = ["--kv", "streamingllm,tokens=90", "--system", system]
+        question = "a long question " * 8 + "\nmore\n"
+        self.assertNotEqual(self.chat(question, *flags).out, self.chat(question, *flags, "--kv-pin-system").out)
+        result = self.chat("Hello\n", *flags[:2], "--system", system * 8, "--kv-pin-system")
+        self.assertIn("pinned tokens need the room of", result.err)
+        template = self.file("t.jinja", "{% for m in messages %}{{ m.content | upper }}{% endfor %}<s>")
+        result = self.chat("Hello\n/system\nHello\n", *flags, "--kv-pin-system", "--template", template)
+        self.assertEqual(result.err.count("--kv-pin-system: the system message is not in the prompt"), 1)
+        self.assertEqual(len(result.out.splitlines()), 1)
+        self.fails("chat", "-m", "nowhere", "--kv-pin-system", says="--kv-pin-system needs --kv")
+
     def test_the_same_seed_gives_the_same_conversation(self):
         flags = ["--temperature", "1", "--seed", "5"]
         first = self.chat("Hello\nMore\n", *flags).out

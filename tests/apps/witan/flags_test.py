@@ -40,11 +40,11 @@ class HelpTest(program.WitanTestCase):
         expected = {
             "run": "model prompt file tokens jsonl parse-special json quiet stats-json exact kv-type threads memory "
             "context step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
-            "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv stop stop-token "
-            "ignore-eos",
+            "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv kv-pin kv-pin-text stop "
+            "stop-token ignore-eos",
             "chat": "model system load template template-name extra exact kv-type threads memory context num-tokens "
             "temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias kv "
-            "stop stop-token ignore-eos",
+            "kv-pin-system stop stop-token ignore-eos",
             "render": "model template template-name messages",
             "completion": "",
             "inspect": "model json tensors kv-type threads memory context step-tokens sequences",

@@ -210,6 +210,41 @@ class AnswersTest(RunTestCase):
         again = self.answers(*prompt, "--kv", "snapkv(window=8),tokens=9,every=2")[0]["usage"]["kv"]
         self.assertEqual((again["times"], again["tokens"]), (2, kept["usage"]["prompt_tokens"] + 2))
 
+    def test_pinned_tokens_stay_before_what_a_kv_policy_chooses(self):
+        before, middle, after = "The quick brown fox jumps. ", "The code is 4711. ", "over the lazy dog. " * 4
+
+        def ids(text):
+            args = ["tokenize", "-m", golden(BYTES_MODEL), "--ids-only", "-f", "-"]
+            return self.succeeds(*args, stdin=text).out.split()
+
+        def answer(*args):
+            kv = ["--kv", "streamingllm,tokens=60"]
+            return self.answers("-p", before + middle + after, "-n", 4, "--logprobs", 0, *kv, *args)[0]
+
+        begin, end = len(ids(before)), len(ids(before + middle))
+        none, by_tokens = answer(), answer("--kv-pin", f"{begin}:{end}")
+        self.assertNotEqual(none["logprobs"], by_tokens["logprobs"])
+        self.assertEqual(by_tokens["logprobs"], answer("--kv-pin-text", middle)["logprobs"])
+        halves = ["--kv-pin", f"{begin}:{begin + 5}", "--kv-pin", f"{begin + 5}:{end}"]
+        self.assertEqual(by_tokens["logprobs"], answer(*halves)["logprobs"])
+        self.assertEqual(none["usage"]["kv"]["kept_entries"], by_tokens["usage"]["kv"]["kept_entries"])
+
+    def test_pins_that_are_none_are_refused(self):
+        kv = ["--kv", "streamingllm,tokens=5"]
+        for flag, value in (("--kv-pin", "0:3"), ("--kv-pin-text", "Hello")):
+            self.fails("run", "-m", "nowhere", "-p", "x", flag, value, says=[flag, "needs --kv"])
+        for pin in ("3", "3:", ":3", "a:b", "3:3", "5:3", "-1:3", "1:3x", "1:2:3", ""):
+            with self.subTest(pin):
+                self.fails("run", "-m", "nowhere", "-p", "x", *kv, "--kv-pin", pin, says=["--kv-pin", "BEGIN:END"])
+        self.fails("run", "-m", "nowhere", "-p", "x", *kv, "--kv-pin-text", "", says="--kv-pin-text: the text is empty")
+        self.run_fails("-p", "Hello", *kv, "--kv-pin", "5:9", says="prompt: pinned tokens 5 to 9 are not in the prompt of 7")
+        self.run_fails("-p", "Hello", *kv, "--kv-pin-text", "hello", says=["prompt: --kv-pin-text", "'hello'"])
+        two = ["-p", "Hello", "-p", "Help", "--kv", "streamingllm,tokens=50", "--kv-pin-text", "Hello"]
+        self.run_fails(*two, says="prompt 2: --kv-pin-text")
+        self.run_fails("-p", "Hello", *kv, "--kv-pin", "1:7", says="pinned tokens need the room of")
+        ids = ["--tokens", self.file("a.ids", "5 6"), *kv, "--kv-pin-text", "x"]
+        self.fails("run", "-m", golden("mixtral/model.gguf"), *ids, says="--kv-pin-text needs a tokenizer")
+
     def test_a_kv_policy_that_is_none_is_refused_before_loading(self):
         for policy, says in (
             ("snapkv", "keep=0.2"),
