@@ -182,6 +182,9 @@ class Printer {
             {{"attention_kept", *usage.kv->attention_kept}, {"fell_back", usage.kv->fell_back}});
       }
     }
+    if (usage.kv_reads) {
+      result["usage"]["kv_read"] = {{"bytes", usage.kv_reads->bytes}, {"bytes_of_all", usage.kv_reads->bytes_of_all}};
+    }
     if (!answer.logprobs.empty()) result["logprobs"] = answer.logprobs;
     if (!answer.last->error.empty()) result["error"] = answer.last->error;
     return result;

@@ -49,7 +49,7 @@ int64_t entries_read(const ModelInfo& info, int32_t layer, int64_t num_entries,
   const KvLayerSpec& spec = info.kv_layers[static_cast<size_t>(layer)];
   const int64_t visible = visible_entries(spec, num_entries);
   const bool by_pages = reader && layer >= reader->num_dense_layers && spec.window == 0;
-  return by_pages ? std::min<int64_t>(visible, int64_t{reader->num_pages()} * kKvBlockSize) : visible;
+  return by_pages ? std::min<int64_t>(visible, int64_t{reader->num_pages(visible)} * reader->page_entries) : visible;
 }
 
 }  // namespace
@@ -92,7 +92,8 @@ double ModelCost::kv_bytes(int64_t num_entries, const std::optional<KvPageReader
     const int64_t num_read = entries_read(info_, i, num_entries, reader);
     bytes += static_cast<double>(num_read) * layer.num_kv_heads * entry_bytes;
     if (num_read < visible_entries(layer, num_entries)) {
-      bytes += static_cast<double>(num_entries) * layer.num_kv_heads * PageBounds::bytes_per_entry(layer.key_dim);
+      bytes += static_cast<double>(num_entries) * layer.num_kv_heads *
+               PageBounds::bytes_per_entry(layer.key_dim, reader->page_entries);
     }
   }
   return bytes;
@@ -128,7 +129,8 @@ double ModelCost::decode_attention_operations(int64_t num_entries, const std::op
     const int64_t num_read = entries_read(info_, i, num_entries, reader);
     operations += static_cast<double>(num_read) * 2.0 * info_.num_heads * (layer.key_dim + layer.value_dim);
     if (num_read < visible_entries(layer, num_entries)) {
-      operations += static_cast<double>(num_entries) / kKvBlockSize * 2.0 * info_.num_heads * 2.0 * layer.key_dim;
+      operations +=
+          static_cast<double>(num_entries) / reader->page_entries * 2.0 * info_.num_heads * 2.0 * layer.key_dim;
     }
   }
   return operations;

@@ -558,6 +558,7 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     }
     Generation& generation = found->second;
     generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
+    if (generation.kv_evidence.pages != nullptr) generation.usage.kv_reads = generation.kv_evidence.pages->reads();
     if (!slice.samples) {
       if (!generation.kv_error.empty()) fail_sequence(slice.sequence, generation.kv_error, deliveries);
       continue;

@@ -58,6 +58,7 @@ struct GenerationUsage {
   double first_token_seconds = 0.0;              // since submit
   double total_seconds = 0.0;                    // since submit
   std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it judged
+  std::optional<KvReads> kv_reads = {};          // with a policy whose generated tokens read pages
 };
 
 // What became known about one choice in one step.

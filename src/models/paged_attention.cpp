@@ -19,9 +19,10 @@ struct Tile {
   int32_t kv_head;
   int32_t first_row;
   int32_t num_tokens;
-  KvView view;          // ends at the last entry that the tile's last token sees
-  int32_t first_split;  // splits before it lie outside every row's window
-  int64_t first_query;  // of this tile, among all tiles' query rows
+  KvView view;             // ends at the last entry that the tile's last token sees
+  int32_t first_split;     // splits before it lie outside every row's window
+  int64_t first_query;     // of this tile, among all tiles' query rows
+  int32_t num_unread = 0;  // entries of the view that are not of the pages that its token reads
 };
 
 // Decoding an entry's codec is shared by the rows of a tile; more rows than this gain nothing.
@@ -67,8 +68,45 @@ PageBounds* pages_of(const SequenceSlice& slice, int32_t layer) {
   return pages != nullptr && pages->has(layer) ? pages : nullptr;
 }
 
-// A tile of a generated token that reads some pages of its view gets a view of those alone. Its entries are at lower
-// places than they were in the text, so that the row, which saw all of them, does so still.
+// What one tile's choice of pages needs.
+struct PageChoice {
+  const std::byte** blocks;
+  int32_t* pages;
+  int32_t* positions;  // [entries of the blocks], where a block is more than a page
+  const float** rows;
+};
+
+// Makes a tile's view one of the blocks of the chosen pages. Entries of other pages in these blocks are put behind
+// everything that the row sees, those of the chosen ones where it sees them, as it did.
+void narrow_view(Tile& tile, int32_t page_entries, std::span<const int32_t> pages, const PageChoice& choice) {
+  const int32_t num_all_blocks = (tile.view.num_entries + kKvBlockSize - 1) / kKvBlockSize;
+  const int32_t tail = num_all_blocks * kKvBlockSize - tile.view.num_entries;  // of the last block, which is among them
+  const int32_t pages_per_block = kKvBlockSize / page_entries;
+  int32_t num_blocks = 0;
+  int32_t last_block = -1;
+  for (const int32_t page : pages) {
+    if (page / pages_per_block != last_block) {
+      last_block = page / pages_per_block;
+      choice.blocks[num_blocks++] = tile.view.blocks[last_block];
+      if (pages_per_block > 1) {
+        std::fill_n(choice.positions + (num_blocks - 1) * kKvBlockSize, kKvBlockSize,
+                    std::numeric_limits<int32_t>::max());
+      }
+    }
+    if (pages_per_block > 1) {
+      const int32_t first = (num_blocks - 1) * kKvBlockSize + page % pages_per_block * page_entries;
+      std::fill_n(choice.positions + first, page_entries, 0);
+    }
+  }
+  tile.view.blocks = choice.blocks;
+  tile.view.num_entries = num_blocks * kKvBlockSize - tail;
+  tile.view.positions = pages_per_block > 1 ? choice.positions : nullptr;
+  const int32_t last_page_entries = (tile.view.num_entries - 1) % page_entries + 1;
+  const auto num_read = (std::ssize(pages) - 1) * page_entries + last_page_entries;
+  tile.num_unread = tile.view.num_entries - static_cast<int32_t>(num_read);
+}
+
+// A tile of a generated token that reads some pages of its view gets a view of those alone.
 void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile> tiles, int32_t layer,
                   const AttentionSpec& spec, const float* queries) {
   ComputeContext& compute = ctx.compute;
@@ -88,17 +126,16 @@ void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile
     const Tile& tile = *longest[static_cast<size_t>(i)];
     pages_of(*tile.slice, layer)->learn(layer, tile.kv_head, tile.view);
   });
-  struct Choice {
-    const std::byte** blocks;
-    int32_t* pages;
-    const float** rows;
-  };
-  auto* choices = compute.scratch.allocate<Choice>(std::ssize(choosing));
+  auto* choices = compute.scratch.allocate<PageChoice>(std::ssize(choosing));
   for (size_t i = 0; i < choosing.size(); ++i) {
-    const int32_t num_blocks = (choosing[i]->view.num_entries + kKvBlockSize - 1) / kKvBlockSize;
-    const int32_t num_pages = std::min(num_blocks, pages_of(*choosing[i]->slice, layer)->num_pages_read());
+    const PageBounds& bounds = *pages_of(*choosing[i]->slice, layer);
+    const int32_t num_entries = choosing[i]->view.num_entries;
+    const int32_t num_all = (num_entries + bounds.page_entries() - 1) / bounds.page_entries();
+    const int32_t num_pages = std::min(num_all, bounds.num_pages_read(num_entries));
+    const bool is_block = bounds.page_entries() == kKvBlockSize;
     choices[i] = {.blocks = compute.scratch.allocate<const std::byte*>(num_pages),
                   .pages = compute.scratch.allocate<int32_t>(num_pages),
+                  .positions = is_block ? nullptr : compute.scratch.allocate<int32_t>(num_pages * kKvBlockSize),
                   .rows = compute.scratch.allocate<const float*>(group)};
   }
   scratch_floats = (scratch_floats + 15) / 16 * 16;
@@ -106,20 +143,35 @@ void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile
   compute.threads.parallel_for(std::ssize(choosing), [&](int64_t i, int thread) {
     Tile& tile = *choosing[static_cast<size_t>(i)];
     const PageBounds& bounds = *pages_of(*tile.slice, layer);
-    const auto [blocks, pages, rows] = choices[i];
+    const PageChoice& choice = choices[i];
     for (int32_t g = 0; g < group; ++g) {
-      rows[g] = queries + (int64_t{tile.first_row} * spec.num_heads + tile.kv_head * group + g) * spec.key_dim;
+      choice.rows[g] = queries + (int64_t{tile.first_row} * spec.num_heads + tile.kv_head * group + g) * spec.key_dim;
     }
     const int32_t num_pages = bounds.choose(compute.isa, layer, tile.kv_head, tile.view,
-                                            {.queries = rows, .num_rows = group, .scale = spec.scale}, pages,
-                                            scratch + thread * scratch_floats);
-    const int32_t num_skipped = (tile.view.num_entries + kKvBlockSize - 1) / kKvBlockSize - num_pages;
-    if (num_skipped == 0) return;
-    for (int32_t p = 0; p < num_pages; ++p) blocks[p] = tile.view.blocks[pages[p]];
-    tile.view.blocks = blocks;
-    tile.view.num_entries -= num_skipped * kKvBlockSize;
-    tile.view.positions = nullptr;
+                                            {.queries = choice.rows, .num_rows = group, .scale = spec.scale},
+                                            choice.pages, scratch + thread * scratch_floats);
+    const int32_t num_all = (tile.view.num_entries + bounds.page_entries() - 1) / bounds.page_entries();
+    if (num_pages == num_all) return;
+    narrow_view(tile, bounds.page_entries(), {choice.pages, static_cast<size_t>(num_pages)}, choice);
   });
+}
+
+// Tells what the generated tokens of sequences that read pages, in some layers, read of this one.
+void count_reads(const ForwardContext& ctx, const ForwardBatch& batch, std::span<const Tile> tiles, int32_t layer,
+                 const AttentionSpec& spec) {
+  const int64_t block_bytes = ctx.kv.block_format(layer).block_bytes();
+  const int64_t most = spec.window > 0 ? spec.window : std::numeric_limits<int64_t>::max();
+  for (const Tile& tile : tiles) {
+    PageBounds* pages = tile.slice->evidence == nullptr ? nullptr : tile.slice->evidence->pages.get();
+    if (pages == nullptr) continue;
+    for (int32_t i = 0; i < tile.num_tokens; ++i) {
+      const auto row = static_cast<size_t>(tile.first_row + i);
+      if (batch.roles[row] == TokenRole::kPrompt) continue;
+      const int64_t num_seen = tile.view.num_entries - (tile.num_tokens - 1 - i) - tile.num_unread;
+      pages->reads().bytes += std::min(most, num_seen) * block_bytes / kKvBlockSize;
+      pages->reads().bytes_of_all += std::min<int64_t>(most, batch.positions[row] + 1) * block_bytes / kKvBlockSize;
+    }
+  }
 }
 
 std::span<Tile> make_tiles(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts,
@@ -270,6 +322,7 @@ void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<c
   const int64_t group = spec.num_heads / spec.num_kv_heads;
   const std::span<Tile> tiles = make_tiles(ctx, batch, parts, layer, spec);
   choose_pages(ctx, batch, tiles, layer, spec, queries);
+  count_reads(ctx, batch, tiles, layer, spec);
   const int64_t num_queries = tiles.back().first_query + tiles.back().num_tokens * group;
   AttentionTask task{.ctx = ctx,
                      .batch = batch,

@@ -275,6 +275,7 @@ TEST_P(KvPagesTest, ReadingAllPagesChangesNoBit) {
   Engine engine(options());
   const Answer dense = ask(engine, request_for(prompt_tokens(kPrompt, 5), ""));
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=192,dense=0)")).steps, dense.steps);
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(keep=1,dense=0,page=16)")).steps, dense.steps);
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=1,dense=1000)")).steps, dense.steps);
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(70, 5), "quest(tokens=1,dense=0)")).steps,
             ask(engine, request_for(prompt_tokens(70, 5), "")).steps)
@@ -283,7 +284,10 @@ TEST_P(KvPagesTest, ReadingAllPagesChangesNoBit) {
 
 TEST_P(KvPagesTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
   expect_the_same_answer_everywhere(options(), "quest(tokens=96,dense=0)");
+  expect_the_same_answer_everywhere(options(), "quest(tokens=64,dense=0,page=16)");
+  expect_the_same_answer_everywhere(options(), "quest(keep=0.7,dense=1)");
   expect_the_same_answer_everywhere(options(), "rocketkv(window=8,read=96,dense=1),keep=0.9");
+  expect_the_same_answer_everywhere(options(), "rocketkv(window=8,read=0.7,dense=1,page=16),keep=0.9");
   expect_the_same_answer_everywhere(options(), "rocketkv(window=4,read=96,dense=0),tokens=130,every=5");
 }
 
@@ -291,6 +295,39 @@ TEST_P(KvPagesTest, PreemptionDoesNotChangeAnything) {
   EXPECT_GT(expect_the_same_answers_in_little_room(options(), "quest(tokens=96,dense=0)") +
                 expect_the_same_answers_in_little_room(options(), "rocketkv(window=8,read=96,dense=0),keep=0.95"),
             0);
+}
+
+TEST_P(KvPagesTest, WhatTokensReadIsReported) {
+  Engine engine(options());
+  EXPECT_FALSE(ask(engine, request_for(prompt_tokens(kPrompt, 5), "")).usage.kv_reads);
+  int64_t all = 0;  // bytes of the entries that the last but one of the tokens, which are computed, see
+  int64_t half_dense = 0;
+  int64_t read = 0;
+  const std::vector<KvLayerSpec>& layers = engine.model_info().kv_layers;
+  for (int64_t num_seen = kPrompt + 1; num_seen < kPrompt + kNewTokens; ++num_seen) {
+    for (size_t layer = 0; layer < layers.size(); ++layer) {
+      const KvLayerSpec& spec = layers[layer];
+      const KvBlockFormat format{GetParam().codec, spec.key_dim, spec.value_dim, spec.value_in_key};
+      const int64_t bytes = spec.num_kv_heads * format.block_bytes() / kKvBlockSize;
+      const int64_t visible = spec.window > 0 ? std::min<int64_t>(spec.window, num_seen) : num_seen;
+      const int64_t of_pages = spec.window > 0 ? visible : 2 * 32 + (num_seen - 1) % 32 + 1;
+      all += visible * bytes;
+      read += of_pages * bytes;
+      half_dense += (layer == 0 ? visible : of_pages) * bytes;
+    }
+  }
+  const auto reads_of = [&](const std::string& policy) {
+    const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), policy));
+    EXPECT_TRUE(answer.usage.kv_reads) << policy;
+    return answer.usage.kv_reads.value_or(KvReads());
+  };
+  EXPECT_EQ(reads_of("quest(tokens=1,dense=100)").bytes, all);
+  EXPECT_EQ(reads_of("quest(tokens=1,dense=100)").bytes_of_all, all);
+  EXPECT_EQ(reads_of("quest(tokens=96,dense=0)").bytes, read);
+  EXPECT_EQ(reads_of("quest(tokens=96,dense=0)").bytes_of_all, all);
+  EXPECT_EQ(reads_of("quest(tokens=96,dense=1)").bytes, half_dense);
+  EXPECT_EQ(reads_of("rocketkv(read=1000),keep=0.5").bytes_of_all, all);
+  EXPECT_LT(reads_of("rocketkv(read=1000),keep=0.5").bytes, all);
 }
 
 // What generated tokens compute is not what they would compute exactly: none of it may reach other requests.

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 
 #include "memory/memory_pool.h"
 #include "support/packed.h"
@@ -40,11 +42,12 @@ class PagedAttentionTest : public testing::Test {
       batch.slices.push_back({.kv_sequence = sequence,
                               .first_row = static_cast<int32_t>(batch.tokens.size()),
                               .num_tokens = count,
-                              .first_token = first});
+                              .first_token = first,
+                              .evidence = reads_pages_ ? &evidence_ : nullptr});
       for (int32_t i = 0; i < count; ++i) {
         batch.tokens.push_back(i);
         batch.positions.push_back(first + i);
-        batch.roles.push_back(TokenRole::kPrompt);
+        batch.roles.push_back(reads_pages_ ? TokenRole::kPrivate : TokenRole::kPrompt);
       }
     }
     const int64_t n = batch.num_tokens();
@@ -75,7 +78,9 @@ class PagedAttentionTest : public testing::Test {
       for (auto& positions : history.positions) {
         for (int32_t i = 0; i < slice.num_tokens; ++i) positions.push_back(slice.first_token + i);
       }
-      for (int32_t i = 0; i < slice.num_tokens; ++i) check_row(slice, i, window, q, out, history);
+      for (int32_t i = 0; i < slice.num_tokens; ++i) {
+        check_row(slice, i, window, q, out, reads_pages_ ? of_pages(slice, i, isa, q, history) : history);
+      }
       kv_.commit(slice.kv_sequence, std::span(batch.tokens).subspan(slice.first_row, slice.num_tokens),
                  std::span(batch.roles).subspan(slice.first_row, slice.num_tokens));
     }
@@ -97,6 +102,38 @@ class PagedAttentionTest : public testing::Test {
       histories_[sequence].positions[static_cast<size_t>(head)] = positions;
     }
     ASSERT_TRUE(kv_.keep(sequence, kept));
+  }
+
+  // What the i-th token of a slice sees of the history: the entries of the pages that it chooses. Counts them.
+  History of_pages(const SequenceSlice& slice, int32_t i, Isa isa, const std::vector<float>& q,
+                   const History& history) {
+    History seen = history;
+    constexpr int32_t kGroup = kHeads / kKvHeads;
+    for (int32_t head = 0; head < kKvHeads; ++head) {
+      const KvView view = kv_.view(slice.kv_sequence, 0, head, kv_.num_entries(slice.kv_sequence, 0, head) + i + 1);
+      const float* rows[kGroup];
+      for (int32_t g = 0; g < kGroup; ++g) {
+        rows[g] = &q[static_cast<size_t>(((slice.first_row + i) * kHeads + head * kGroup + g) * kDim)];
+      }
+      PageBounds& bounds = *evidence_.pages;
+      std::vector<int32_t> pages(static_cast<size_t>(bounds.num_pages_read(view.num_entries)));
+      auto scratch = pool_.allocate(MemoryTag::kActivations,
+                                    static_cast<size_t>(bounds.scratch_floats(0, view, kGroup)) * sizeof(float) + 64);
+      pages.resize(
+          static_cast<size_t>(bounds.choose(isa, 0, head, view, {.queries = rows, .num_rows = kGroup, .scale = 0.25f},
+                                            pages.data(), reinterpret_cast<float*>(scratch->data()))));
+      seen.positions[static_cast<size_t>(head)].clear();
+      for (const int32_t page : pages) {
+        const int32_t end = std::min((page + 1) * bounds.page_entries(), view.num_entries);
+        for (int32_t entry = page * bounds.page_entries(); entry < end; ++entry) {
+          seen.positions[static_cast<size_t>(head)].push_back(
+              history.positions[static_cast<size_t>(head)][static_cast<size_t>(entry)]);
+        }
+      }
+      num_read_ += std::ssize(seen.positions[static_cast<size_t>(head)]);
+      num_seen_ += slice.first_token + i + 1;
+    }
+    return seen;
   }
 
   void check_row(const SequenceSlice& slice, int32_t i, int32_t window, const std::vector<float>& q,
@@ -127,6 +164,10 @@ class PagedAttentionTest : public testing::Test {
   KvCache kv_;
   std::map<SequenceId, History> histories_;
   uint32_t seed_ = 0;
+  bool reads_pages_ = false;  // tokens are generated ones, by the evidence's pages
+  KvEvidence evidence_;
+  int64_t num_read_ = 0;
+  int64_t num_seen_ = 0;
 };
 
 TEST_F(PagedAttentionTest, MatchesTheDefinitionForMixedChunksAndDecodes) {
@@ -143,6 +184,33 @@ TEST_F(PagedAttentionTest, MatchesTheDefinitionForMixedChunksAndDecodes) {
 }
 
 // Few rows over several splits of 512 entries: split over the threads.
+TEST_F(PagedAttentionTest, GeneratedTokensReadTheirPagesAndTellHowMuchThatIs) {
+  for (const Isa isa : kAllIsas) {
+    if (!cpu_supports(isa)) continue;
+    for (const KvPageReader& reader : {KvPageReader{.num_tokens = 160, .num_dense_layers = 0, .page_entries = 16},
+                                       KvPageReader{.num_tokens = 1100, .num_dense_layers = 0, .page_entries = 16},
+                                       KvPageReader{.num_tokens = 160, .num_dense_layers = 0},
+                                       KvPageReader{.ratio = 0.3, .num_dense_layers = 0, .page_entries = 16},
+                                       KvPageReader{.ratio = 0.3, .num_dense_layers = 0}}) {
+      const SequenceId a = kv_.create();
+      reads_pages_ = false;
+      step({{a, 1300}}, 0, 2, isa);
+      keep(a, [](int32_t head, int32_t entry) { return entry % 9 != head; });
+      reads_pages_ = true;
+      num_read_ = num_seen_ = 0;
+      evidence_.pages = std::make_unique<PageBounds>(pool_, kv_.config().layers, reader, 2000);
+      for (int i = 0; i < 20; ++i) step({{a, 1}}, 0, 2, isa);
+      step({{a, 19}}, 0, 2, isa);  // as after a preemption
+      constexpr int64_t kEntryBytes = 2 * kDim * 4;
+      EXPECT_EQ(evidence_.pages->reads().bytes, num_read_ * kEntryBytes);
+      EXPECT_EQ(evidence_.pages->reads().bytes_of_all, num_seen_ * kEntryBytes);
+      EXPECT_LT(num_read_, num_seen_ * (reader.num_tokens == 1100 ? 95 : 40) / 100);
+      EXPECT_GT(num_read_, num_seen_ / 10);
+      kv_.release(a);
+    }
+  }
+}
+
 TEST_F(PagedAttentionTest, LongContextsAreSplitAndMerged) {
   const SequenceId a = kv_.create();
   step({{a, 1100}}, 0, 2, select_isa());

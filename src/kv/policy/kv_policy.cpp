@@ -6,6 +6,12 @@
 namespace witan {
 namespace {
 
+// Rounded down; 0.29 of 100 are 29, although the double nearest to 0.29 is less.
+int64_t share_of(int64_t count, double ratio) {
+  const auto number = static_cast<double>(count);
+  return static_cast<int64_t>(ratio * number + 1e-9 * number);
+}
+
 // Of a policy with its own budget: of a table of heads the mean, and of lazy layers the most when there is one.
 int32_t num_kept_by_itself(const KvPolicy& policy, int32_t num_tokens) {
   const int32_t num_protected = std::min(num_tokens, policy.num_sinks + policy.num_recent);
@@ -22,9 +28,14 @@ int32_t num_kept_by_itself(const KvPolicy& policy, int32_t num_tokens) {
 
 }  // namespace
 
+int32_t KvPageReader::num_pages(int64_t num_entries) const {
+  // A share ends in a page that is read whole: the share of everything is everything.
+  const int64_t wanted = ratio > 0.0 ? share_of(num_entries, ratio) + page_entries - 1 : num_tokens;
+  return static_cast<int32_t>(std::max<int64_t>(3, wanted / page_entries));
+}
+
 int32_t KvBudget::of(int32_t num_entries) const {
-  // 0.29 of 100 are 29, although the double nearest to 0.29 is less.
-  const auto wanted = tokens > 0 ? int64_t{tokens} : static_cast<int64_t>(ratio * num_entries + 1e-9 * num_entries);
+  const int64_t wanted = tokens > 0 ? tokens : share_of(num_entries, ratio);
   return static_cast<int32_t>(std::min<int64_t>(std::max<int64_t>(wanted, std::max(floor, 1)), num_entries));
 }
 

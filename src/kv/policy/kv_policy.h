@@ -49,13 +49,24 @@ struct KvSpan {
   bool operator==(const KvSpan&) const = default;
 };
 
-// Generated tokens read only the pages (blocks) of entries that may matter to them, the prompt's tokens all (Quest,
-// Tang et al., arXiv 2406.10774).
+// Generated tokens read only the pages of entries that may matter to them, the prompt's tokens all (Quest, Tang et al.,
+// arXiv 2406.10774).
 struct KvPageReader {
-  int32_t num_tokens = 2048;     // entries that a token reads of each kv head, in whole pages; at least 3 pages
-  int32_t num_dense_layers = 2;  // the first so many layers are read whole
+  // What a token reads of each kv head, in whole pages, at least 3 of them: so many entries, rounded down, or where
+  // `ratio` is more than 0 that share of those that the head has by then, rounded up.
+  int32_t num_tokens = 2048;
+  double ratio = 0.0;
+  int32_t num_dense_layers = 2;         // the first so many layers are read whole
+  int32_t page_entries = kKvBlockSize;  // a block or half of one
 
-  int32_t num_pages() const { return std::max(3, num_tokens / kKvBlockSize); }
+  int32_t num_pages(int64_t num_entries) const;
+};
+
+// What generated tokens have read by pages, over all layers: the entries' own bytes, without those of the bounds that
+// pages are chosen by.
+struct KvReads {
+  int64_t bytes = 0;
+  int64_t bytes_of_all = 0;  // had they read every entry of the text that they see, and none been dropped
 };
 
 // What becomes of the values of entries that are dropped, beside their keys: they go into entries that stay. See

@@ -22,7 +22,9 @@ bool reads_pages(const KvLayerSpec& spec, int32_t layer, const KvPageReader& rea
   return layer >= reader.num_dense_layers && spec.window == 0;
 }
 
-int64_t blocks_per_head(int32_t max_entries) { return (max_entries / kKvBlockSize + kKvBlockSize - 1) / kKvBlockSize; }
+int64_t blocks_per_head(const KvPageReader& reader, int32_t max_entries) {
+  return (max_entries / reader.page_entries + kKvBlockSize - 1) / kKvBlockSize;
+}
 
 // The nearest bfloat16 that is no smaller than x, as a float.
 float round_up(float x) {
@@ -40,14 +42,14 @@ int64_t PageBounds::bytes(std::span<const KvLayerSpec> layers, const KvPageReade
   for (int32_t layer = 0; layer < std::ssize(layers); ++layer) {
     const KvLayerSpec& spec = layers[static_cast<size_t>(layer)];
     if (!reads_pages(spec, layer, reader)) continue;
-    bytes += spec.num_kv_heads * blocks_per_head(max_entries) * bounds_format(spec.key_dim).block_bytes();
+    bytes += spec.num_kv_heads * blocks_per_head(reader, max_entries) * bounds_format(spec.key_dim).block_bytes();
   }
   return bytes;
 }
 
 PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvPageReader& reader,
                        int32_t max_entries)
-    : num_pages_read_(reader.num_pages()) {
+    : reader_(reader) {
   int64_t num_heads = 0;
   for (int32_t layer = 0; layer < std::ssize(layers); ++layer) {
     const KvLayerSpec& spec = layers[static_cast<size_t>(layer)];
@@ -68,7 +70,8 @@ PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, co
   for (size_t layer = 0; layer < layers.size(); ++layer) {
     if (first_heads_[layer] < 0) continue;
     for (int32_t h = 0; h < layers[layer].num_kv_heads; ++h) {
-      for (int64_t block = 0; block < blocks_per_head(max_entries); ++block, next += formats_[layer].block_bytes()) {
+      for (int64_t block = 0; block < blocks_per_head(reader, max_entries);
+           ++block, next += formats_[layer].block_bytes()) {
         head(static_cast<int32_t>(layer), h).blocks.push_back(next);
       }
     }
@@ -78,7 +81,7 @@ PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, co
 void PageBounds::learn(int32_t layer, int32_t index, const KvView& view) {
   Head& known = head(layer, index);
   const int32_t key_dim = view.format.key_dim;
-  const int32_t num_whole = view.num_entries / kKvBlockSize;
+  const int32_t num_whole = view.num_entries / page_entries();
   if (known.num_known >= num_whole) return;
   WITAN_CHECK(num_whole <= std::ssize(known.blocks) * kKvBlockSize, "{} pages, {} blocks for bounds", num_whole,
               known.blocks.size());
@@ -90,8 +93,8 @@ void PageBounds::learn(int32_t layer, int32_t index, const KvView& view) {
     const int32_t page = known.num_known;
     std::fill_n(largest, key_dim, -std::numeric_limits<float>::infinity());
     std::fill_n(least, key_dim, std::numeric_limits<float>::infinity());
-    for (int slot = 0; slot < kKvBlockSize; ++slot) {
-      kv_load(view.format, view.blocks[page], slot, key.data(), nullptr);
+    for (int32_t entry = page * page_entries(); entry < (page + 1) * page_entries(); ++entry) {
+      kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, key.data(), nullptr);
       for (int32_t d = 0; d < key_dim; ++d) {
         largest[d] = std::max(largest[d], key[static_cast<size_t>(d)]);
         least[d] = std::min(least[d], key[static_cast<size_t>(d)]);
@@ -117,7 +120,7 @@ KvView PageBounds::bounds(int32_t layer, int32_t index, int32_t num_pages) const
 }
 
 int64_t PageBounds::scratch_floats(int32_t layer, const KvView& view, int32_t num_rows) const {
-  const int32_t num_pages = view.num_entries / kKvBlockSize;
+  const int32_t num_pages = view.num_entries / page_entries();
   const KvView of_pages{.format = formats_[static_cast<size_t>(layer)], .blocks = nullptr, .num_entries = num_pages};
   return RowWeights::scratch_floats(of_pages) + padded(int64_t{num_rows} * of_pages.format.key_dim) +
          2 * padded(num_pages);
@@ -125,8 +128,9 @@ int64_t PageBounds::scratch_floats(int32_t layer, const KvView& view, int32_t nu
 
 int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& view, const AttentionRows& rows,
                            int32_t* pages, float* scratch) const {
-  const int32_t last = (view.num_entries - 1) / kKvBlockSize;
-  if (last < num_pages_read_) {
+  const int32_t last = (view.num_entries - 1) / page_entries();
+  const int32_t num_pages = num_pages_read(view.num_entries);
+  if (last < num_pages) {
     for (int32_t page = 0; page <= last; ++page) pages[page] = page;
     return last + 1;
   }
@@ -154,7 +158,7 @@ int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& 
   };
   weights.find_largest(isa, rows.num_rows, rows_of, best, of_row);
   // The worst page that is read, and how many of its worth are.
-  const int32_t num_chosen = num_pages_read_ - 1;
+  const int32_t num_chosen = num_pages - 1;
   std::copy_n(best, last, of_row);
   std::nth_element(of_row, of_row + num_chosen - 1, of_row + last, std::greater<>());
   const float worst = of_row[num_chosen - 1];
@@ -167,8 +171,8 @@ int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& 
   return count;
 }
 
-double PageBounds::bytes_per_entry(int32_t key_dim) {
-  return static_cast<double>(bounds_format(key_dim).block_bytes()) / (kKvBlockSize * kKvBlockSize);
+double PageBounds::bytes_per_entry(int32_t key_dim, int32_t page_entries) {
+  return static_cast<double>(bounds_format(key_dim).block_bytes()) / (kKvBlockSize * page_entries);
 }
 
 }  // namespace witan

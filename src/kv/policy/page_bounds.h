@@ -10,10 +10,11 @@
 
 namespace witan {
 
-// For each page of one sequence's KV entries, a block of them, the least and the largest component of its keys in every
-// channel (Quest, arXiv 2406.10774). From these follows, for any query, a bound that none of the page's scores exceeds,
-// so that generated tokens need to read only the pages that may matter to them. Bounds are bfloat16, rounded outward;
-// they take 1/32 of the bytes of bfloat16 keys and values of one size.
+// For each page of one sequence's KV entries, a block of them or half of one, the least and the largest component of
+// its keys in every channel (Quest, arXiv 2406.10774). From these follows, for any query, a bound that none of the
+// page's scores exceeds, so that generated tokens need to read only the pages that may matter to them. Bounds are
+// bfloat16, rounded outward; for pages of 32 entries they take 1/32 of the bytes of bfloat16 keys and values of one
+// size.
 //
 // Thread safety: distinct heads may be used by many threads.
 class PageBounds {
@@ -26,7 +27,9 @@ class PageBounds {
 
   // Whether a layer's entries are read by pages. The others' are read whole.
   bool has(int32_t layer) const { return first_heads_[static_cast<size_t>(layer)] >= 0; }
-  int32_t num_pages_read() const { return num_pages_read_; }
+  int32_t page_entries() const { return reader_.page_entries; }
+  // Of a head with so many entries, at most.
+  int32_t num_pages_read(int32_t num_entries) const { return reader_.num_pages(num_entries); }
 
   // Learns the bounds of those whole pages of a head that it does not know yet. Pages do not change once they are
   // whole.
@@ -35,16 +38,19 @@ class PageBounds {
   // All pages are new: what was known is of no more use.
   void forget();
 
-  // The pages that query rows may read, ascending and in place: of the view's blocks the last one and those of the
+  // The pages that query rows may read, ascending and in place: of the view's pages the last one and those of the
   // others whose bounds, at their largest over the rows, are largest; of equal ones the first. Rows see all entries of
   // the view, whose whole pages are known. queries [num_rows] pointers to [key_dim]. Returns their number, at most
-  // num_pages_read; pages has room for as many.
+  // num_pages_read(view.num_entries); pages has room for as many.
   int32_t choose(Isa isa, int32_t layer, int32_t head, const KvView& view, const AttentionRows& rows, int32_t* pages,
                  float* scratch) const;
   int64_t scratch_floats(int32_t layer, const KvView& view, int32_t num_rows) const;
 
   // Bytes of bounds per entry and head of a layer with keys of key_dim.
-  static double bytes_per_entry(int32_t key_dim);
+  static double bytes_per_entry(int32_t key_dim, int32_t page_entries);
+
+  // What the sequence's generated tokens read, in layers with bounds and without, as those who read tell it.
+  KvReads& reads() { return reads_; }
 
  private:
   struct Head {
@@ -59,7 +65,8 @@ class PageBounds {
   KvView bounds(int32_t layer, int32_t head, int32_t num_pages) const;
 
   MemoryRegion region_;
-  int32_t num_pages_read_;
+  KvPageReader reader_;
+  KvReads reads_;
   std::vector<KvBlockFormat> formats_;  // by layer: keys of [largest, least]
   std::vector<int64_t> first_heads_;    // by layer; -1: none
   std::vector<Head> heads_;

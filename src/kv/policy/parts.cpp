@@ -39,10 +39,14 @@ constexpr Part kParts[] = {
     {{"pyramidkv", true, "more for the first layers, less for the last: slope=20"}, pyramid_kv},
     {{"kvcompose", true, "layers compete by what their heads' best entries are worth together"}, kv_compose},
     {{"adakv", true, "heads of a layer compete: floor=0.2 (share of its part that each keeps)"}, ada_kv},
-    {{"quest", false, "generated tokens read the pages that may matter: tokens=2048, dense=2 (layers read whole)"},
+    {{"quest", false,
+      "generated tokens read the pages that may matter: tokens=2048 or keep=0.1 (of the entries), dense=2 (layers read "
+      "whole), page=32|16"},
      quest},
     {{"rocketkv", true,
-      "snapkv with kernel=63, of what stays pages are read as by quest: read=512, dense=2, window=32"},
+      "snapkv with kernel=63, of what stays pages are read as by quest: read=512 or a share below 1, dense=2, "
+      "page=32|16, "
+      "window=32"},
      rocket_kv},
     {{"simlayerkv", false,
       "layers that look at little else keep the first and last tokens: threshold=0.9, sinks=4, recent=1024"},

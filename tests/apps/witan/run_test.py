@@ -210,6 +210,13 @@ class AnswersTest(RunTestCase):
         again = self.answers(*prompt, "--kv", "snapkv(window=8),tokens=9,every=2")[0]["usage"]["kv"]
         self.assertEqual((again["times"], again["tokens"]), (2, kept["usage"]["prompt_tokens"] + 2))
 
+    def test_what_tokens_read_of_their_pages_is_reported(self):
+        prompt = ["-p", "The quick brown fox jumps over the lazy dog. " * 4, "-n", 6]
+        self.assertNotIn("kv_read", self.answers(*prompt)[0]["usage"])
+        some = self.answers(*prompt, "--kv", "quest(keep=0.5,dense=0,page=16)")[0]["usage"]["kv_read"]
+        self.assertEqual(self.answers(*prompt, "--kv", "quest")[0]["usage"]["kv_read"]["bytes"], some["bytes_of_all"])
+        self.assertTrue(0.3 * some["bytes_of_all"] < some["bytes"] < 0.6 * some["bytes_of_all"], some)
+
     def test_pinned_tokens_stay_before_what_a_kv_policy_chooses(self):
         before, middle, after = "The quick brown fox jumps. ", "The code is 4711. ", "over the lazy dog. " * 4
 

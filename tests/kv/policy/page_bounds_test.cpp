@@ -39,7 +39,7 @@ class PageBoundsTest : public testing::TestWithParam<KvCodec> {
                               int32_t num_entries) {
     std::vector<const float*> rows;
     for (int32_t g = 0; g < kGroup; ++g) rows.push_back(queries.data() + g * kDim);
-    std::vector<int32_t> pages(static_cast<size_t>(bounds.num_pages_read()));
+    std::vector<int32_t> pages(static_cast<size_t>(bounds.num_pages_read(num_entries)));
     auto scratch =
         pool_.allocate(MemoryTag::kActivations,
                        static_cast<size_t>(bounds.scratch_floats(1, view(num_entries), kGroup)) * sizeof(float));
@@ -51,15 +51,16 @@ class PageBoundsTest : public testing::TestWithParam<KvCodec> {
   }
 
   // The largest score that any query has with a key of the page, and the bound that follows from its keys.
-  std::pair<double, double> best_of_page(const std::vector<float>& queries, int32_t page) const {
+  std::pair<double, double> best_of_page(const std::vector<float>& queries, int32_t page,
+                                         int32_t page_entries = kKvBlockSize) const {
     const KvView all = view(kEntries);
     double score = -1e30;
     double bound = -1e30;
     for (int32_t g = 0; g < kGroup; ++g) {
       std::vector<double> largest(kDim, -1e30);
-      for (int slot = 0; slot < kKvBlockSize; ++slot) {
+      for (int32_t entry = page * page_entries; entry < (page + 1) * page_entries; ++entry) {
         float key[kDim];
-        kv_load(all.format, all.blocks[page], slot, key, nullptr);
+        kv_load(all.format, all.blocks[entry / kKvBlockSize], entry % kKvBlockSize, key, nullptr);
         double dot = 0.0;
         for (int32_t d = 0; d < kDim; ++d) {
           const double product =
@@ -86,31 +87,44 @@ class PageBoundsTest : public testing::TestWithParam<KvCodec> {
 };
 
 TEST_P(PageBoundsTest, PagesWithTheLargestBoundsAreRead) {
-  PageBounds bounds(pool_, layers_, {.num_tokens = 10 * 32, .num_dense_layers = 1}, kEntries);
-  EXPECT_FALSE(bounds.has(0)) << "dense";
-  EXPECT_FALSE(bounds.has(2)) << "it has a window";
-  ASSERT_TRUE(bounds.has(1));
-  // Learnt in pieces.
-  for (const int32_t n : {5, 32, 100, 101, 1000, kEntries}) bounds.learn(1, 0, view(n));
-  for (uint32_t seed = 10; seed < 20; ++seed) {
-    const std::vector<float> queries = random_floats(kGroup * kDim, seed);
-    for (const int32_t n : {kEntries, 32 * 40, 32 * 11 + 1}) {
-      const int32_t last = (n - 1) / 32;
-      std::vector<std::pair<double, int32_t>> ranked;
-      for (int32_t page = 0; page < last; ++page) ranked.emplace_back(-best_of_page(queries, page).second, page);
-      std::ranges::sort(ranked);
-      for (const Isa isa : kAllIsas) {
-        if (!cpu_supports(isa)) continue;
-        const std::vector<int32_t> pages = choose(bounds, isa, queries, n);
-        ASSERT_EQ(pages.size(), 10u);
-        EXPECT_TRUE(std::ranges::is_sorted(pages));
-        EXPECT_EQ(pages.back(), last) << "the entries that are being written are always read";
-        // Bounds are rounded to bfloat16, outward: pages of nearly the same bound may change places.
-        for (size_t i = 0; i + 1 < pages.size(); ++i) {
-          EXPECT_GE(best_of_page(queries, pages[i]).second, -ranked[8].first * (1 - 0.01)) << isa_name(isa);
+  for (const int32_t size : {32, 16}) {
+    PageBounds bounds(pool_, layers_, {.num_tokens = 10 * size, .num_dense_layers = 1, .page_entries = size}, kEntries);
+    EXPECT_FALSE(bounds.has(0)) << "dense";
+    EXPECT_FALSE(bounds.has(2)) << "it has a window";
+    ASSERT_TRUE(bounds.has(1));
+    // Learnt in pieces.
+    for (const int32_t n : {5, 16, 32, 100, 101, 1000, kEntries}) bounds.learn(1, 0, view(n));
+    for (uint32_t seed = 10; seed < 20; ++seed) {
+      const std::vector<float> queries = random_floats(kGroup * kDim, seed);
+      for (const int32_t n : {kEntries, size * 40, size * 11 + 1}) {
+        const int32_t last = (n - 1) / size;
+        std::vector<std::pair<double, int32_t>> ranked;
+        for (int32_t page = 0; page < last; ++page) {
+          ranked.emplace_back(-best_of_page(queries, page, size).second, page);
+        }
+        std::ranges::sort(ranked);
+        for (const Isa isa : kAllIsas) {
+          if (!cpu_supports(isa)) continue;
+          const std::vector<int32_t> pages = choose(bounds, isa, queries, n);
+          ASSERT_EQ(pages.size(), 10u);
+          EXPECT_TRUE(std::ranges::is_sorted(pages));
+          EXPECT_EQ(pages.back(), last) << "the entries that are being written are always read";
+          // Bounds are rounded to bfloat16, outward: pages of nearly the same bound may change places.
+          for (size_t i = 0; i + 1 < pages.size(); ++i) {
+            EXPECT_GE(best_of_page(queries, pages[i], size).second, -ranked[8].first * (1 - 0.01)) << isa_name(isa);
+          }
         }
       }
     }
+  }
+}
+
+TEST_P(PageBoundsTest, AShareIsOfTheEntriesThatThereAre) {
+  PageBounds bounds(pool_, layers_, {.ratio = 0.25, .num_dense_layers = 0}, kEntries);
+  bounds.learn(1, 0, view(kEntries));
+  const std::vector<float> queries = random_floats(kGroup * kDim, 5);
+  for (const auto& [n, count] : {std::pair(kEntries, 11u), {32 * 20, 5u}, {32 * 16 + 3, 4u}, {300, 3u}, {50, 2u}}) {
+    EXPECT_EQ(choose(bounds, select_isa(), queries, n).size(), count) << n;
   }
 }
 
