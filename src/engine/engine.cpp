@@ -124,9 +124,7 @@ void check_merging(const KvPolicy& policy, const ModelInfo& info) {
   const auto is_latent = [](const KvLayerSpec& layer) { return layer.value_in_key; };
   if (policy.merging && std::ranges::any_of(info.kv_layers, is_latent)) {
     fail(ErrorCode::kUnsupported,
-         "the KV policy {} merges the values of entries, which this model (MLA) has no values of their own for: they "
-         "are "
-         "a part of the keys",
+         "the KV policy {} merges values of entries, and this model (MLA) has none: they are a part of the keys",
          policy.text);
   }
 }

@@ -19,10 +19,9 @@ struct Tile {
   int32_t kv_head;
   int32_t first_row;
   int32_t num_tokens;
-  KvView view;             // ends at the last entry that the tile's last token sees
-  int32_t first_split;     // splits before it lie outside every row's window
-  int64_t first_query;     // of this tile, among all tiles' query rows
-  int32_t num_unread = 0;  // entries of the view that are not of the pages that its token reads
+  KvView view;          // ends at the last entry that the tile's last token sees
+  int32_t first_split;  // splits before it lie outside every row's window
+  int64_t first_query;  // of this tile, among all tiles' query rows
 };
 
 // Decoding an entry's codec is shared by the rows of a tile; more rows than this gain nothing.
@@ -101,9 +100,6 @@ void narrow_view(Tile& tile, int32_t page_entries, std::span<const int32_t> page
   tile.view.blocks = choice.blocks;
   tile.view.num_entries = num_blocks * kKvBlockSize - tail;
   tile.view.positions = pages_per_block > 1 ? choice.positions : nullptr;
-  const int32_t last_page_entries = (tile.view.num_entries - 1) % page_entries + 1;
-  const auto num_read = (std::ssize(pages) - 1) * page_entries + last_page_entries;
-  tile.num_unread = tile.view.num_entries - static_cast<int32_t>(num_read);
 }
 
 // A tile of a generated token that reads some pages of its view gets a view of those alone.
@@ -167,7 +163,7 @@ void count_reads(const ForwardContext& ctx, const ForwardBatch& batch, std::span
     for (int32_t i = 0; i < tile.num_tokens; ++i) {
       const auto row = static_cast<size_t>(tile.first_row + i);
       if (batch.roles[row] == TokenRole::kPrompt) continue;
-      const int64_t num_seen = tile.view.num_entries - (tile.num_tokens - 1 - i) - tile.num_unread;
+      const int64_t num_seen = tile.view.num_entries - (tile.num_tokens - 1 - i);
       pages->reads().bytes += std::min(most, num_seen) * block_bytes / kKvBlockSize;
       pages->reads().bytes_of_all += std::min<int64_t>(most, batch.positions[row] + 1) * block_bytes / kKvBlockSize;
     }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "memory/memory_pool.h"
 #include "support/packed.h"
@@ -130,7 +131,10 @@ class PagedAttentionTest : public testing::Test {
               history.positions[static_cast<size_t>(head)][static_cast<size_t>(entry)]);
         }
       }
-      num_read_ += std::ssize(seen.positions[static_cast<size_t>(head)]);
+      // A block is read whole, whichever of its pages is chosen.
+      std::set<int32_t> blocks;
+      for (const int32_t page : pages) blocks.insert(page * bounds.page_entries() / kKvBlockSize);
+      for (const int32_t block : blocks) num_read_ += std::min(kKvBlockSize, view.num_entries - block * kKvBlockSize);
       num_seen_ += slice.first_token + i + 1;
     }
     return seen;
@@ -183,7 +187,6 @@ TEST_F(PagedAttentionTest, MatchesTheDefinitionForMixedChunksAndDecodes) {
   }
 }
 
-// Few rows over several splits of 512 entries: split over the threads.
 TEST_F(PagedAttentionTest, GeneratedTokensReadTheirPagesAndTellHowMuchThatIs) {
   for (const Isa isa : kAllIsas) {
     if (!cpu_supports(isa)) continue;
@@ -204,13 +207,14 @@ TEST_F(PagedAttentionTest, GeneratedTokensReadTheirPagesAndTellHowMuchThatIs) {
       constexpr int64_t kEntryBytes = 2 * kDim * 4;
       EXPECT_EQ(evidence_.pages->reads().bytes, num_read_ * kEntryBytes);
       EXPECT_EQ(evidence_.pages->reads().bytes_of_all, num_seen_ * kEntryBytes);
-      EXPECT_LT(num_read_, num_seen_ * (reader.num_tokens == 1100 ? 95 : 40) / 100);
+      EXPECT_LT(num_read_, num_seen_ * (reader.num_tokens == 1100 ? 100 : 60) / 100);
       EXPECT_GT(num_read_, num_seen_ / 10);
       kv_.release(a);
     }
   }
 }
 
+// Few rows over several splits of 512 entries: split over the threads.
 TEST_F(PagedAttentionTest, LongContextsAreSplitAndMerged) {
   const SequenceId a = kv_.create();
   step({{a, 1100}}, 0, 2, select_isa());

@@ -150,9 +150,14 @@ void store_hadamard(const KvBlockFormat& format, std::byte* block, int slot, con
   store_part(value_part(format, block, slot), value, buffers);
 }
 
+void store_hadamard_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value) {
+  thread_local Buffers buffers;
+  store_part(value_part(format, block, slot), value, buffers);
+}
+
 void load_turned_hadamard(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
   auto* bytes = const_cast<std::byte*>(block);  // EntryPart serves both directions; nothing is written here
-  load_part(key_part(format, bytes, slot), key);
+  if (key != nullptr) load_part(key_part(format, bytes, slot), key);
   if (value != nullptr) load_part(value_part(format, bytes, slot), value);
 }
 

@@ -12,7 +12,8 @@ int64_t hadamard_key_bytes(const KvBlockFormat& format);    // of the quants of 
 int64_t hadamard_value_bytes(const KvBlockFormat& format);  // of the quants of one block
 
 void store_hadamard(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value);
-// As it is stored: turned. value may be nullptr.
+void store_hadamard_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value);
+// As it is stored: turned. key or value may be nullptr.
 void load_turned_hadamard(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value);
 void copy_hadamard(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot);
 

@@ -324,11 +324,16 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
 
 void kv_store_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
+  if (is_hadamard(format)) return store_hadamard_value(format, block, slot, value);
   store_part(format.codec, value_part(format, block, slot), value);
 }
 
 void kv_load_value(const KvBlockFormat& format, const std::byte* block, int slot, float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
+  if (is_hadamard(format)) {
+    load_turned_hadamard(format, block, slot, nullptr, value);
+    return hadamard_rotate(value, format.value_dim);
+  }
   load_part(format.codec, value_part(format, const_cast<std::byte*>(block), slot), value);  // as in kv_load
 }
 

@@ -62,8 +62,8 @@ struct KvPageReader {
   int32_t num_pages(int64_t num_entries) const;
 };
 
-// What generated tokens have read by pages, over all layers: the entries' own bytes, without those of the bounds that
-// pages are chosen by.
+// What generated tokens have read by pages, over all layers: the bytes of the blocks that have a page that they read,
+// without those of the bounds that pages are chosen by.
 struct KvReads {
   int64_t bytes = 0;
   int64_t bytes_of_all = 0;  // had they read every entry of the text that they see, and none been dropped

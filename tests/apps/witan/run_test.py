@@ -211,11 +211,11 @@ class AnswersTest(RunTestCase):
         self.assertEqual((again["times"], again["tokens"]), (2, kept["usage"]["prompt_tokens"] + 2))
 
     def test_what_tokens_read_of_their_pages_is_reported(self):
-        prompt = ["-p", "The quick brown fox jumps over the lazy dog. " * 4, "-n", 6]
+        prompt = ["-p", "The quick brown fox jumps over the lazy dog. " * 12, "-n", 6]
         self.assertNotIn("kv_read", self.answers(*prompt)[0]["usage"])
-        some = self.answers(*prompt, "--kv", "quest(keep=0.5,dense=0,page=16)")[0]["usage"]["kv_read"]
+        some = self.answers(*prompt, "--kv", "quest(keep=0.25,dense=0)")[0]["usage"]["kv_read"]
         self.assertEqual(self.answers(*prompt, "--kv", "quest")[0]["usage"]["kv_read"]["bytes"], some["bytes_of_all"])
-        self.assertTrue(0.3 * some["bytes_of_all"] < some["bytes"] < 0.6 * some["bytes_of_all"], some)
+        self.assertTrue(0.15 * some["bytes_of_all"] < some["bytes"] < 0.3 * some["bytes_of_all"], some)
 
     def test_pinned_tokens_stay_before_what_a_kv_policy_chooses(self):
         before, middle, after = "The quick brown fox jumps. ", "The code is 4711. ", "over the lazy dog. " * 4

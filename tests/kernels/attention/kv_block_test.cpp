@@ -409,5 +409,24 @@ TEST(KvBlockHadamard, ZerosAndNonFiniteEntries) {
   }
 }
 
+TEST(KvBlock, AValueCanBeReadAndReplacedAlone) {
+  for (const KvCodec codec : kKvCodecs) {
+    const KvBlockFormat format{.codec = codec, .key_dim = 40, .value_dim = 36};
+    std::vector<std::byte> block = empty_block(format);
+    std::vector<std::byte> expected = empty_block(format);
+    const Entry first = random_entry(format, 1);
+    const Entry second = random_entry(format, 2);
+    for (const int slot : {8, 9, 10}) {
+      kv_store(format, block.data(), slot, first.key.data(), first.value.data());
+      kv_store(format, expected.data(), slot, first.key.data(), (slot == 9 ? second : first).value.data());
+    }
+    kv_store_value(format, block.data(), 9, second.value.data());
+    EXPECT_EQ(block, expected) << kv_codec_name(codec);
+    std::vector<float> value(36);
+    kv_load_value(format, block.data(), 9, value.data());
+    EXPECT_EQ(value, load_entry(format, block, 9).value) << kv_codec_name(codec);
+  }
+}
+
 }  // namespace
 }  // namespace witan
