@@ -161,7 +161,7 @@ void count_reads(const ForwardContext& ctx, const ForwardBatch& batch, std::span
     PageBounds* pages = tile.slice->evidence == nullptr ? nullptr : tile.slice->evidence->pages.get();
     if (pages == nullptr) continue;
     for (int32_t i = 0; i < tile.num_tokens; ++i) {
-      const auto row = static_cast<size_t>(tile.first_row + i);
+      const auto row = static_cast<size_t>(tile.first_row) + static_cast<size_t>(i);
       if (batch.roles[row] == TokenRole::kPrompt) continue;
       const int64_t num_seen = tile.view.num_entries - (tile.num_tokens - 1 - i);
       pages->reads().bytes += std::min(most, num_seen) * block_bytes / kKvBlockSize;
