@@ -1,7 +1,7 @@
-// What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each unsigned
-// and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values. Integer
-// sums are exact, so their order is free; the float sums over groups of components and over blocks are one chain of
-// operations per number and row, as in split.inl. Included after weights.inl and exp_avx512.inl.
+// What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each
+// unsigned, and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values.
+// Integer sums are exact, so their order is free; the float sums over groups of components and over blocks are one
+// chain of operations per number and row, as in split.inl. Included after weights.inl and exp_avx512.inl.
 
 constexpr int64_t kLineBytes = 64;                       // of the caches; a vector is one
 constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries

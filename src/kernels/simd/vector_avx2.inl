@@ -57,7 +57,8 @@ inline Float load_high_bf16(const void* words) {
 // A signed number of every 32-bit word: what is left of it after shifts to the left and then to the right. The bits
 // `flip` of its bytes are stored the other way round.
 inline Float load_field_of_words(const void* words, int left, int right, int flip) {
-  const __m256i bytes = _mm256_xor_si256(_mm256_loadu_si256(static_cast<const __m256i*>(words)), _mm256_set1_epi8(static_cast<char>(flip)));
+  const __m256i bytes = _mm256_xor_si256(_mm256_loadu_si256(static_cast<const __m256i*>(words)),
+                                         _mm256_set1_epi8(static_cast<char>(flip)));
   const __m256i top = _mm256_sll_epi32(bytes, _mm_cvtsi32_si128(left));
   return _mm256_cvtepi32_ps(_mm256_sra_epi32(top, _mm_cvtsi32_si128(right)));
 }

@@ -211,7 +211,8 @@ KvMerge merge_into_next(int32_t num_next, const HeadEvidence& head, std::span<co
     while (next < num_kept && kept[static_cast<size_t>(next)] < dropped[i]) ++next;
     const int32_t count = std::min(num_next, num_kept - next);
     if (count == 0) break;
-    const double mean = (sums[static_cast<size_t>(next) + static_cast<size_t>(count)] - sums[static_cast<size_t>(next)]) / count;
+    const double mean =
+        (sums[static_cast<size_t>(next) + static_cast<size_t>(count)] - sums[static_cast<size_t>(next)]) / count;
     const int32_t position = view.positions == nullptr ? dropped[i] : view.positions[dropped[i]];
     if (!(merging_draw(layer, index, position) * mean < static_cast<double>(attention[dropped[i]]))) continue;
     targets[i] = {.group = next, .weight = 1.0f / static_cast<float>(count)};
