@@ -13,6 +13,7 @@
 
 #include "base/isa.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/hadamard.h"
 #include "kernels/supported_isas.h"
 #include "tensor/half.h"
 #include "tensor/random_bits.h"
@@ -185,19 +186,18 @@ inline void round_to_int8(std::vector<float>& x, size_t group) {
   }
 }
 
-// x times the orthonormal Hadamard matrix, by its definition, in blocks of the largest power of two that divides x's
-// size. With `bounds`, times the magnitudes of its elements.
-template <typename Number>
-std::vector<Number> turned(const Number* x, size_t dim, bool bounds = false) {
-  const size_t size = dim & (~dim + 1);
-  std::vector<Number> out(dim);
-  for (size_t i = 0; i < dim; ++i) {
+// x times the orthonormal Hadamard matrix, in blocks of the largest power of two that divides x's size; with `bounds`,
+// times the magnitudes of its elements.
+inline std::vector<double> turned(const std::vector<double>& x, bool bounds = false) {
+  const auto size = static_cast<size_t>(hadamard_size(static_cast<int32_t>(x.size())));
+  std::vector<double> out(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
     double sum = 0.0;
     for (size_t j = 0; j < size; ++j) {
-      const double term = static_cast<double>(x[i / size * size + j]);
+      const double term = x[i / size * size + j];
       sum += bounds || std::popcount(i % size & j) % 2 == 0 ? term : -term;
     }
-    out[i] = static_cast<Number>(sum / std::sqrt(static_cast<double>(size)));
+    out[i] = sum / std::sqrt(static_cast<double>(size));
   }
   return out;
 }
@@ -218,7 +218,7 @@ struct Oracle {
       for (float& q : query) q = bf16_to_f32(f32_to_bf16(q));
     }
     const bool hadamard = kv_hadamard_bits(view.format.codec).key != 0;
-    if (hadamard) query = turned(query.data(), key_dim);
+    if (hadamard) hadamard_rotate(query.data(), view.format.key_dim);
     if (arithmetic == AttentionArithmetic::kInt8) round_to_int8(query, hadamard ? key_dim : 32);
     std::vector<double> scores;
     std::vector<int32_t> seen;
@@ -235,9 +235,8 @@ struct Oracle {
       kv_load(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize, key.data(),
               &values[values.size() - value_dim]);
       if (hadamard) {
-        key = turned(key.data(), key_dim);
-        const std::vector<float> value = turned(&values[values.size() - value_dim], value_dim);
-        std::copy(value.begin(), value.end(), values.end() - static_cast<std::ptrdiff_t>(value_dim));
+        hadamard_rotate(key.data(), view.format.key_dim);
+        hadamard_rotate(&values[values.size() - value_dim], view.format.value_dim);
       }
       double dot = 0.0;
       double terms = 0.0;
@@ -280,8 +279,8 @@ struct Oracle {
       allow_rounded_weights(view, seen, scores, values, max, denominator, p_error);
     }
     if (!hadamard) return;
-    out = turned(out.data(), value_dim);
-    tolerance = turned(tolerance.data(), value_dim, true);
+    out = turned(out);
+    tolerance = turned(tolerance, true);
     // Turning the sums adds as many numbers as there are steps, and a last product.
     double largest = 0.0;
     for (const double x : out) largest = std::fmax(largest, std::fabs(x));
