@@ -76,9 +76,10 @@ void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
   }
   if (!request.kv_policy || request.kv_policy->scorer == nullptr || request.kv_pinned.empty()) return;
   const KvPolicy& policy = *request.kv_policy;
-  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty()) {
+  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty() ||
+      policy.share_chunk > 0) {
     fail(ErrorCode::kInvalidArgument,
-         "tokens cannot be pinned with the KV policy {}: not every layer has room for them", policy.text);
+         "tokens cannot be pinned with the KV policy {}: not every layer or chunk has room for them", policy.text);
   }
   const int32_t num_kept = policy.num_kept(num_prompt);
   // Judged once, the most recent tokens are those of the prompt; later they are others.

@@ -27,7 +27,7 @@ constexpr ModelCase kModels[] = {{"qwen3moe", DType::kQ8_0, KvCodec::kF16},
                                  {"deepseek2", DType::kQ8_0, KvCodec::kBF16},
                                  {"gpt-oss", DType::kF32, KvCodec::kQ8}};
 
-constexpr std::string_view kWithWindow[] = {"snapkv", "chunkkv", "pyramidkv", "adakv", "kvcompose", "shotkv"};
+constexpr std::string_view kWithWindow[] = {"snapkv", "chunkkv", "pyramidkv", "adakv", "kvcompose", "shotkv", "finch"};
 constexpr int32_t kVocabSize = 512;  // of the tiny presets
 constexpr int32_t kPrompt = 150;
 constexpr int32_t kNewTokens = 12;
@@ -522,6 +522,20 @@ TEST(KvPolicyEngine, AttentionMassHasRoomForWhatAGuardKeeps) {
   const Answer guarded = ask(engine, request_for(prompt_tokens(500, 1), "h2o,tokens=100,every=32,guard=1", 200));
   EXPECT_EQ(guarded.steps, dense.steps);
   EXPECT_EQ(guarded.usage.kv->num_times, 7);
+}
+
+TEST(KvPolicyEngine, VariantsOfMethodsGiveTheSameEverywhere) {
+  for (const ModelCase& model : kModels) {
+    SCOPED_TRACE(model.arch);
+    expect_the_same_answer_everywhere(options_for(model), "finch(window=8,chunk=32),tokens=40,every=4");
+  }
+}
+
+TEST(KvPolicyEngine, TokensMayNotBePinnedWhereEachChunkKeepsItsShare) {
+  Engine engine(small_options());
+  GenerationRequest request = request_for(prompt_tokens(100, 1), "finch(window=8,chunk=20),tokens=30");
+  request.kv_pinned = {{.begin = 40, .end = 50}};
+  EXPECT_THROW(engine.submit(request, {}), Error);
 }
 
 TEST(KvPolicyEngine, AnAnswerThatIsThereIsNotJudged) {

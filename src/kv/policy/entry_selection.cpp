@@ -112,6 +112,19 @@ class Selection {
   Units units_;
 };
 
+// FINCH: keeps num_entries of a head, of every chunk of them the same share.
+void keep_shares(const KvPolicy& policy, const Head& head, int64_t num_entries) {
+  const int64_t total = head.end - head.begin;
+  int64_t num_given = 0;
+  for (int32_t begin = head.begin; begin < head.end;) {
+    const int32_t end = static_cast<int32_t>(std::min<int64_t>(head.end, int64_t{begin} + policy.share_chunk));
+    const int64_t so_far = num_entries * (end - head.begin) / total;
+    Selection({}, {{.scores = head.scores, .begin = begin, .end = end, .kept = head.kept}}, {})
+        .keep(so_far - std::exchange(num_given, so_far), 0);
+    begin = end;
+  }
+}
+
 // KVCompose: a layer's i-th composite token is made of the i-th best entry of each of its heads, and is worth the mean
 // of their scores. The best composite tokens of all layers stay, beside the protected entries of each.
 std::vector<int32_t> composite_budgets(const KvPolicy& policy, std::span<const LayerScores> layers, int32_t num_kept) {
@@ -263,6 +276,11 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
       const int32_t end = head.num_entries - fixed.num_recent;
       for (int32_t i = 0; i < begin; ++i) entries.push_back(i);
       for (int32_t i = end; i < head.num_entries; ++i) entries.push_back(i);
+      if (policy.share_chunk > 0) {
+        keep_shares(policy, {.scores = head.scores, .begin = begin, .end = end, .kept = &entries},
+                    budgets[l] - fixed.count());
+        continue;
+      }
       together.push_back({.scores = head.scores, .begin = begin, .end = end, .kept = &entries});
       num_together += budgets[l] - fixed.count();
       if (policy.scope == KvScope::kHead) select();

@@ -82,6 +82,7 @@ struct KvPolicy {
 
   int32_t chunk = 1;           // > 1: so many neighbouring entries stay or go together
   std::string span_separator;  // not empty: the parts of the prompt that end with it stay or go together
+  int32_t share_chunk = 0;     // > 0: the same share of every so many neighbouring entries stays (FINCH)
   bool chunk_by_sum = true;    // a chunk's or part's score is the sum of its entries', or their mean
   bool heads_agree = false;    // all heads of a layer keep the entries with the best sum of their scores
   int32_t reused_layers = 1;   // > 1: of so many neighbouring layers the first is scored for all

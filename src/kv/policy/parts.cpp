@@ -26,6 +26,10 @@ constexpr Part kParts[] = {
     {{"keydiff", true, "keys unlike the mean key"}, key_diff},
     {{"lagkv", true, "keys and values that vary, seen from those behind them: sinks=4, lag=128"}, lag_kv},
     {{"snapkv", true, "what the last tokens attend to: window=32, kernel=5, pool=avg|max"}, snap_kv},
+    {{"finch", true,
+      "what the question, the last tokens, attends to: window=32, chunk=0 (> 0: the same share of every so many "
+      "entries)"},
+     finch},
     {{"h2o", true, "what all tokens so far attended to, and the most recent: recent=0.5 (their share of the budget)"},
      heavy_hitters},
     {{"rkv", true,

@@ -140,6 +140,11 @@ KvPolicy PolicyBuilder::finish() {
          "{} and {} cannot be combined: heads that keep the same entries cannot compete for them",
          chosen_by_["which entries stay together"], chosen_by_["how heads share their budget"]);
   }
+  if (policy.share_chunk > 0 && policy.scope != KvScope::kHead) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} and {} cannot be combined: heads that keep the same share of each chunk cannot compete for entries",
+         chosen_by_["which entries stay together"], chosen_by_["how heads share their budget"]);
+  }
   return std::move(policy);
 }
 

@@ -70,6 +70,7 @@ void heavy_hitters(PolicyBuilder& builder, PartArguments& arguments);
 void r_kv(PolicyBuilder& builder, PartArguments& arguments);
 void lag_kv(PolicyBuilder& builder, PartArguments& arguments);
 void snap_kv(PolicyBuilder& builder, PartArguments& arguments);
+void finch(PolicyBuilder& builder, PartArguments& arguments);
 void tova(PolicyBuilder& builder, PartArguments& arguments);
 void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments);
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments);

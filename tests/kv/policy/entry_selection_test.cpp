@@ -214,6 +214,36 @@ TEST(EntrySelection, FixedEntriesStayBesideTheBudget) {
   }
 }
 
+TEST(EntrySelection, EachChunkKeepsTheSameShare) {
+  const Scores scores(1, 2, 103, 3, 1000);
+  KvPolicy policy;
+  policy.num_sinks = 2;
+  policy.num_recent = 1;
+  for (const int32_t chunk : {1, 7, 10, 50, 100, 1000}) {
+    policy.share_chunk = chunk;
+    for (const int32_t num_kept : {1, 3, 4, 23, 53, 102, 103}) {
+      const Kept kept = scores.select(policy, num_kept);
+      expect_sane(kept, 103);
+      for (int32_t head = 0; head < 2; ++head) {
+        const std::vector<int32_t>& entries = kept[static_cast<size_t>(head)];
+        ASSERT_EQ(std::ssize(entries), num_kept);
+        for (int32_t begin = 2; begin < 102; begin += chunk) {
+          const int32_t end = std::min(102, begin + chunk);
+          std::vector<Candidate> candidates;
+          for (int32_t i = begin; i < end; ++i) candidates.push_back({scores.at(0, head, i), 0, i});
+          std::ranges::sort(candidates, std::less<>());
+          const auto count = std::ranges::count_if(entries, [&](int32_t i) { return i >= begin && i < end; });
+          EXPECT_NEAR(static_cast<double>(count), (end - begin) * std::max(0, num_kept - 3) / 100.0, 1.0)
+              << chunk << " " << num_kept;
+          for (int64_t i = 0; i < count; ++i) {
+            EXPECT_TRUE(std::ranges::binary_search(entries, candidates[static_cast<size_t>(i)].entry));
+          }
+        }
+      }
+    }
+  }
+}
+
 // What heads have left of a first judgement differs; they compete again.
 TEST(EntrySelection, HeadsOfDifferentLengthsCompeteForTheSameTotal) {
   const Scores scores(2, 3, 100, 7, 1000);

@@ -109,6 +109,29 @@ def snap_kv(e, k, window=32, **options):
     return keep_top(e, by_head(e, lambda l, h: snap_scores(e, l, h, window, **options)), k, recent=window)
 
 
+def finch_scores(e, layer, head, window):
+    """FINCH, arXiv 2408.00167: [n - window]"""
+    seen = e.n - window + 1 + np.arange(window)
+    return (window_weights(e, layer, head, window) * seen[:, None])[:, :, : e.n - window].mean((0, 1))
+
+
+def finch(e, k, window=32, chunk=None):
+    if chunk is None:
+        return keep_top(e, by_head(e, lambda l, h: finch_scores(e, l, h, window)), k, recent=window)
+    kept = []
+    context = e.n - window
+    ends = [*range(chunk, context, chunk), context]
+    for l in range(e.layers):
+        for h in range(e.heads):
+            scores, indices, first = finch_scores(e, l, h, window), [], 0
+            for end in ends:
+                share = (k - window) * end // context - (k - window) * first // context
+                indices += [first + i for i in top(scores[first:end], share)]
+                first = end
+            kept.append(indices + [*range(context, e.n)])
+    return kept
+
+
 def tova(e, k):
     kept = []
     for layer in range(e.layers):
@@ -227,6 +250,12 @@ CASES = {
     "duoattention(heads=10/00/11/01,sinks=5,recent=60)": lambda e: duo_attention(e, ["10", "00", "11", "01"], 5, 60),
     "h2o,tokens=100": lambda e: heavy_hitters(e, 100),
     "h2o(recent=0.2),keep=0.5": lambda e: heavy_hitters(e, 350, 0.2),
+    "finch,tokens=100": lambda e: finch(e, 100),
+    "finch(window=64),keep=0.5": lambda e: finch(e, 350, 64),
+    "finch(chunk=100),tokens=200": lambda e: finch(e, 200, 32, 100),
+    "finch(chunk=64,window=16),tokens=77": lambda e: finch(e, 77, 16, 64),
+    "finch(chunk=7),tokens=300": lambda e: finch(e, 300, 32, 7),
+    "finch(chunk=5000),tokens=300": lambda e: finch(e, 300),
     "rkv,tokens=120": lambda e: r_kv(e, 120),
     "rkv(window=20,kernel=3,lambda=0.6,threshold=0.2),tokens=300": lambda e: r_kv(e, 300, 20, 3, 0.6, 0.2),
     "kvcompose,tokens=90": lambda e: kv_compose(e, 90),

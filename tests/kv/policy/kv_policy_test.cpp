@@ -160,6 +160,21 @@ TEST(KvPolicy, AGuardWantsQueries) {
   EXPECT_EQ(parse_kv_policy("snapkv(window=64),keep=0.5,guard=0.9").wants().num_query_tokens, 64);
 }
 
+TEST(KvPolicy, AQuestionMayBeJudgedChunkByChunk) {
+  const KvPolicy policy = parse_kv_policy("finch(window=48,chunk=512),keep=0.25");
+  EXPECT_EQ(policy.wants().num_query_tokens, 48);
+  EXPECT_EQ(policy.num_recent, 48);
+  EXPECT_EQ(policy.share_chunk, 512);
+  EXPECT_EQ(parse_kv_policy("finch,keep=0.25").share_chunk, 0);
+  EXPECT_EQ(error_of("finch,adakv,keep=0.5"), "none");
+  EXPECT_EQ(error_of("finch,chunkkv,keep=0.5"), "none");
+  EXPECT_EQ(error_of("finch(chunk=64),pyramidkv,keep=0.5"), "none");
+  EXPECT_THAT(error_of("finch(window=5000),keep=0.5"), HasSubstr("window must be a number from 1 to 4096"));
+  EXPECT_THAT(error_of("finch(chunk=64),adakv,keep=0.5"), HasSubstr("finch and adakv cannot be combined"));
+  EXPECT_THAT(error_of("finch(chunk=64),global,keep=0.5"), HasSubstr("finch and global cannot be combined"));
+  EXPECT_THAT(error_of("finch(chunk=64),chunkkv,keep=0.5"), HasSubstr("finch and chunkkv cannot be combined"));
+}
+
 TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("snapkv,keep=0.5,guard=1.5"), HasSubstr("guard must be a number from 0 to 1"));
   EXPECT_THAT(error_of("shotkv,keep=0.5,every=8"), HasSubstr("generated_keep"));
