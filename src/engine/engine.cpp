@@ -378,6 +378,7 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     if (!point) {
       evidence.window.reset();
       evidence.mass.reset();
+      evidence.value_norms.reset();
       return;
     }
     const KvWants wants = generation.kv_policy->wants();
@@ -391,6 +392,9 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     }
     if (wants.attention_mass && evidence.mass == nullptr) {
       evidence.mass = model.make_attention_mass(generation.most_judged);
+    }
+    if (wants.value_norms && evidence.value_norms == nullptr) {
+      evidence.value_norms = model.make_value_norms(generation.most_judged);
     }
   } catch (const Error& error) {
     evidence = {};
@@ -444,6 +448,9 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;
     if (generation->kv_evidence.mass != nullptr) generation->kv_evidence.mass->keep(model.info().kv_layers, kept);
+    if (generation->kv_evidence.value_norms != nullptr) {
+      generation->kv_evidence.value_norms->keep(model.info().kv_layers, kept);
+    }
     if (generation->kv_evidence.pages != nullptr) generation->kv_evidence.pages->forget();
     collect_evidence(slice.sequence, slice.first_token + slice.num_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens > slice.first_token;

@@ -6,6 +6,7 @@
 
 #include "kernels/norm/norm.h"
 #include "models/kv_observation.h"
+#include "models/value_projection.h"
 #include "nn/linear.h"
 #include "nn/rows.h"
 
@@ -381,6 +382,37 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   expanded_attention(ctx, batch, parts.prompt, layer, config, weights, q, attended);
   absorbed_attention(ctx, batch, parts.generated, layer, config, weights, q, attended);
   linear(compute, weights.o, attended, n, out);
+}
+
+void learn_mla_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, int32_t layer,
+                           const MlaConfig& config, const MlaWeights& weights, ValueNorms& norms) {
+  const ActivationFormat format = activation_format(weights.v.front().type, ctx.precision);
+  const int64_t row_bytes = activation_bytes(format, config.latent_dim);
+  // scratch: [kMaxEntries] latents as activations, then an entry
+  const auto values = [&](const KvView& view, int32_t head, int32_t first, int32_t count, float* out,
+                          std::byte* scratch) {
+    auto* entry = reinterpret_cast<float*>(scratch + ValueProjection::kMaxEntries * row_bytes);
+    const std::byte* rows[ValueProjection::kMaxEntries];
+    float* products[ValueProjection::kMaxEntries];
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t e = first + i;
+      kv_load(view.format, view.blocks[e / kKvBlockSize], e % kKvBlockSize, entry, nullptr);
+      store_activations(ctx.isa, format, entry, config.latent_dim, scratch + i * row_bytes);
+      rows[i] = scratch + i * row_bytes;
+      products[i] = out + int64_t{i} * config.value_dim;
+    }
+    const PackedMatrix& v = weights.v[static_cast<size_t>(head)];
+    matmul(ctx.isa, v, format, rows, count, 0, v.num_panels(), products);
+  };
+  learn_value_norms(
+      ctx, kv, sequence, layer,
+      {.output = weights.o,
+       .num_heads = config.num_heads,
+       .num_kv_heads = 1,
+       .value_dim = config.value_dim,
+       .values = values,
+       .scratch_bytes = ValueProjection::kMaxEntries * row_bytes + config.entry_dim() * int64_t{sizeof(float)}},
+      norms);
 }
 
 }  // namespace witan

@@ -27,7 +27,8 @@ constexpr ModelCase kModels[] = {{"qwen3moe", DType::kQ8_0, KvCodec::kF16},
                                  {"deepseek2", DType::kQ8_0, KvCodec::kBF16},
                                  {"gpt-oss", DType::kF32, KvCodec::kQ8}};
 
-constexpr std::string_view kWithWindow[] = {"snapkv", "chunkkv", "pyramidkv", "adakv", "kvcompose", "shotkv", "finch"};
+constexpr std::string_view kWithWindow[] = {"snapkv",    "chunkkv", "pyramidkv", "adakv",
+                                            "kvcompose", "shotkv",  "finch",     "criticalkv"};
 constexpr int32_t kVocabSize = 512;  // of the tiny presets
 constexpr int32_t kPrompt = 150;
 constexpr int32_t kNewTokens = 12;
@@ -527,14 +528,33 @@ TEST(KvPolicyEngine, AttentionMassHasRoomForWhatAGuardKeeps) {
 TEST(KvPolicyEngine, VariantsOfMethodsGiveTheSameEverywhere) {
   for (const ModelCase& model : kModels) {
     SCOPED_TRACE(model.arch);
-    expect_the_same_answer_everywhere(options_for(model), "finch(window=8,chunk=32),tokens=40,every=4");
+    for (const char* policy :
+         {"finch(window=8,chunk=32),tokens=40,every=4", "criticalkv(window=8),adakv(window=8),tokens=40,every=4",
+          "criticalkv(window=8),global,tokens=40,every=4",
+          "h2o,criticalkv(window=8),keep=0.3,generated_tokens=4,every=3"}) {
+      expect_the_same_answer_everywhere(options_for(model), policy);
+    }
   }
 }
 
-TEST(KvPolicyEngine, TokensMayNotBePinnedWhereEachChunkKeepsItsShare) {
+TEST(KvPolicyEngine, TheSecondStageChangesWhatStays) {
+  for (const ModelCase& model : kModels) {
+    Engine engine(options_for(model));
+    const auto steps_of = [&](const char* policy) {
+      return ask(engine, request_for(prompt_tokens(kPrompt, 5), policy)).steps;
+    };
+    EXPECT_EQ(steps_of("criticalkv(first=1,window=8),tokens=40"), steps_of("snapkv(window=8),tokens=40")) << model.arch;
+    EXPECT_NE(steps_of("criticalkv(first=0,window=8),tokens=40"), steps_of("snapkv(window=8),tokens=40")) << model.arch;
+  }
+}
+
+TEST(KvPolicyEngine, TokensMayBePinnedWhereEntriesAreJudgedTwiceButNotByChunks) {
   Engine engine(small_options());
-  GenerationRequest request = request_for(prompt_tokens(100, 1), "finch(window=8,chunk=20),tokens=30");
+  GenerationRequest request = request_for(prompt_tokens(100, 1), "criticalkv(window=8),tokens=30");
+  const Answer expected = ask(engine, request);
   request.kv_pinned = {{.begin = 40, .end = 50}};
+  EXPECT_NE(ask(engine, request).steps, expected.steps);
+  request.kv_policy = parse_kv_policy("finch(window=8,chunk=20),tokens=30");
   EXPECT_THROW(engine.submit(request, {}), Error);
 }
 

@@ -42,6 +42,14 @@ void ada_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.choose_scope(arguments, KvScope::kLayer, arguments.number("floor", 0.2, 0.0, 1.0));
 }
 
+// CriticalKV (Feng et al., arXiv 2502.03805): half of the budget by the score, half by the score times what the
+// output projection makes of the value. With AdaKV, heads compete by the score for what each keeps.
+void critical_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments));
+  builder.choose_second_stage(arguments, {.first_share = arguments.number("first", 0.5, 0.0, 1.0),
+                                          .epsilon = arguments.number("epsilon", 1e-4, 0.0, 1e6)});
+}
+
 // KVCompose (arXiv 2509.05165): heads choose for themselves, and as many in all heads of a layer; layers compete.
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments, 1));

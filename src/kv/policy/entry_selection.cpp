@@ -125,6 +125,43 @@ void keep_shares(const KvPolicy& policy, const Head& head, int64_t num_entries) 
   }
 }
 
+// CriticalKV: as many entries as a head keeps between the protected ones, num_first by their scores, the others by
+// their second scores. Appends them to `kept`.
+void select_twice(const HeadScores& head, int32_t begin, int32_t end, int32_t num_first, int32_t num_kept,
+                  std::vector<int32_t>& kept) {
+  std::vector<int32_t> entries(static_cast<size_t>(end - begin));
+  std::iota(entries.begin(), entries.end(), begin);
+  const auto better = [](const float* scores) {
+    return [scores](int32_t a, int32_t b) {
+      const float of_a = comparable(scores[a]);
+      const float of_b = comparable(scores[b]);
+      return of_a != of_b ? of_a > of_b : a < b;
+    };
+  };
+  std::nth_element(entries.begin(), entries.begin() + num_first, entries.end(), better(head.scores));
+  std::nth_element(entries.begin() + num_first, entries.begin() + num_kept, entries.end(), better(head.second_scores));
+  kept.insert(kept.end(), entries.begin(), entries.begin() + num_kept);
+}
+
+// The second stage of all heads, which keep as many entries as they do.
+void select_again(const KvPolicy& policy, std::span<const LayerScores> layers, std::span<const int32_t> budgets,
+                  std::vector<std::vector<int32_t>>& kept) {
+  size_t table = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (const HeadScores& head : layers[l]) {
+      std::vector<int32_t>& entries = kept[table++];
+      const auto fixed = protected_of(policy, head, budgets[l]);
+      const int32_t begin = head.num_fixed + fixed.num_sinks;
+      const int32_t end = head.num_entries - fixed.num_recent;
+      const auto num_total = static_cast<int32_t>(std::ssize(entries)) - head.num_fixed;
+      const int32_t num_chosen = num_total - fixed.count();
+      const auto num_first = static_cast<int32_t>(policy.second_stage->first_share * num_total) - fixed.count();
+      std::erase_if(entries, [&](int32_t i) { return i >= begin && i < end; });
+      select_twice(head, begin, end, std::clamp(num_first, 0, num_chosen), num_chosen, entries);
+    }
+  }
+}
+
 // KVCompose: a layer's i-th composite token is made of the i-th best entry of each of its heads, and is worth the mean
 // of their scores. The best composite tokens of all layers stay, beside the protected entries of each.
 std::vector<int32_t> composite_budgets(const KvPolicy& policy, std::span<const LayerScores> layers, int32_t num_kept) {
@@ -287,6 +324,7 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
     }
     if (policy.scope == KvScope::kLayer || (policy.scope == KvScope::kModel && l + 1 == layers.size())) select();
   }
+  if (policy.second_stage) select_again(policy, layers, budgets, kept);
   for (std::vector<int32_t>& entries : kept) std::ranges::sort(entries);
   return kept;
 }

@@ -13,6 +13,7 @@ struct HeadScores {
   const float* scores = nullptr;  // [num_entries]
   int32_t num_entries = 0;
   int32_t num_fixed = 0;  // of which so many, from the first, stay and are not counted: the prompt's, in a pool apart
+  const float* second_scores = nullptr;  // [num_entries] of policies with a second stage
 };
 
 // The heads of one layer.

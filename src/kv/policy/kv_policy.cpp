@@ -38,6 +38,7 @@ KvWants KvPolicy::wants() const {
   // The last tokens whose attention a guard looks at, of policies that want the queries of fewer.
   constexpr int32_t kGuardTokens = 32;
   KvWants wants = scorer == nullptr ? KvWants() : scorer->wants();
+  wants.value_norms = second_stage.has_value();
   if (guard > 0.0) wants.num_query_tokens = std::max(wants.num_query_tokens, kGuardTokens);
   return wants;
 }

@@ -58,6 +58,13 @@ struct KvPageReader {
   int32_t num_pages() const { return std::max(3, num_tokens / kKvBlockSize); }
 };
 
+// The scores choose how many entries each head keeps, and of those the first `first_share`; the others are the ones
+// of which (score + epsilon) * ValueNorms is largest (CriticalKV, Feng et al., arXiv 2502.03805).
+struct KvSecondStage {
+  double first_share = 0.5;  // protected entries count
+  double epsilon = 1e-4;
+};
+
 // How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a
 // budget of everything.
 //
@@ -79,6 +86,8 @@ struct KvPolicy {
   int32_t num_sinks = 0;
   int32_t num_recent = 0;
   double recent_share = 0.0;  // of the budget: of the most recent at least so many stay
+
+  std::optional<KvSecondStage> second_stage;
 
   int32_t chunk = 1;           // > 1: so many neighbouring entries stay or go together
   std::string span_separator;  // not empty: the parts of the prompt that end with it stay or go together

@@ -49,6 +49,7 @@ struct HeadEvidence {
 struct KvWants {
   int32_t num_query_tokens = 0;  // the queries of so many last tokens; a shorter text gives fewer
   bool attention_mass = false;   // HeadEvidence::mass; then nothing is taken from the prefix cache
+  bool value_norms = false;      // KvEvidence::value_norms
 };
 
 // The part of a method that judges entries: one number for each, of which the larger stay.
@@ -59,6 +60,9 @@ class KvScorer {
   virtual ~KvScorer() = default;
 
   virtual KvWants wants() const { return {}; }
+
+  // Whether scores are shares of attention, so that they may be weighed: never negative, and 0 means nothing.
+  virtual bool scores_are_attention() const { return false; }
 
   // Floats of scratch for one head of so many entries.
   virtual int64_t scratch_floats(const HeadEvidence&) const { return 0; }

@@ -43,6 +43,10 @@ constexpr Part kParts[] = {
     {{"pyramidkv", true, "more for the first layers, less for the last: slope=20"}, pyramid_kv},
     {{"kvcompose", true, "layers compete by what their heads' best entries are worth together"}, kv_compose},
     {{"adakv", true, "heads of a layer compete: floor=0.2 (share of its part that each keeps)"}, ada_kv},
+    {{"criticalkv", true,
+      "half of the budget by snapkv's score, half by that times the projected value: first=0.5, epsilon=0.0001, "
+      "window=32"},
+     critical_kv},
     {{"quest", false, "generated tokens read the pages that may matter: tokens=2048, dense=2 (layers read whole)"},
      quest},
     {{"rocketkv", true,

@@ -17,6 +17,8 @@ class WindowAttention : public KvScorer {
 
   KvWants wants() const override { return {.num_query_tokens = window_}; }
 
+  bool scores_are_attention() const override { return true; }
+
   int64_t scratch_floats(const HeadEvidence& head) const override {
     return RowWeights::scratch_floats(head.view) + 2 * RowWeights(head.view, nullptr).row_floats();
   }

@@ -25,6 +25,7 @@ class Evidence:
         self.values = load("values.f32", self.layers, self.heads, self.n, dim)
         self.queries = load("queries.f32", self.layers, tokens, self.heads, self.group, dim)
         self.masses = load("masses.f32", self.layers, self.heads, self.n)
+        self.norms = load("norms.f32", self.layers, self.heads, self.n)
         self.scale = numbers["scale"]
 
 
@@ -130,6 +131,32 @@ def finch(e, k, window=32, chunk=None):
                 first = end
             kept.append(indices + [*range(context, e.n)])
     return kept
+
+
+def critical_kv(e, scores, counts, sinks=0, recent=32, first=0.5, epsilon=1e-4):
+    """CriticalKV, arXiv 2502.03805; scores: per table, of the entries between the protected ones, of which counts[table]
+    stay."""
+    kept = []
+    for table, (s, count) in enumerate(zip(scores, counts, strict=True)):
+        norms = e.norms.reshape(-1, e.n)[table, sinks : e.n - recent]
+        num_first = min(max(int(first * (count + sinks + recent)) - sinks - recent, 0), count)
+        best = top(s, num_first)
+        weighed = (np.asarray(s) + epsilon) * norms
+        weighed[best] = np.inf
+        best = [sinks + i for i in top(weighed, count)]
+        kept.append([*range(sinks), *best, *range(e.n - recent, e.n)])
+    return kept
+
+
+def critical_snap(e, k, window=32, **options):
+    scores = [snap_scores(e, l, h, window) for l in range(e.layers) for h in range(e.heads)]
+    return critical_kv(e, scores, [k - window] * len(scores), recent=window, **options)
+
+
+def critical_like(e, kept, **options):
+    """Where heads compete: as many entries in each head as in `kept`."""
+    scores = [snap_scores(e, l, h) for l in range(e.layers) for h in range(e.heads)]
+    return critical_kv(e, scores, [len(entries) - 32 for entries in kept], **options)
 
 
 def tova(e, k):
@@ -256,6 +283,12 @@ CASES = {
     "finch(chunk=64,window=16),tokens=77": lambda e: finch(e, 77, 16, 64),
     "finch(chunk=7),tokens=300": lambda e: finch(e, 300, 32, 7),
     "finch(chunk=5000),tokens=300": lambda e: finch(e, 300),
+    "criticalkv,tokens=100": lambda e: critical_snap(e, 100),
+    "criticalkv(first=0.75,epsilon=0.01),tokens=300": lambda e: critical_snap(e, 300, first=0.75, epsilon=0.01),
+    "criticalkv(first=0,window=16),tokens=300": lambda e: critical_snap(e, 300, 16, first=0),
+    "criticalkv,adakv,tokens=150": lambda e: critical_like(e, ada_kv(e, 150)),
+    "snapkv,criticalkv,global,tokens=100": lambda e: critical_like(e, all_layers(e, 100)),
+    "criticalkv,pyramidkv,tokens=120": lambda e: critical_like(e, pyramid_kv(e, 120)),
     "rkv,tokens=120": lambda e: r_kv(e, 120),
     "rkv(window=20,kernel=3,lambda=0.6,threshold=0.2),tokens=300": lambda e: r_kv(e, 300, 20, 3, 0.6, 0.2),
     "kvcompose,tokens=90": lambda e: kv_compose(e, 90),
@@ -282,6 +315,7 @@ SAME = {  # two ways to say the same
     "chunkkv(chunk=1,heads=apart,kernel=5),tokens=123": "snapkv,tokens=123",
     "chunkkv(reuse=1),tokens=123": "chunkkv,tokens=123",
     "adakv(floor=1),tokens=123": "snapkv,tokens=123",
+    "criticalkv(first=1),tokens=123": "snapkv,tokens=123",
     "snapkv,pyramidkv(slope=1),tokens=123": "snapkv,tokens=123",
 }
 

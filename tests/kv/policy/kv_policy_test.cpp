@@ -175,6 +175,31 @@ TEST(KvPolicy, AQuestionMayBeJudgedChunkByChunk) {
   EXPECT_THAT(error_of("finch(chunk=64),chunkkv,keep=0.5"), HasSubstr("finch and chunkkv cannot be combined"));
 }
 
+TEST(KvPolicy, AttentionMayBeWeighedByWhatTheOutputProjectionMakesOfValues) {
+  const KvPolicy policy = parse_kv_policy("criticalkv(first=0.25,epsilon=0.5,window=16),keep=0.25");
+  EXPECT_TRUE(policy.wants().value_norms);
+  EXPECT_EQ(policy.wants().num_query_tokens, 16);
+  EXPECT_EQ(policy.second_stage->first_share, 0.25);
+  EXPECT_EQ(policy.second_stage->epsilon, 0.5);
+  EXPECT_FALSE(parse_kv_policy("snapkv,keep=0.25").wants().value_norms);
+  for (const char* base : {"snapkv", "h2o", "finch", "adakv", "pyramidkv", "kvcompose", "snapkv,global", "rocketkv"}) {
+    EXPECT_EQ(error_of(std::string(base) + ",criticalkv,keep=0.5"), "none") << base;
+  }
+  for (const char* base : {"keydiff", "keynorm", "lagkv", "rkv", "streamingllm"}) {
+    EXPECT_THAT(error_of(std::string(base) + ",criticalkv,keep=0.5"),
+                HasSubstr(std::string(base) + " and criticalkv cannot be combined: the score to be weighed"));
+  }
+  for (const char* base : {"tova", "chunkkv", "shotkv", "finch(chunk=50)"}) {
+    EXPECT_THAT(error_of(std::string(base) + ",criticalkv,keep=0.5"),
+                HasSubstr("criticalkv cannot be combined: entries that are judged twice"))
+        << base;
+  }
+  EXPECT_THAT(error_of("simlayerkv,criticalkv"), HasSubstr("simlayerkv and criticalkv cannot be combined"));
+  EXPECT_THAT(error_of("duoattention(heads=10),criticalkv"), HasSubstr("duoattention and criticalkv cannot be"));
+  EXPECT_THAT(error_of("criticalkv,criticalkv,keep=0.5"), HasSubstr("criticalkv and criticalkv cannot be combined"));
+  EXPECT_THAT(error_of("criticalkv(first=1.5),keep=0.5"), HasSubstr("first must be a number from 0 to 1"));
+}
+
 TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("snapkv,keep=0.5,guard=1.5"), HasSubstr("guard must be a number from 0 to 1"));
   EXPECT_THAT(error_of("shotkv,keep=0.5,every=8"), HasSubstr("generated_keep"));
