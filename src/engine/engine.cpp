@@ -289,7 +289,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
         .is_average = !request.kv_policy->heads_keep_alike(),
         .may_keep_all = request.kv_policy->guard > 0.0,
         .num_query_tokens =
-            wants.attention_mass ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
+            wants.sees_all_tokens() ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
     sequence_request.private_generation = request.kv_policy->pages.has_value();
     sequence_request.side_bytes = s.model.evidence_bytes(
         *request.kv_policy, sequence_request.compression.most_entries(), static_cast<int32_t>(num_tokens));
@@ -378,6 +378,7 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     if (!point) {
       evidence.window.reset();
       evidence.mass.reset();
+      evidence.moments.reset();
       evidence.value_norms.reset();
       return;
     }
@@ -393,6 +394,7 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     if (wants.attention_mass && evidence.mass == nullptr) {
       evidence.mass = model.make_attention_mass(generation.most_judged);
     }
+    if (wants.moments && evidence.moments == nullptr) evidence.moments = model.make_query_moments(*wants.moments);
     if (wants.value_norms && evidence.value_norms == nullptr) {
       evidence.value_norms = model.make_value_norms(generation.most_judged);
     }

@@ -161,6 +161,7 @@ int64_t LoadedModel::evidence_bytes(const KvPolicy& policy, int32_t most_judged,
     bytes += QueryWindow::bytes(static_cast<int32_t>(layers.size()), info().num_heads, layers.front().key_dim,
                                 std::min(wants.num_query_tokens, most_judged));
     if (wants.attention_mass) bytes += AttentionMass::bytes(layers, most_judged);
+    if (wants.moments) bytes += QueryMoments::bytes(layers, info().num_heads, wants.moments->order);
     if (wants.value_norms) bytes += ValueNorms::bytes(layers, most_judged);
   }
   if (policy.pages) bytes += PageBounds::bytes(layers, *policy.pages, max_tokens);
@@ -177,6 +178,12 @@ std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token,
 
 std::unique_ptr<AttentionMass> LoadedModel::make_attention_mass(int32_t max_entries) {
   return with_room([&] { return std::make_unique<AttentionMass>(pool_, info().kv_layers, max_entries); });
+}
+
+std::unique_ptr<QueryMoments> LoadedModel::make_query_moments(const KvWants::Moments& wanted) {
+  return with_room([&] {
+    return std::make_unique<QueryMoments>(pool_, info().kv_layers, info().num_heads, wanted.order, wanted.first_token);
+  });
 }
 
 std::unique_ptr<ValueNorms> LoadedModel::make_value_norms(int32_t max_entries) {

@@ -77,9 +77,6 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
     for_rows(compute, n,
              [&](int64_t row) { clamp(compute.isa, parts.clip_qkv, weights.v.rows, v + row * weights.v.rows); });
   }
-  rope_heads(compute, angles, n, config.num_heads, config.head_dim, 0, q);
-  rope_heads(compute, angles, n, config.num_kv_heads, config.head_dim, 0, k);
-
   const AttentionSpec spec{.num_heads = config.num_heads,
                            .num_kv_heads = config.num_kv_heads,
                            .key_dim = config.head_dim,
@@ -87,6 +84,9 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
                            .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
                            .window = config.windows[static_cast<size_t>(layer)],
                            .sinks = weights.sinks};
+  observe_unrotated_queries(ctx, batch, layer, spec, angles, 0, q);
+  rope_heads(compute, angles, n, config.num_heads, config.head_dim, 0, q);
+  rope_heads(compute, angles, n, config.num_kv_heads, config.head_dim, 0, k);
   write_kv(ctx, batch, layer, spec, k, v);
   observe_queries(ctx, batch, layer, spec, q);
   auto* attended = compute.scratch.allocate<float>(n * weights.q.rows);

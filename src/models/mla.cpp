@@ -90,6 +90,18 @@ void observe_absorbed_queries(ForwardContext& ctx, const ForwardBatch& batch, in
   observe_queries(ctx, batch, layer, latent_spec(config), latent_q);
 }
 
+// The same before RoPE.
+void observe_absorbed_unrotated_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer,
+                                        const MlaConfig& config, const MlaWeights& weights, const RopeAngles& angles,
+                                        const float* q) {
+  const std::vector<int32_t> rows = observed_unrotated_rows(batch);
+  if (rows.empty()) return;
+  const ScratchScope scope(ctx.compute.scratch);
+  auto* latent_q = ctx.compute.scratch.allocate<float>(batch.num_tokens() * config.num_heads * config.entry_dim());
+  absorb_queries(ctx.compute, config, weights, rows, q, latent_q);
+  observe_unrotated_queries(ctx, batch, layer, latent_spec(config), angles, config.latent_dim, latent_q);
+}
+
 // Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].
 void absorbed_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,
                         const MlaConfig& config, const MlaWeights& weights, const float* q, float* out) {
@@ -368,6 +380,7 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   auto* entries = compute.scratch.allocate<float>(n * config.entry_dim());
   auto* attended = compute.scratch.allocate<float>(n * heads * config.value_dim);
   project_queries(compute, config, weights, x, n, q);
+  observe_absorbed_unrotated_queries(ctx, batch, layer, config, weights, angles, q);
   rope_heads(compute, angles, n, heads, config.key_dim(), config.nope_dim, q);
   linear(compute, weights.kv_a, x, n, entries);
   for_rows(compute, n, [&](int64_t row) {

@@ -38,6 +38,12 @@ struct HeadTask {
   HeadEvidence evidence(const JudgedLayer& judged, int32_t head, const float** rows, int32_t* positions) const {
     HeadEvidence evidence{.isa = isa, .view = kv.view(sequence, judged.layer, head, judged.heads[head].num_entries)};
     if (collected == nullptr) return evidence;
+    if (collected->moments != nullptr) {
+      evidence.moments = collected->moments.get();
+      evidence.layer = judged.layer;
+      evidence.group = collected->moments->num_heads() / judged.num_heads();
+      evidence.first_query_head = head * evidence.group;
+    }
     if (collected->mass != nullptr) evidence.mass = collected->mass->of(judged.layer, head);
     const QueryWindow* queries = collected->window.get();
     if (queries == nullptr) return evidence;

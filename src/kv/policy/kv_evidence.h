@@ -4,6 +4,7 @@
 
 #include "kv/policy/attention_mass.h"
 #include "kv/policy/page_bounds.h"
+#include "kv/policy/query_moments.h"
 #include "kv/policy/query_window.h"
 #include "kv/policy/value_norms.h"
 
@@ -14,6 +15,7 @@ namespace witan {
 struct KvEvidence {
   std::unique_ptr<QueryWindow> window;  // the last queries before entries are judged next
   std::unique_ptr<AttentionMass> mass;
+  std::unique_ptr<QueryMoments> moments;
   std::unique_ptr<ValueNorms> value_norms;  // of what was judged, and at that time of all
   std::unique_ptr<PageBounds> pages;        // for generated tokens that do not read all entries
 };

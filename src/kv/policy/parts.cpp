@@ -30,6 +30,10 @@ constexpr Part kParts[] = {
       "what the question, the last tokens, attends to: window=32, chunk=0 (> 0: the same share of every so many "
       "entries)"},
      finch},
+    {{"expectedattention", true,
+      "what tokens to come are expected to attend to: future=512, sinks=4, covariance=on|off, values=on|off, "
+      "epsilon=0"},
+     expected_attention},
     {{"h2o", true, "what all tokens so far attended to, and the most recent: recent=0.5 (their share of the budget)"},
      heavy_hitters},
     {{"rkv", true,

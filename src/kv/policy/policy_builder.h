@@ -68,6 +68,7 @@ class PolicyBuilder {
 void streaming_llm(PolicyBuilder& builder, PartArguments& arguments);
 void key_norm(PolicyBuilder& builder, PartArguments& arguments);
 void key_diff(PolicyBuilder& builder, PartArguments& arguments);
+void expected_attention(PolicyBuilder& builder, PartArguments& arguments);
 void heavy_hitters(PolicyBuilder& builder, PartArguments& arguments);
 void r_kv(PolicyBuilder& builder, PartArguments& arguments);
 void lag_kv(PolicyBuilder& builder, PartArguments& arguments);

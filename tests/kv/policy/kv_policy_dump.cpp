@@ -4,7 +4,9 @@
 //
 // Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
 // dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads, entries], attention had so far and
-// weights of values, and prints a JSON line with these numbers, then one per policy with what it keeps.
+// weights of values, unrotated.f32 [layers, entries, heads * group, dim], the queries of all tokens before RoPE, and
+// sinks.f32 [heads * group], of the last layer alone, and prints a JSON line with these numbers, then one per policy
+// with what it keeps.
 #include <nlohmann/json.hpp>
 
 #include <cmath>
@@ -27,6 +29,18 @@ constexpr int32_t kEntries = 700;  // more than one split
 constexpr int32_t kQueryTokens = 64;
 constexpr float kScale = 0.25f;
 constexpr int64_t kQueryFloats = int64_t{kHeads} * kGroup * kDim;
+
+// Of each layer: which components are rotated, and how.
+struct Rope {
+  RopeConfig config;
+  int32_t offset;
+};
+const Rope kRopes[kLayers] = {
+    {.config = {.layout = RopeLayout::kHalves, .dim = 16, .theta = 10000.0}, .offset = 0},
+    {.config = {.layout = RopeLayout::kPairs, .dim = 6, .theta = 100.0}, .offset = 10},
+    {.config = {.layout = RopeLayout::kHalves, .dim = 8, .theta = 50.0}, .offset = 0},
+    {.config = {.layout = RopeLayout::kPairs, .dim = 16, .theta = 1e6}, .offset = 0},
+};
 
 class Values {
  public:
@@ -52,10 +66,22 @@ struct MadeUp {
   Values values{int64_t{kLayers} * kHeads * kEntries * kDim, 2};
   Values queries{int64_t{kLayers} * kQueryTokens * kQueryFloats, 3};
   Values masses{int64_t{kLayers} * kHeads * kEntries, 4};
+  Values unrotated{int64_t{kLayers} * kEntries * kQueryFloats, 5};
   Values norms{int64_t{kLayers} * kHeads * kEntries, 6};
+  Values sinks{int64_t{kHeads} * kGroup, 7};
+  std::vector<RopeTable> ropes;
 
   MadeUp() {
+    for (const Rope& rope : kRopes) ropes.emplace_back(rope.config);
     for (int64_t i = 0; i < int64_t{kLayers} * kHeads * kEntries; ++i) *norms.at(i) = std::abs(*norms.at(i));
+    // As much as many entries together.
+    for (int32_t i = 0; i < kHeads * kGroup; ++i) *sinks.at(i) = 6.0f + 2.0f * *sinks.at(i);
+    // Queries that are not centred, and whose components belong together.
+    for (int64_t row = 0; row < int64_t{kLayers} * kEntries * kHeads * kGroup; ++row) {
+      float* query = unrotated.at(row * kDim);
+      for (int32_t i = 0; i + 1 < kDim; ++i)
+        query[i] = 0.5f * query[i] + 0.5f * query[i + 1] + 0.125f * static_cast<float>(i % 5) - 0.25f;
+    }
   }
 
   void write(const std::string& folder) const {
@@ -63,7 +89,9 @@ struct MadeUp {
     values.write(folder + "/values.f32");
     queries.write(folder + "/queries.f32");
     masses.write(folder + "/masses.f32");
+    unrotated.write(folder + "/unrotated.f32");
     norms.write(folder + "/norms.f32");
+    sinks.write(folder + "/sinks.f32");
   }
 
   // What a policy wants to know of them.
@@ -72,6 +100,7 @@ struct MadeUp {
     if (wants.num_query_tokens > 0) evidence.window = window(pool, wants.num_query_tokens);
     if (wants.attention_mass) evidence.mass = std::make_unique<AttentionMass>(pool, layers, kEntries);
     if (wants.value_norms) evidence.value_norms = std::make_unique<ValueNorms>(pool, layers, kEntries);
+    if (wants.moments) evidence.moments = moments(pool, layers, *wants.moments);
     for (int32_t layer = 0; layer < kLayers; ++layer) {
       for (int32_t head = 0; head < kHeads; ++head) {
         const int64_t at = (int64_t{layer} * kHeads + head) * kEntries;
@@ -96,6 +125,24 @@ struct MadeUp {
       }
     }
     return window;
+  }
+
+  std::unique_ptr<QueryMoments> moments(MemoryPool& pool, std::span<const KvLayerSpec> layers,
+                                        const KvWants::Moments& wanted) {
+    auto moments = std::make_unique<QueryMoments>(pool, layers, kHeads * kGroup, wanted.order, wanted.first_token);
+    const int32_t num_tokens = kEntries - wanted.first_token;
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      moments->scoring(layer) = {.scale = kScale,
+                                 .sinks = layer + 1 == kLayers ? sinks.at(0) : nullptr,
+                                 .rope = &ropes[static_cast<size_t>(layer)],
+                                 .rope_offset = kRopes[layer].offset};
+      const float* first = unrotated.at((int64_t{layer} * kEntries + wanted.first_token) * kQueryFloats);
+      for (int32_t head = 0; head < kHeads * kGroup; ++head) {
+        moments->add(layer, head, first + int64_t{head} * kDim, kQueryFloats, num_tokens);
+      }
+      moments->count(layer, num_tokens);
+    }
+    return moments;
   }
 };
 
@@ -122,8 +169,15 @@ void run(int argc, char** argv) {
   kv.commit(sequence, std::vector<TokenId>(kEntries, 1), std::vector<TokenRole>(kEntries, TokenRole::kPrompt));
   made_up.write(folder);
   using nlohmann::json;
-  std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},       {"dim", kDim},
-                    {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}}
+  json ropes = json::array();
+  for (const Rope& rope : kRopes) {
+    ropes.push_back({{"halves", rope.config.layout == RopeLayout::kHalves},
+                     {"dim", rope.config.dim},
+                     {"theta", rope.config.theta},
+                     {"offset", rope.offset}});
+  }
+  std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},        {"dim", kDim},
+                    {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}, {"ropes", ropes}}
             << "\n";
 
   ThreadPool threads(2);

@@ -26,6 +26,9 @@ class Evidence:
         self.queries = load("queries.f32", self.layers, tokens, self.heads, self.group, dim)
         self.masses = load("masses.f32", self.layers, self.heads, self.n)
         self.norms = load("norms.f32", self.layers, self.heads, self.n)
+        self.unrotated = load("unrotated.f32", self.layers, self.n, self.heads, self.group, dim)
+        self.sinks = load("sinks.f32", self.heads, self.group)
+        self.ropes = numbers["ropes"]
         self.scale = numbers["scale"]
 
 
@@ -133,6 +136,40 @@ def finch(e, k, window=32, chunk=None):
     return kept
 
 
+def mean_rotation(rope, dim, first, count):
+    """The mean of the rotations of positions first, ..., first + count - 1: [dim, dim]"""
+    matrix = np.eye(dim)
+    half = rope["dim"] // 2
+    for pair in range(half):
+        angles = (first + np.arange(count)) * rope["theta"] ** (-2 * pair / rope["dim"])
+        cos, sin = np.cos(angles).mean(), np.sin(angles).mean()
+        a, b = (pair, pair + half) if rope["halves"] else (2 * pair, 2 * pair + 1)
+        a, b = a + rope["offset"], b + rope["offset"]
+        matrix[[a, a, b, b], [a, b, a, b]] = cos, -sin, sin, cos
+    return matrix
+
+
+def expected_scores(e, layer, head, future=512, sinks=4, covariance=True, values=True, epsilon=0.0):
+    """Expected Attention, arXiv 2510.00636: [n - sinks]"""
+    keys, shares = e.keys[layer, head, sinks:], 0
+    rotation = mean_rotation(e.ropes[layer], keys.shape[-1], e.n, future)
+    for g in range(e.group):
+        q = e.unrotated[layer, sinks:, head, g]
+        logits = keys @ (rotation @ q.mean(0)) * e.scale
+        if covariance:
+            sigma = rotation @ np.cov(q.T, bias=True) @ rotation.T
+            logits += np.einsum("ni,ij,nj->n", keys, sigma, keys) * e.scale**2 / 2
+        if layer + 1 == e.layers:
+            logits = np.append(logits, e.sinks[head, g])
+        shares += softmax(logits)[: e.n - sinks] / e.group
+    return (shares + epsilon) * (np.linalg.norm(e.values[layer, head, sinks:], axis=-1) if values else 1)
+
+
+def expected_attention(e, k, sinks=4, **options):
+    scores = by_head(e, lambda l, h: np.append(np.zeros(sinks), expected_scores(e, l, h, sinks=sinks, **options)))
+    return keep_top(e, scores, k, first=sinks)
+
+
 def critical_kv(e, scores, counts, sinks=0, recent=32, first=0.5, epsilon=1e-4):
     """CriticalKV, arXiv 2502.03805; scores: per table, of the entries between the protected ones, of which counts[table]
     stay."""
@@ -157,6 +194,11 @@ def critical_like(e, kept, **options):
     """Where heads compete: as many entries in each head as in `kept`."""
     scores = [snap_scores(e, l, h) for l in range(e.layers) for h in range(e.heads)]
     return critical_kv(e, scores, [len(entries) - 32 for entries in kept], **options)
+
+
+def critical_expected(e, k, **options):
+    scores = [expected_scores(e, l, h, values=False)[:-32] for l in range(e.layers) for h in range(e.heads)]
+    return critical_kv(e, scores, [k - 36] * len(scores), sinks=4, **options)
 
 
 def tova(e, k):
@@ -283,12 +325,20 @@ CASES = {
     "finch(chunk=64,window=16),tokens=77": lambda e: finch(e, 77, 16, 64),
     "finch(chunk=7),tokens=300": lambda e: finch(e, 300, 32, 7),
     "finch(chunk=5000),tokens=300": lambda e: finch(e, 300),
+    "expectedattention,tokens=100": lambda e: expected_attention(e, 100),
+    "expectedattention,keep=0.6": lambda e: expected_attention(e, 420),
+    "expectedattention(future=20,sinks=9),tokens=150": lambda e: expected_attention(e, 150, sinks=9, future=20),
+    "expectedattention(future=1,sinks=0),tokens=150": lambda e: expected_attention(e, 150, sinks=0, future=1),
+    "expectedattention(covariance=off),tokens=150": lambda e: expected_attention(e, 150, covariance=False),
+    "expectedattention(values=off),tokens=150": lambda e: expected_attention(e, 150, values=False),
+    "expectedattention(epsilon=0.02),tokens=150": lambda e: expected_attention(e, 150, epsilon=0.02),
     "criticalkv,tokens=100": lambda e: critical_snap(e, 100),
     "criticalkv(first=0.75,epsilon=0.01),tokens=300": lambda e: critical_snap(e, 300, first=0.75, epsilon=0.01),
     "criticalkv(first=0,window=16),tokens=300": lambda e: critical_snap(e, 300, 16, first=0),
     "criticalkv,adakv,tokens=150": lambda e: critical_like(e, ada_kv(e, 150)),
     "snapkv,criticalkv,global,tokens=100": lambda e: critical_like(e, all_layers(e, 100)),
     "criticalkv,pyramidkv,tokens=120": lambda e: critical_like(e, pyramid_kv(e, 120)),
+    "expectedattention(values=off),criticalkv,tokens=150": lambda e: critical_expected(e, 150),
     "rkv,tokens=120": lambda e: r_kv(e, 120),
     "rkv(window=20,kernel=3,lambda=0.6,threshold=0.2),tokens=300": lambda e: r_kv(e, 300, 20, 3, 0.6, 0.2),
     "kvcompose,tokens=90": lambda e: kv_compose(e, 90),

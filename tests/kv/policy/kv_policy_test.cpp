@@ -175,6 +175,21 @@ TEST(KvPolicy, AQuestionMayBeJudgedChunkByChunk) {
   EXPECT_THAT(error_of("finch(chunk=64),chunkkv,keep=0.5"), HasSubstr("finch and chunkkv cannot be combined"));
 }
 
+TEST(KvPolicy, ExpectedAttentionWantsTheMomentsOfAllQueries) {
+  const KvPolicy policy = parse_kv_policy("expectedattention(sinks=7),keep=0.25");
+  EXPECT_TRUE(policy.wants().sees_all_tokens());
+  EXPECT_EQ(policy.wants().num_query_tokens, 0);
+  EXPECT_EQ(policy.wants().moments->order, QueryMoments::Order::kCovariance);
+  EXPECT_EQ(policy.wants().moments->first_token, 7);
+  EXPECT_EQ(policy.num_sinks, 7);
+  EXPECT_EQ(parse_kv_policy("expectedattention(covariance=off),keep=0.25").wants().moments->order,
+            QueryMoments::Order::kMean);
+  EXPECT_THAT(error_of("expectedattention(future=0),keep=0.5"), HasSubstr("future must be a number from 1"));
+  EXPECT_THAT(error_of("expectedattention(covariance=1),keep=0.5"), HasSubstr("covariance is one of on, off"));
+  EXPECT_THAT(error_of("expectedattention(epsilon=-1),keep=0.5"), HasSubstr("epsilon must be a number from 0"));
+  EXPECT_THAT(error_of("expectedattention,snapkv,keep=0.5"), HasSubstr("expectedattention and snapkv cannot be"));
+}
+
 TEST(KvPolicy, AttentionMayBeWeighedByWhatTheOutputProjectionMakesOfValues) {
   const KvPolicy policy = parse_kv_policy("criticalkv(first=0.25,epsilon=0.5,window=16),keep=0.25");
   EXPECT_TRUE(policy.wants().value_norms);
@@ -182,7 +197,8 @@ TEST(KvPolicy, AttentionMayBeWeighedByWhatTheOutputProjectionMakesOfValues) {
   EXPECT_EQ(policy.second_stage->first_share, 0.25);
   EXPECT_EQ(policy.second_stage->epsilon, 0.5);
   EXPECT_FALSE(parse_kv_policy("snapkv,keep=0.25").wants().value_norms);
-  for (const char* base : {"snapkv", "h2o", "finch", "adakv", "pyramidkv", "kvcompose", "snapkv,global", "rocketkv"}) {
+  for (const char* base : {"snapkv", "h2o", "finch", "expectedattention(values=off)", "adakv", "pyramidkv", "kvcompose",
+                           "snapkv,global", "rocketkv"}) {
     EXPECT_EQ(error_of(std::string(base) + ",criticalkv,keep=0.5"), "none") << base;
   }
   for (const char* base : {"keydiff", "keynorm", "lagkv", "rkv", "streamingllm"}) {
