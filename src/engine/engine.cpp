@@ -77,9 +77,10 @@ void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
   }
   if (!request.kv_policy || request.kv_policy->scorer == nullptr || request.kv_pinned.empty()) return;
   const KvPolicy& policy = *request.kv_policy;
-  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty()) {
+  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty() ||
+      policy.share_chunk > 0) {
     fail(ErrorCode::kInvalidArgument,
-         "tokens cannot be pinned with the KV policy {}: not every layer has room for them", policy.text);
+         "tokens cannot be pinned with the KV policy {}: not every layer or chunk has room for them", policy.text);
   }
   const int32_t num_kept = policy.num_kept(num_prompt);
   // Judged once, the most recent tokens are those of the prompt; later they are others.
@@ -288,7 +289,7 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
         .is_average = !request.kv_policy->heads_keep_alike(),
         .may_keep_all = request.kv_policy->guard > 0.0,
         .num_query_tokens =
-            wants.attention_mass ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
+            wants.sees_all_tokens() ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
     sequence_request.private_generation = request.kv_policy->pages.has_value();
     sequence_request.side_bytes = s.model.evidence_bytes(
         *request.kv_policy, sequence_request.compression.most_entries(), static_cast<int32_t>(num_tokens));
@@ -377,6 +378,8 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     if (!point) {
       evidence.window.reset();
       evidence.mass.reset();
+      evidence.moments.reset();
+      evidence.value_norms.reset();
       return;
     }
     const KvWants wants = generation.kv_policy->wants();
@@ -390,6 +393,10 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     }
     if (wants.attention_mass && evidence.mass == nullptr) {
       evidence.mass = model.make_attention_mass(generation.most_judged);
+    }
+    if (wants.moments && evidence.moments == nullptr) evidence.moments = model.make_query_moments(*wants.moments);
+    if (wants.value_norms && evidence.value_norms == nullptr) {
+      evidence.value_norms = model.make_value_norms(generation.most_judged);
     }
   } catch (const Error& error) {
     evidence = {};
@@ -443,6 +450,9 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;
     if (generation->kv_evidence.mass != nullptr) generation->kv_evidence.mass->keep(model.info().kv_layers, kept);
+    if (generation->kv_evidence.value_norms != nullptr) {
+      generation->kv_evidence.value_norms->keep(model.info().kv_layers, kept);
+    }
     if (generation->kv_evidence.pages != nullptr) generation->kv_evidence.pages->forget();
     collect_evidence(slice.sequence, slice.first_token + slice.num_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens > slice.first_token;

@@ -137,6 +137,9 @@ std::span<float> LoadedModel::forward(const ForwardBatch& batch) {
 KvChoice LoadedModel::choose_kept(SequenceId sequence, const KvText& text, const KvPolicy& policy,
                                   const KvEvidence* evidence) {
   ComputeContext ctx{.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = options_.precision};
+  if (evidence != nullptr && evidence->value_norms != nullptr) {
+    model_->learn_value_norms(ctx, *kv_, sequence, *evidence->value_norms);
+  }
   return witan::choose_kept(ctx, *kv_, sequence, text, policy, evidence);
 }
 
@@ -158,6 +161,8 @@ int64_t LoadedModel::evidence_bytes(const KvPolicy& policy, int32_t most_judged,
     bytes += QueryWindow::bytes(static_cast<int32_t>(layers.size()), info().num_heads, layers.front().key_dim,
                                 std::min(wants.num_query_tokens, most_judged));
     if (wants.attention_mass) bytes += AttentionMass::bytes(layers, most_judged);
+    if (wants.moments) bytes += QueryMoments::bytes(layers, info().num_heads, wants.moments->order);
+    if (wants.value_norms) bytes += ValueNorms::bytes(layers, most_judged);
   }
   if (policy.pages) bytes += PageBounds::bytes(layers, *policy.pages, max_tokens);
   return bytes;
@@ -173,6 +178,16 @@ std::unique_ptr<QueryWindow> LoadedModel::make_query_window(int32_t first_token,
 
 std::unique_ptr<AttentionMass> LoadedModel::make_attention_mass(int32_t max_entries) {
   return with_room([&] { return std::make_unique<AttentionMass>(pool_, info().kv_layers, max_entries); });
+}
+
+std::unique_ptr<QueryMoments> LoadedModel::make_query_moments(const KvWants::Moments& wanted) {
+  return with_room([&] {
+    return std::make_unique<QueryMoments>(pool_, info().kv_layers, info().num_heads, wanted.order, wanted.first_token);
+  });
+}
+
+std::unique_ptr<ValueNorms> LoadedModel::make_value_norms(int32_t max_entries) {
+  return with_room([&] { return std::make_unique<ValueNorms>(pool_, info().kv_layers, max_entries); });
 }
 
 std::unique_ptr<PageBounds> LoadedModel::make_page_bounds(const KvPageReader& reader, int32_t max_entries) {

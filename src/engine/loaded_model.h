@@ -69,6 +69,8 @@ class LoadedModel {
   // Throw Error(kOutOfMemory).
   std::unique_ptr<QueryWindow> make_query_window(int32_t first_token, int32_t num_tokens);
   std::unique_ptr<AttentionMass> make_attention_mass(int32_t max_entries);
+  std::unique_ptr<QueryMoments> make_query_moments(const KvWants::Moments& wanted);
+  std::unique_ptr<ValueNorms> make_value_norms(int32_t max_entries);
   std::unique_ptr<PageBounds> make_page_bounds(const KvPageReader& reader, int32_t max_entries);
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.

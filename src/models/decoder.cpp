@@ -74,7 +74,7 @@ RopeAngles rope_angles(ComputeContext& ctx, const RopeTable& table, const Forwar
   auto* sin = ctx.scratch.allocate<float>(batch.num_tokens() * half);
   for_rows(ctx, batch.num_tokens(),
            [&](int64_t row) { table.angles(batch.positions[row], cos + row * half, sin + row * half); });
-  return {.layout = table.layout(), .dim = table.dim(), .cos = cos, .sin = sin};
+  return {.table = table, .layout = table.layout(), .dim = table.dim(), .cos = cos, .sin = sin};
 }
 
 void rope_heads(ComputeContext& ctx, const RopeAngles& angles, int64_t num_tokens, int64_t num_heads, int64_t head_dim,

@@ -56,6 +56,7 @@ void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const Forw
 
 // cos and sin of every row of a batch, computed once per step for all layers and heads.
 struct RopeAngles {
+  const RopeTable& table;
   RopeLayout layout;
   int64_t dim;       // rotated components
   const float* cos;  // [num_tokens, dim / 2]

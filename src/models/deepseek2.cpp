@@ -163,6 +163,13 @@ class DeepSeek2 final : public Model {
     pre_norm_decoder(ctx, frame_, batch, attention, ffn, logits);
   }
 
+  void learn_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
+                         ValueNorms& norms) const override {
+    for (int32_t layer = 0; layer < info_.num_layers; ++layer) {
+      learn_mla_value_norms(ctx, kv, sequence, layer, mla_, attention_[static_cast<size_t>(layer)], norms);
+    }
+  }
+
  private:
   void describe_attention() {
     const int64_t heads = mla_.num_heads;

@@ -4,6 +4,7 @@
 
 #include "kernels/elementwise/elementwise.h"
 #include "models/kv_observation.h"
+#include "models/value_projection.h"
 #include "nn/linear.h"
 #include "nn/rows.h"
 
@@ -76,9 +77,6 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
     for_rows(compute, n,
              [&](int64_t row) { clamp(compute.isa, parts.clip_qkv, weights.v.rows, v + row * weights.v.rows); });
   }
-  rope_heads(compute, angles, n, config.num_heads, config.head_dim, 0, q);
-  rope_heads(compute, angles, n, config.num_kv_heads, config.head_dim, 0, k);
-
   const AttentionSpec spec{.num_heads = config.num_heads,
                            .num_kv_heads = config.num_kv_heads,
                            .key_dim = config.head_dim,
@@ -86,11 +84,34 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
                            .scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
                            .window = config.windows[static_cast<size_t>(layer)],
                            .sinks = weights.sinks};
+  observe_unrotated_queries(ctx, batch, layer, spec, angles, 0, q);
+  rope_heads(compute, angles, n, config.num_heads, config.head_dim, 0, q);
+  rope_heads(compute, angles, n, config.num_kv_heads, config.head_dim, 0, k);
   write_kv(ctx, batch, layer, spec, k, v);
   observe_queries(ctx, batch, layer, spec, q);
   auto* attended = compute.scratch.allocate<float>(n * weights.q.rows);
   paged_attention(ctx, batch, layer, spec, q, attended);
   linear(compute, weights.o, attended, n, out, weights.o_bias);
+}
+
+void learn_gqa_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, int32_t layer,
+                           const DecoderConfig& config, const GqaWeights& weights, ValueNorms& norms) {
+  if (config.windows[static_cast<size_t>(layer)] > 0) return;
+  const auto values = [](const KvView& view, int32_t, int32_t first, int32_t count, float* out, std::byte* scratch) {
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t entry = first + i;
+      kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, reinterpret_cast<float*>(scratch),
+              out + int64_t{i} * view.format.value_dim);
+    }
+  };
+  learn_value_norms(ctx, kv, sequence, layer,
+                    {.output = weights.o,
+                     .num_heads = config.num_heads,
+                     .num_kv_heads = config.num_kv_heads,
+                     .value_dim = config.head_dim,
+                     .values = values,
+                     .scratch_bytes = config.head_dim * static_cast<int64_t>(sizeof(float))},
+                    norms);
 }
 
 }  // namespace witan

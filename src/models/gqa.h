@@ -44,4 +44,8 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
                    const GqaParts& parts, const GqaWeights& weights, const RopeAngles& angles, const float* x,
                    float* out);
 
+// What ValueNorms has of a layer; nothing of one with a sliding window.
+void learn_gqa_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, int32_t layer,
+                           const DecoderConfig& config, const GqaWeights& weights, ValueNorms& norms);
+
 }  // namespace witan

@@ -35,4 +35,11 @@ void GqaDecoder::forward(ForwardContext& ctx, const ForwardBatch& batch, float* 
   pre_norm_decoder(ctx, frame_, batch, attention, ffn, logits);
 }
 
+void GqaDecoder::learn_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
+                                   ValueNorms& norms) const {
+  for (int32_t layer = 0; layer < config_.num_layers; ++layer) {
+    learn_gqa_value_norms(ctx, kv, sequence, layer, config_, attention_[static_cast<size_t>(layer)], norms);
+  }
+}
+
 }  // namespace witan

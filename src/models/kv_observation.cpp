@@ -66,6 +66,11 @@ void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlic
   });
 }
 
+// The slice's tokens that the moments leave out.
+int32_t num_skipped_tokens(const SequenceSlice& slice, const QueryMoments& moments) {
+  return std::clamp(moments.first_token() - slice.first_token, 0, slice.num_tokens);
+}
+
 }  // namespace
 
 void observe_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
@@ -75,6 +80,40 @@ void observe_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t lay
     if (slice.evidence->window != nullptr) save_queries(*slice.evidence->window, slice, layer, spec, queries);
     if (slice.evidence->mass != nullptr && spec.window == 0) add_mass(ctx, batch, slice, layer, spec, queries);
   }
+}
+
+void observe_unrotated_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+                               const RopeAngles& angles, int32_t rope_offset, const float* queries) {
+  if (spec.window > 0) return;
+  for (const SequenceSlice& slice : batch.slices) {
+    if (slice.evidence == nullptr || slice.evidence->moments == nullptr) continue;
+    QueryMoments& moments = *slice.evidence->moments;
+    WITAN_CHECK(moments.num_heads() == spec.num_heads && moments.key_dim(layer) == spec.key_dim,
+                "queries of {} x {} for moments of {} x {}", spec.num_heads, spec.key_dim, moments.num_heads(),
+                moments.key_dim(layer));
+    moments.scoring(layer) = {
+        .scale = spec.scale, .sinks = spec.sinks, .rope = &angles.table, .rope_offset = rope_offset};
+    const int32_t num_skipped = num_skipped_tokens(slice, moments);
+    const int32_t num_tokens = slice.num_tokens - num_skipped;
+    if (num_tokens == 0) continue;
+    const float* first = queries + int64_t{slice.first_row + num_skipped} * spec.num_heads * spec.key_dim;
+    ctx.compute.threads.parallel_for(spec.num_heads, [&](int64_t h, int) {
+      const auto head = static_cast<int32_t>(h);
+      moments.add(layer, head, first + h * spec.key_dim, int64_t{spec.num_heads} * spec.key_dim, num_tokens);
+    });
+    moments.count(layer, num_tokens);
+  }
+}
+
+std::vector<int32_t> observed_unrotated_rows(const ForwardBatch& batch) {
+  std::vector<int32_t> rows;
+  for (const SequenceSlice& slice : batch.slices) {
+    if (slice.evidence == nullptr || slice.evidence->moments == nullptr) continue;
+    for (int32_t i = num_skipped_tokens(slice, *slice.evidence->moments); i < slice.num_tokens; ++i) {
+      rows.push_back(slice.first_row + i);
+    }
+  }
+  return rows;
 }
 
 std::vector<int32_t> observed_rows(const ForwardBatch& batch) {

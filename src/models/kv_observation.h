@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "models/decoder.h"
 #include "models/model.h"
 #include "models/paged_attention.h"
 
@@ -15,5 +16,10 @@ void observe_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t lay
 
 // The rows of the batch whose queries observe_queries reads.
 std::vector<int32_t> observed_rows(const ForwardBatch& batch);
+
+// The same for queries before RoPE, of which `angles` are to rotate the components from rope_offset on.
+void observe_unrotated_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
+                               const RopeAngles& angles, int32_t rope_offset, const float* queries);
+std::vector<int32_t> observed_unrotated_rows(const ForwardBatch& batch);
 
 }  // namespace witan

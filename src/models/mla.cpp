@@ -6,6 +6,7 @@
 
 #include "kernels/norm/norm.h"
 #include "models/kv_observation.h"
+#include "models/value_projection.h"
 #include "nn/linear.h"
 #include "nn/rows.h"
 
@@ -87,6 +88,18 @@ void observe_absorbed_queries(ForwardContext& ctx, const ForwardBatch& batch, in
   auto* latent_q = ctx.compute.scratch.allocate<float>(batch.num_tokens() * config.num_heads * config.entry_dim());
   absorb_queries(ctx.compute, config, weights, rows, q, latent_q);
   observe_queries(ctx, batch, layer, latent_spec(config), latent_q);
+}
+
+// The same before RoPE.
+void observe_absorbed_unrotated_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer,
+                                        const MlaConfig& config, const MlaWeights& weights, const RopeAngles& angles,
+                                        const float* q) {
+  const std::vector<int32_t> rows = observed_unrotated_rows(batch);
+  if (rows.empty()) return;
+  const ScratchScope scope(ctx.compute.scratch);
+  auto* latent_q = ctx.compute.scratch.allocate<float>(batch.num_tokens() * config.num_heads * config.entry_dim());
+  absorb_queries(ctx.compute, config, weights, rows, q, latent_q);
+  observe_unrotated_queries(ctx, batch, layer, latent_spec(config), angles, config.latent_dim, latent_q);
 }
 
 // Attention of generated tokens, in the latent space. q [tokens, heads, key_dim] -> out [tokens, heads, value_dim].
@@ -367,6 +380,7 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   auto* entries = compute.scratch.allocate<float>(n * config.entry_dim());
   auto* attended = compute.scratch.allocate<float>(n * heads * config.value_dim);
   project_queries(compute, config, weights, x, n, q);
+  observe_absorbed_unrotated_queries(ctx, batch, layer, config, weights, angles, q);
   rope_heads(compute, angles, n, heads, config.key_dim(), config.nope_dim, q);
   linear(compute, weights.kv_a, x, n, entries);
   for_rows(compute, n, [&](int64_t row) {
@@ -381,6 +395,37 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   expanded_attention(ctx, batch, parts.prompt, layer, config, weights, q, attended);
   absorbed_attention(ctx, batch, parts.generated, layer, config, weights, q, attended);
   linear(compute, weights.o, attended, n, out);
+}
+
+void learn_mla_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, int32_t layer,
+                           const MlaConfig& config, const MlaWeights& weights, ValueNorms& norms) {
+  const ActivationFormat format = activation_format(weights.v.front().type, ctx.precision);
+  const int64_t row_bytes = activation_bytes(format, config.latent_dim);
+  // scratch: [kMaxEntries] latents as activations, then an entry
+  const auto values = [&](const KvView& view, int32_t head, int32_t first, int32_t count, float* out,
+                          std::byte* scratch) {
+    auto* entry = reinterpret_cast<float*>(scratch + ValueProjection::kMaxEntries * row_bytes);
+    const std::byte* rows[ValueProjection::kMaxEntries];
+    float* products[ValueProjection::kMaxEntries];
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t e = first + i;
+      kv_load(view.format, view.blocks[e / kKvBlockSize], e % kKvBlockSize, entry, nullptr);
+      store_activations(ctx.isa, format, entry, config.latent_dim, scratch + i * row_bytes);
+      rows[i] = scratch + i * row_bytes;
+      products[i] = out + int64_t{i} * config.value_dim;
+    }
+    const PackedMatrix& v = weights.v[static_cast<size_t>(head)];
+    matmul(ctx.isa, v, format, rows, count, 0, v.num_panels(), products);
+  };
+  learn_value_norms(
+      ctx, kv, sequence, layer,
+      {.output = weights.o,
+       .num_heads = config.num_heads,
+       .num_kv_heads = 1,
+       .value_dim = config.value_dim,
+       .values = values,
+       .scratch_bytes = ValueProjection::kMaxEntries * row_bytes + config.entry_dim() * int64_t{sizeof(float)}},
+      norms);
 }
 
 }  // namespace witan

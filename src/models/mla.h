@@ -53,4 +53,8 @@ int64_t mla_thread_bytes_per_row(const MlaConfig& config);
 void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const MlaConfig& config,
                    const MlaWeights& weights, const RopeAngles& angles, const float* x, float* out);
 
+// What ValueNorms has of a layer: head h's value is Wv_h c.
+void learn_mla_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, int32_t layer,
+                           const MlaConfig& config, const MlaWeights& weights, ValueNorms& norms);
+
 }  // namespace witan

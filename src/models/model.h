@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "base/types.h"
 #include "kv/kv_cache.h"
 #include "kv/policy/kv_evidence.h"
@@ -100,6 +101,12 @@ class Model {
   // Computes the batch and writes logits [logit_rows.size(), vocab_size] f32. The batch's entries were reserved in
   // the KV cache and are written here, not committed.
   virtual void forward(ForwardContext& ctx, const ForwardBatch& batch, float* logits) const = 0;
+
+  // Makes `norms` know the values of all committed entries of a sequence. Models with an encoder have no KV
+  // policies.
+  virtual void learn_value_norms(ComputeContext&, const KvCache&, SequenceId, ValueNorms&) const {
+    WITAN_CHECK(false, "{} learns no value norms", info().architecture);
+  }
 };
 
 }  // namespace witan

@@ -27,7 +27,8 @@ constexpr ModelCase kModels[] = {{"qwen3moe", DType::kQ8_0, KvCodec::kF16},
                                  {"deepseek2", DType::kQ8_0, KvCodec::kBF16},
                                  {"gpt-oss", DType::kF32, KvCodec::kHadamard4}};
 
-constexpr std::string_view kWithWindow[] = {"snapkv", "chunkkv", "pyramidkv", "adakv", "kvcompose", "shotkv"};
+constexpr std::string_view kWithWindow[] = {"snapkv",    "chunkkv", "pyramidkv", "adakv",
+                                            "kvcompose", "shotkv",  "finch",     "criticalkv"};
 constexpr int32_t kVocabSize = 512;  // of the tiny presets
 constexpr int32_t kPrompt = 150;
 constexpr int32_t kNewTokens = 12;
@@ -103,8 +104,8 @@ void expect_the_same_answer_everywhere(const ModelOptions& options, const std::s
   EXPECT_EQ(ask(engine, request).steps, expected.steps) << "chunks of 29";
   const Answer again = ask(engine, request);
   EXPECT_EQ(again.steps, expected.steps) << "prompt from the cache";
-  if (request.kv_policy->wants().attention_mass) {
-    EXPECT_EQ(again.usage.cached_prompt_tokens, 0) << "it wants to see what all tokens attend to";
+  if (request.kv_policy->wants().sees_all_tokens()) {
+    EXPECT_EQ(again.usage.cached_prompt_tokens, 0) << "it wants to see all tokens computed";
   } else {
     EXPECT_GE(again.usage.cached_prompt_tokens, 128 - 32);
   }
@@ -608,6 +609,90 @@ TEST(KvPolicyEngine, AttentionMassHasRoomForWhatAGuardKeeps) {
   const Answer guarded = ask(engine, request_for(prompt_tokens(500, 1), "h2o,tokens=100,every=32,guard=1", 200));
   EXPECT_EQ(guarded.steps, dense.steps);
   EXPECT_EQ(guarded.usage.kv->num_times, 7);
+}
+
+TEST(KvPolicyEngine, VariantsOfMethodsGiveTheSameEverywhere) {
+  for (const ModelCase& model : kModels) {
+    SCOPED_TRACE(model.arch);
+    for (const char* policy :
+         {"finch(window=8,chunk=32),tokens=40,every=4", "expectedattention(covariance=off,future=7),tokens=40,every=4",
+          "expectedattention(sinks=40),tokens=60,every=4", "criticalkv(window=8),adakv(window=8),tokens=40,every=4",
+          "expectedattention(values=off),criticalkv(window=8),global,tokens=40,every=4",
+          "h2o,criticalkv(window=8),keep=0.3,generated_tokens=4,every=3"}) {
+      expect_the_same_answer_everywhere(options_for(model), policy);
+    }
+  }
+}
+
+// What the moments have of one token, rotated by its position, is what the window has of it.
+TEST(KvPolicyEngine, MomentsAreOfQueriesBeforeTheirRotation) {
+  constexpr int32_t kLast = 5;
+  for (const ModelCase& c : kModels) {
+    LoadedModel model(options_for(c));
+    KvEvidence evidence;
+    evidence.window = model.make_query_window(kLast, 1);
+    evidence.moments = model.make_query_moments({.order = QueryMoments::Order::kCovariance, .first_token = kLast});
+    const SequenceId sequence = model.kv().create();
+    ASSERT_TRUE(model.kv().reserve(sequence, kLast + 1));
+    ForwardBatch batch;
+    batch.slices.push_back({.kv_sequence = sequence, .num_tokens = kLast + 1, .evidence = &evidence});
+    for (int32_t i = 0; i <= kLast; ++i) {
+      batch.tokens.push_back(10 + i);
+      batch.positions.push_back(i);
+      batch.roles.push_back(TokenRole::kPrompt);
+    }
+    model.forward(batch);
+    int32_t num_layers = 0;
+    for (int32_t layer = 0; layer < model.info().num_layers; ++layer) {
+      const KvLayerSpec& spec = model.info().kv_layers[static_cast<size_t>(layer)];
+      if (spec.window > 0) continue;
+      const auto& scoring = evidence.moments->scoring(layer);
+      ASSERT_NE(scoring.rope, nullptr);
+      EXPECT_EQ(scoring.scale, evidence.window->scoring(layer).scale);
+      EXPECT_EQ(scoring.sinks, evidence.window->scoring(layer).sinks);
+      std::vector<float> cos(static_cast<size_t>(scoring.rope->dim() / 2));
+      std::vector<float> sin(cos.size());
+      scoring.rope->angles(kLast, cos.data(), sin.data());
+      const auto dim = static_cast<size_t>(spec.key_dim);
+      for (int32_t head = 0; head < model.info().num_heads; ++head) {
+        std::vector<double> mean(dim);
+        evidence.moments->mean(layer, head, mean.data());
+        std::vector<double> covariance(dim * dim);
+        evidence.moments->covariance(layer, head, mean.data(), covariance.data());
+        EXPECT_THAT(covariance, testing::Each(0.0)) << "of one token";
+        std::vector<float> query(mean.begin(), mean.end());
+        EXPECT_NE(query, std::vector<float>(dim));
+        rope(model.isa(), scoring.rope->layout(), cos.data(), sin.data(), scoring.rope->dim(),
+             query.data() + scoring.rope_offset);
+        const float* rotated = evidence.window->queries(layer, kLast) + head * spec.key_dim;
+        EXPECT_EQ(query, std::vector<float>(rotated, rotated + spec.key_dim)) << c.arch << " " << layer << " " << head;
+      }
+      ++num_layers;
+    }
+    EXPECT_GT(num_layers, 0);
+    model.kv().release(sequence);
+  }
+}
+
+TEST(KvPolicyEngine, TheSecondStageChangesWhatStays) {
+  for (const ModelCase& model : kModels) {
+    Engine engine(options_for(model));
+    const auto steps_of = [&](const char* policy) {
+      return ask(engine, request_for(prompt_tokens(kPrompt, 5), policy)).steps;
+    };
+    EXPECT_EQ(steps_of("criticalkv(first=1,window=8),tokens=40"), steps_of("snapkv(window=8),tokens=40")) << model.arch;
+    EXPECT_NE(steps_of("criticalkv(first=0,window=8),tokens=40"), steps_of("snapkv(window=8),tokens=40")) << model.arch;
+  }
+}
+
+TEST(KvPolicyEngine, TokensMayBePinnedWhereEntriesAreJudgedTwiceButNotByChunks) {
+  Engine engine(small_options());
+  GenerationRequest request = request_for(prompt_tokens(100, 1), "criticalkv(window=8),tokens=30");
+  const Answer expected = ask(engine, request);
+  request.kv_pinned = {{.begin = 40, .end = 50}};
+  EXPECT_NE(ask(engine, request).steps, expected.steps);
+  request.kv_policy = parse_kv_policy("finch(window=8,chunk=20),tokens=30");
+  EXPECT_THROW(engine.submit(request, {}), Error);
 }
 
 TEST(KvPolicyEngine, AnAnswerThatIsThereIsNotJudged) {

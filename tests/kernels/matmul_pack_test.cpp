@@ -48,6 +48,27 @@ TEST(MatmulPack, PackedWeightsAreTheFilesBitForBitOnEveryInstructionSet) {
   }
 }
 
+TEST(MatmulPack, UnpackedPanelsHaveTheFilesWeights) {
+  for (const QuantType& quant : quant_types()) {
+    for (const int64_t cols : test_cols(quant.dtype)) {
+      const TestMatrix matrix = TestMatrix::random(quant.dtype, 21, cols, 13);
+      for (const int64_t panel : {0, 1}) {
+        std::vector<float> unpacked(static_cast<size_t>(cols * kPanelRows));
+        unpack_panel(matrix.packed(), panel, unpacked.data());
+        for (int64_t row = panel * kPanelRows; row < std::min<int64_t>(21, (panel + 1) * kPanelRows); ++row) {
+          std::vector<float> expected(static_cast<size_t>(cols));
+          quant.decode(matrix.file_row(row), expected.data(), cols);
+          for (int64_t col = 0; col < cols; ++col) {
+            ASSERT_EQ(unpacked[static_cast<size_t>(col * kPanelRows + row % kPanelRows)],
+                      expected[static_cast<size_t>(col)])
+                << quant.name << ", " << cols << " columns, row " << row << ", column " << col;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(MatmulPack, ReferenceProductIsQuantTypesDot) {
   for (const QuantType& quant : quant_types()) {
     for (const int64_t cols : test_cols(quant.dtype)) {

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "memory/memory_pool.h"
 #include "support/packed.h"
 
@@ -115,6 +117,96 @@ TEST_P(KvObservationTest, AttentionMassHasTheSameBitsHoweverTheTextIsCut) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sinks, KvObservationTest, testing::Bool());
+
+// Queries of two slices at once, of which the first tokens of the text are left out.
+TEST(QueryMoments, AreThoseOfAllTokensButTheFirstHoweverTheTextIsCut) {
+  MemoryPool pool(size_t{64} << 20);
+  const KvLayerSpec layers[] = {{.num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim, .window = 64},
+                                {.num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim}};
+  const RopeTable rope({.layout = RopeLayout::kPairs, .dim = 8, .theta = 100.0});
+  const RopeAngles angles{.table = rope, .layout = rope.layout(), .dim = rope.dim(), .cos = nullptr, .sin = nullptr};
+  const AttentionSpec spec{
+      .num_heads = kHeads, .num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim, .scale = kScale};
+  constexpr int32_t kFirst = 6;
+  const std::vector<float> queries = test::random_floats(int64_t{kTokens} * kHeads * kDim, 9);
+  KvCache kv(pool, {.layers = {layers[0], layers[1]}, .codec = KvCodec::kF32, .capacity_bytes = size_t{8} << 20});
+  ThreadPool threads(2);
+  Scratch scratch(pool);
+  RouterTelemetry telemetry(0, 0, 0);
+  ForwardContext ctx{
+      .compute = {.threads = threads, .scratch = scratch, .isa = select_isa(), .precision = Precision::kExact},
+      .kv = kv,
+      .telemetry = telemetry};
+  struct Moments {
+    std::vector<double> means;
+    std::vector<double> covariances;
+    bool operator==(const Moments&) const = default;
+  };
+  const auto moments_after = [&](const std::vector<int32_t>& slices) {
+    KvEvidence evidence;
+    evidence.moments = std::make_unique<QueryMoments>(pool, layers, kHeads, QueryMoments::Order::kCovariance, kFirst);
+    int32_t first = 0;
+    for (const int32_t count : slices) {
+      ForwardBatch batch;
+      const SequenceSlice other{.kv_sequence = 1, .first_row = 0, .num_tokens = 3};
+      batch.slices = {
+          other, {.kv_sequence = 2, .first_row = 3, .num_tokens = count, .first_token = first, .evidence = &evidence}};
+      std::vector<float> rows(static_cast<size_t>(3 * kHeads * kDim), 1e9f);
+      rows.insert(rows.end(), queries.begin() + first * kHeads * kDim,
+                  queries.begin() + (first + count) * kHeads * kDim);
+      EXPECT_EQ(std::ssize(observed_unrotated_rows(batch)), count - std::clamp(kFirst - first, 0, count));
+      EXPECT_TRUE(observed_rows(batch).empty());
+      for (const int32_t layer : {0, 1}) {
+        AttentionSpec of_layer = spec;
+        of_layer.window = layers[layer].window;
+        observe_unrotated_queries(ctx, batch, layer, of_layer, angles, 4, rows.data());
+      }
+      first += count;
+    }
+    EXPECT_EQ(evidence.moments->scoring(1).rope, &rope);
+    EXPECT_EQ(evidence.moments->scoring(1).rope_offset, 4);
+    EXPECT_EQ(evidence.moments->scoring(1).scale, kScale);
+    Moments moments{.means = std::vector<double>(kHeads * kDim),
+                    .covariances = std::vector<double>(kHeads * kDim * kDim)};
+    for (int32_t head = 0; head < kHeads; ++head) {
+      double* mean = moments.means.data() + head * kDim;
+      evidence.moments->mean(1, head, mean);
+      evidence.moments->covariance(1, head, mean, moments.covariances.data() + head * kDim * kDim);
+    }
+    return moments;
+  };
+  const Moments whole = moments_after({kTokens});
+  EXPECT_TRUE(moments_after({1, 1, 5, 17, 31, 600, 45}) == whole);
+  EXPECT_TRUE(moments_after({4, 3, 343, 350}) == whole);
+  for (int32_t head = 0; head < kHeads; ++head) {
+    const auto component = [&](int32_t token, int32_t i) {
+      return static_cast<double>(queries[static_cast<size_t>((token * kHeads + head) * kDim + i)]);
+    };
+    for (int32_t i = 0; i < kDim; ++i) {
+      double mean = 0.0;
+      for (int32_t token = kFirst; token < kTokens; ++token) mean += component(token, i) / (kTokens - kFirst);
+      EXPECT_NEAR(whole.means[static_cast<size_t>(head * kDim + i)], mean, 1e-12);
+      for (int32_t j = 0; j < kDim; ++j) {
+        double product = 0.0;
+        for (int32_t token = kFirst; token < kTokens; ++token) {
+          product += (component(token, i) - mean) *
+                     (component(token, j) - whole.means[static_cast<size_t>(head * kDim + j)]) / (kTokens - kFirst);
+        }
+        EXPECT_NEAR(whole.covariances[static_cast<size_t>((head * kDim + i) * kDim + j)], product, 1e-12);
+      }
+    }
+  }
+}
+
+TEST(QueryMoments, NeedTheRoomTheySay) {
+  const KvLayerSpec layers[] = {{.num_kv_heads = 1, .key_dim = 10, .value_dim = 4},
+                                {.num_kv_heads = 1, .key_dim = 10, .value_dim = 4, .window = 8},
+                                {.num_kv_heads = 2, .key_dim = 20, .value_dim = 4}};
+  EXPECT_EQ(QueryMoments::bytes(layers, 3, QueryMoments::Order::kMean), 3 * (10 + 20) * 8);
+  EXPECT_EQ(QueryMoments::bytes(layers, 3, QueryMoments::Order::kCovariance), 3 * (10 + 55 + 20 + 210) * 8);
+  MemoryPool pool(size_t{4} << 20);
+  EXPECT_THROW(QueryMoments(pool, layers, 3000, QueryMoments::Order::kCovariance, 0), Error);
+}
 
 TEST(AttentionMass, KeepsWhatIsLeft) {
   MemoryPool pool(size_t{8} << 20);

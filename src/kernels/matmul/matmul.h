@@ -36,6 +36,10 @@ int64_t panel_bytes(DType type, int64_t cols);
 // (1..16); missing rows are packed as zeros. `panel` has panel_bytes(type, cols), 64-byte aligned.
 void pack_panel(DType type, int64_t cols, const std::byte* const* rows, int num_rows, std::byte* panel);
 
+// A panel of any type as one of float32, with the values that its bits stand for: out [cols][16]. One element at a
+// time.
+void unpack_panel(const PackedMatrix& matrix, int64_t panel, float* out);
+
 // How activations are stored for a product.
 enum class ActivationFormat : uint8_t {
   kF32,         // exact: float32

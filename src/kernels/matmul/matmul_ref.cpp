@@ -123,6 +123,19 @@ double activation(ActivationFormat format, const std::byte* row, int64_t col) {
 
 }  // namespace
 
+void unpack_panel(const PackedMatrix& matrix, int64_t panel, float* out) {
+  WITAN_CHECK(0 <= panel && panel < matrix.num_panels(), "panel {} of {}", panel, matrix.num_panels());
+  const PackedPanel packed({.panels = reinterpret_cast<const uint8_t*>(matrix.data),
+                            .panel_stride_bytes = matrix.panel_stride_bytes,
+                            .type = matrix.type,
+                            .cols = matrix.cols,
+                            .blocks = find_block_format(matrix.type)},
+                           panel);
+  for (int64_t col = 0; col < matrix.cols; ++col) {
+    for (int row = 0; row < kPanelRows; ++row) *out++ = static_cast<float>(packed.weight(row, col));
+  }
+}
+
 void matmul_reference(const MatmulArgs& args) {
   const auto cols = static_cast<size_t>(args.cols);
   std::vector<double> weights(cols);

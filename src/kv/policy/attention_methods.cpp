@@ -16,6 +16,18 @@ void tova(PolicyBuilder& builder, PartArguments& arguments) {
   builder.protect(0, 1);
 }
 
+// FINCH (Corallo and Papotti, arXiv 2408.00167): what the question attends to, the last `window` tokens, each
+// token's weights times the number of entries that it sees. With chunk=N the same share of every N entries stays.
+// The paper computes a long text chunk by chunk, the question with each, over what it kept of those before, and
+// gives what stays new positions. Here the prompt is computed as a whole, and entries keep their positions.
+void finch(PolicyBuilder& builder, PartArguments& arguments) {
+  const int32_t window = arguments.integer("window", 32, 1, 4096);
+  builder.choose_score(arguments, window_attention(window, 1, Pooling::kMean, TokenWeight::kEntriesSeen));
+  builder.protect(0, window);
+  builder.policy.share_chunk = arguments.integer("chunk", 0, 0, 1 << 20);
+  if (builder.policy.share_chunk > 0) builder.choose_grouping(arguments);
+}
+
 // PyramidKV (Cai et al., arXiv 2406.02069): SnapKV with less for each higher layer.
 void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments));
@@ -28,6 +40,14 @@ void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments) {
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments));
   builder.choose_scope(arguments, KvScope::kLayer, arguments.number("floor", 0.2, 0.0, 1.0));
+}
+
+// CriticalKV (Feng et al., arXiv 2502.03805): half of the budget by the score, half by the score times what the
+// output projection makes of the value. With AdaKV, heads compete by the score for what each keeps.
+void critical_kv(PolicyBuilder& builder, PartArguments& arguments) {
+  builder.suggest_score(window_attention(builder, arguments));
+  builder.choose_second_stage(arguments, {.first_share = arguments.number("first", 0.5, 0.0, 1.0),
+                                          .epsilon = arguments.number("epsilon", 1e-4, 0.0, 1e6)});
 }
 
 // KVCompose (arXiv 2509.05165): heads choose for themselves, and as many in all heads of a layer; layers compete.

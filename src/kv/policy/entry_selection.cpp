@@ -112,6 +112,56 @@ class Selection {
   Units units_;
 };
 
+// FINCH: keeps num_entries of a head, of every chunk of them the same share.
+void keep_shares(const KvPolicy& policy, const Head& head, int64_t num_entries) {
+  const int64_t total = head.end - head.begin;
+  int64_t num_given = 0;
+  for (int32_t begin = head.begin; begin < head.end;) {
+    const int32_t end = static_cast<int32_t>(std::min<int64_t>(head.end, int64_t{begin} + policy.share_chunk));
+    const int64_t so_far = num_entries * (end - head.begin) / total;
+    Selection({}, {{.scores = head.scores, .begin = begin, .end = end, .kept = head.kept}}, {})
+        .keep(so_far - std::exchange(num_given, so_far), 0);
+    begin = end;
+  }
+}
+
+// CriticalKV: as many entries as a head keeps between the protected ones, num_first by their scores, the others by
+// their second scores. Appends them to `kept`.
+void select_twice(const HeadScores& head, int32_t begin, int32_t end, int32_t num_first, int32_t num_kept,
+                  std::vector<int32_t>& kept) {
+  std::vector<int32_t> entries(static_cast<size_t>(end - begin));
+  std::iota(entries.begin(), entries.end(), begin);
+  const auto better = [](const float* scores) {
+    return [scores](int32_t a, int32_t b) {
+      const float of_a = comparable(scores[a]);
+      const float of_b = comparable(scores[b]);
+      return of_a != of_b ? of_a > of_b : a < b;
+    };
+  };
+  std::nth_element(entries.begin(), entries.begin() + num_first, entries.end(), better(head.scores));
+  std::nth_element(entries.begin() + num_first, entries.begin() + num_kept, entries.end(), better(head.second_scores));
+  kept.insert(kept.end(), entries.begin(), entries.begin() + num_kept);
+}
+
+// The second stage of all heads, which keep as many entries as they do.
+void select_again(const KvPolicy& policy, std::span<const LayerScores> layers, std::span<const int32_t> budgets,
+                  std::vector<std::vector<int32_t>>& kept) {
+  size_t table = 0;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    for (const HeadScores& head : layers[l]) {
+      std::vector<int32_t>& entries = kept[table++];
+      const auto fixed = protected_of(policy, head, budgets[l]);
+      const int32_t begin = head.num_fixed + fixed.num_sinks;
+      const int32_t end = head.num_entries - fixed.num_recent;
+      const auto num_total = static_cast<int32_t>(std::ssize(entries)) - head.num_fixed;
+      const int32_t num_chosen = num_total - fixed.count();
+      const auto num_first = static_cast<int32_t>(policy.second_stage->first_share * num_total) - fixed.count();
+      std::erase_if(entries, [&](int32_t i) { return i >= begin && i < end; });
+      select_twice(head, begin, end, std::clamp(num_first, 0, num_chosen), num_chosen, entries);
+    }
+  }
+}
+
 // KVCompose: a layer's i-th composite token is made of the i-th best entry of each of its heads, and is worth the mean
 // of their scores. The best composite tokens of all layers stay, beside the protected entries of each.
 std::vector<int32_t> composite_budgets(const KvPolicy& policy, std::span<const LayerScores> layers, int32_t num_kept) {
@@ -263,12 +313,18 @@ std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::sp
       const int32_t end = head.num_entries - fixed.num_recent;
       for (int32_t i = 0; i < begin; ++i) entries.push_back(i);
       for (int32_t i = end; i < head.num_entries; ++i) entries.push_back(i);
+      if (policy.share_chunk > 0) {
+        keep_shares(policy, {.scores = head.scores, .begin = begin, .end = end, .kept = &entries},
+                    budgets[l] - fixed.count());
+        continue;
+      }
       together.push_back({.scores = head.scores, .begin = begin, .end = end, .kept = &entries});
       num_together += budgets[l] - fixed.count();
       if (policy.scope == KvScope::kHead) select();
     }
     if (policy.scope == KvScope::kLayer || (policy.scope == KvScope::kModel && l + 1 == layers.size())) select();
   }
+  if (policy.second_stage) select_again(policy, layers, budgets, kept);
   for (std::vector<int32_t>& entries : kept) std::ranges::sort(entries);
   return kept;
 }

@@ -13,6 +13,7 @@ struct HeadScores {
   const float* scores = nullptr;  // [num_entries]
   int32_t num_entries = 0;
   int32_t num_fixed = 0;  // of which so many, from the first, stay and are not counted: the prompt's, in a pool apart
+  const float* second_scores = nullptr;  // [num_entries] of policies with a second stage
 };
 
 // The heads of one layer.
@@ -27,6 +28,9 @@ std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32
 // as many. Of equal scores the first head's wins, then the first entry's. Chunks are counted from the first entry that
 // is not protected; the last that the budget has no room for gives its best entries. Where the policy keeps spans
 // together they begin at span_starts, ascending, and entries are tokens; fixed ones have none.
+//
+// Where of every share_chunk entries an equal share stays, the chunks are those of the entries that are not
+// protected; a chunk gets what its share adds to the whole entries of those before it.
 std::vector<std::vector<int32_t>> select_entries(const KvPolicy& policy, std::span<const LayerScores> layers,
                                                  int32_t num_kept, std::span<const int32_t> span_starts = {});
 

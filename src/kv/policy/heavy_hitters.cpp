@@ -12,6 +12,8 @@ class HeavyHitters : public KvScorer {
  public:
   KvWants wants() const override { return {.attention_mass = true}; }
 
+  bool scores_are_attention() const override { return true; }
+
   void score(const HeadEvidence& head, std::span<float> scores, float*) const override {
     std::copy_n(head.mass, scores.size(), scores.begin());
   }

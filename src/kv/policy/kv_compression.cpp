@@ -17,7 +17,8 @@ namespace {
 // A kv head whose entries are judged.
 struct JudgedHead {
   int32_t num_entries;
-  float* scores;  // [num_entries]
+  float* scores;         // [num_entries]
+  float* second_scores;  // [num_entries] of policies with a second stage, else nullptr
 };
 
 struct JudgedLayer {
@@ -38,6 +39,12 @@ struct HeadTask {
   HeadEvidence evidence(const JudgedLayer& judged, int32_t head, const float** rows, int32_t* positions) const {
     HeadEvidence evidence{.isa = isa, .view = kv.view(sequence, judged.layer, head, judged.heads[head].num_entries)};
     if (collected == nullptr) return evidence;
+    if (collected->moments != nullptr) {
+      evidence.moments = collected->moments.get();
+      evidence.layer = judged.layer;
+      evidence.group = collected->moments->num_heads() / judged.num_heads();
+      evidence.first_query_head = head * evidence.group;
+    }
     if (collected->mass != nullptr) evidence.mass = collected->mass->of(judged.layer, head);
     const QueryWindow* queries = collected->window.get();
     if (queries == nullptr) return evidence;
@@ -70,7 +77,8 @@ void add_up_heads(Isa isa, const JudgedLayer& judged) {
   }
 }
 
-std::vector<JudgedLayer> judged_layers(Scratch& scratch, const KvCache& kv, SequenceId sequence) {
+std::vector<JudgedLayer> judged_layers(Scratch& scratch, const KvCache& kv, SequenceId sequence,
+                                       const KvPolicy& policy) {
   std::vector<JudgedLayer> layers;
   int32_t num_tables = 0;
   for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
@@ -79,7 +87,10 @@ std::vector<JudgedLayer> judged_layers(Scratch& scratch, const KvCache& kv, Sequ
       layers.push_back({.layer = layer, .first_table = num_tables, .heads = {}});
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
         const int32_t num_entries = kv.num_entries(sequence, layer, head);
-        layers.back().heads.push_back({.num_entries = num_entries, .scores = scratch.allocate<float>(num_entries)});
+        layers.back().heads.push_back(
+            {.num_entries = num_entries,
+             .scores = scratch.allocate<float>(num_entries),
+             .second_scores = policy.second_stage ? scratch.allocate<float>(num_entries) : nullptr});
       }
     }
     num_tables += spec.num_kv_heads;
@@ -104,8 +115,9 @@ class Judge {
         sequence_(sequence),
         text_(text),
         policy_(policy),
+        evidence_(evidence),
         queries_(evidence == nullptr ? nullptr : evidence->window.get()),
-        judged_(judged_layers(ctx.scratch, kv, sequence)),
+        judged_(judged_layers(ctx.scratch, kv, sequence, policy)),
         task_{.kv = kv, .sequence = sequence, .collected = evidence, .isa = ctx.isa} {}
 
   KvChoice choose() {
@@ -181,9 +193,10 @@ class Judge {
           return policy_.scorer->scratch_floats(head.with_last_queries(num_query_tokens));
         },
         [&](const JudgedLayer& layer, int32_t head, const HeadEvidence& evidence, float* scratch) {
-          const auto& [num_entries, scores] = layer.heads[static_cast<size_t>(head)];
+          const JudgedHead& judged = layer.heads[static_cast<size_t>(head)];
           policy_.scorer->score(evidence.with_last_queries(num_query_tokens),
-                                {scores, static_cast<size_t>(num_entries)}, scratch);
+                                {judged.scores, static_cast<size_t>(judged.num_entries)}, scratch);
+          if (policy_.second_stage) judge_twice(*policy_.second_stage, layer.layer, head, judged);
         });
     for (size_t i = 0; i < judged_.size(); i += static_cast<size_t>(policy_.reused_layers)) {
       if (policy_.heads_agree) add_up_heads(ctx_.isa, judged_[i]);
@@ -191,14 +204,26 @@ class Judge {
     }
   }
 
+  void judge_twice(const KvSecondStage& stage, int32_t layer, int32_t head, const JudgedHead& judged) const {
+    ValueNorms& norms = *evidence_->value_norms;
+    WITAN_CHECK(norms.num_known(layer, head) == judged.num_entries, "the weight of {} values, {} entries",
+                norms.num_known(layer, head), judged.num_entries);
+    const float* weights = norms.of(layer, head);
+    const auto epsilon = static_cast<float>(stage.epsilon);
+    for (int32_t i = 0; i < judged.num_entries; ++i) {
+      judged.second_scores[i] = (judged.scores[i] + epsilon) * weights[i];
+    }
+  }
+
   void pin(const JudgedLayer& layer) {
     for (int32_t head = 0; head < layer.num_heads(); ++head) {
-      const auto& [num_entries, scores] = layer.heads[static_cast<size_t>(head)];
+      const auto& [num_entries, scores, second_scores] = layer.heads[static_cast<size_t>(head)];
       const KvView view = kv_.view(sequence_, layer.layer, head, num_entries);
       for (const KvSpan& span : text_.pinned) {
         const int32_t end = num_entries_of(view, span.end);
         for (int32_t i = num_entries_of(view, span.begin); i < end; ++i) {
           scores[i] = std::numeric_limits<float>::infinity();
+          if (second_scores != nullptr) second_scores[i] = scores[i];
         }
       }
     }
@@ -213,14 +238,15 @@ class Judge {
                   layer.layer, scored.num_heads(), layer.num_heads());
       scores.emplace_back();
       for (int32_t head = 0; head < layer.num_heads(); ++head) {
-        const auto& [num_entries, of_head] = scored.heads[static_cast<size_t>(head)];
+        const auto& [num_entries, of_head, second_scores] = scored.heads[static_cast<size_t>(head)];
         WITAN_CHECK(num_entries == layer.heads[static_cast<size_t>(head)].num_entries,
                     "layers {} and {}, head {} have {} and {} entries", scored.layer, layer.layer, head, num_entries,
                     layer.heads[static_cast<size_t>(head)].num_entries);
         const KvView view = kv_.view(sequence_, layer.layer, head, num_entries);
         scores.back().push_back({.scores = of_head,
                                  .num_entries = num_entries,
-                                 .num_fixed = prompt_is_fixed ? num_entries_of(view, text_.num_prompt_tokens) : 0});
+                                 .num_fixed = prompt_is_fixed ? num_entries_of(view, text_.num_prompt_tokens) : 0,
+                                 .second_scores = second_scores});
       }
     }
     return scores;
@@ -269,6 +295,7 @@ class Judge {
   SequenceId sequence_;
   const KvText& text_;
   const KvPolicy& policy_;
+  const KvEvidence* evidence_;
   const QueryWindow* queries_;
   std::vector<JudgedLayer> judged_;
   HeadTask task_;

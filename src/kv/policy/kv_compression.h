@@ -28,9 +28,9 @@ struct KvChoice {
   bool fell_back = false;  // that is below the guard: all entries stay
 };
 
-// Which committed entries of a sequence a policy keeps. `evidence` has what the policy wants, of queries as many as
-// there are since entries were judged before; nullptr for one that wants nothing. Takes scratch for the scores of all
-// heads. Throws Error(kOutOfMemory) when there is no room for them.
+// Which committed entries of a sequence a policy keeps. `evidence` has what the policy wants: of queries as many as
+// there are since entries were judged before, of value norms all; nullptr for one that wants nothing. Takes scratch
+// for the scores of all heads. Throws Error(kOutOfMemory) when there is no room for them.
 KvChoice choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, const KvText& text,
                      const KvPolicy& policy, const KvEvidence* evidence);
 

@@ -49,6 +49,7 @@ KvWants KvPolicy::wants() const {
   // The last tokens whose attention a guard looks at, or a merging, of policies that want the queries of fewer.
   constexpr int32_t kLastTokens = 32;
   KvWants wants = scorer == nullptr ? KvWants() : scorer->wants();
+  wants.value_norms = second_stage.has_value();
   const bool merges_by_attention = merging && merging->into == KvMerging::Into::kNext && !wants.attention_mass;
   if (guard > 0.0 || merges_by_attention) wants.num_query_tokens = std::max(wants.num_query_tokens, kLastTokens);
   return wants;

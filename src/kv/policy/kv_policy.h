@@ -81,6 +81,13 @@ struct KvMerging {
   int32_t num_next = 32;   // kNext
 };
 
+// The scores choose how many entries each head keeps, and of those the first `first_share`; the others are the ones
+// of which (score + epsilon) * ValueNorms is largest (CriticalKV, Feng et al., arXiv 2502.03805).
+struct KvSecondStage {
+  double first_share = 0.5;  // protected entries count
+  double epsilon = 1e-4;
+};
+
 // How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a
 // budget of everything.
 //
@@ -104,8 +111,11 @@ struct KvPolicy {
   int32_t num_recent = 0;
   double recent_share = 0.0;  // of the budget: of the most recent at least so many stay
 
+  std::optional<KvSecondStage> second_stage;
+
   int32_t chunk = 1;           // > 1: so many neighbouring entries stay or go together
   std::string span_separator;  // not empty: the parts of the prompt that end with it stay or go together
+  int32_t share_chunk = 0;     // > 0: the same share of every so many neighbouring entries stays (FINCH)
   bool chunk_by_sum = true;    // a chunk's or part's score is the sum of its entries', or their mean
   bool heads_agree = false;    // all heads of a layer keep the entries with the best sum of their scores
   int32_t reused_layers = 1;   // > 1: of so many neighbouring layers the first is scored for all

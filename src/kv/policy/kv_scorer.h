@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "base/isa.h"
 #include "kernels/attention/attention.h"
+#include "kv/policy/query_moments.h"
 
 namespace witan {
 
@@ -17,6 +19,12 @@ struct HeadEvidence {
   const float* sinks = nullptr;  // [group] see finish_attention; nullptr: none
   int32_t group = 1;             // query heads that read this kv head
   const float* mass = nullptr;   // [num_entries] attention that each had from all tokens so far, of all query heads
+
+  // Of all tokens' queries before RoPE: those of query heads first_query_head .. + group of the layer are this
+  // head's.
+  const QueryMoments* moments = nullptr;
+  int32_t layer = 0;
+  int32_t first_query_head = 0;
 
   int32_t num_query_tokens() const { return queries.num_rows / group; }
   const float* sink(int32_t query_head) const { return sinks == nullptr ? nullptr : sinks + query_head; }
@@ -48,7 +56,19 @@ struct HeadEvidence {
 // What a scorer wants to know beside the entries. All of it is collected while tokens are computed.
 struct KvWants {
   int32_t num_query_tokens = 0;  // the queries of so many last tokens; a shorter text gives fewer
-  bool attention_mass = false;   // HeadEvidence::mass; then nothing is taken from the prefix cache
+  bool attention_mass = false;   // HeadEvidence::mass
+
+  // HeadEvidence::moments, of the tokens from first_token on.
+  struct Moments {
+    QueryMoments::Order order = QueryMoments::Order::kMean;
+    int32_t first_token = 0;
+  };
+  std::optional<Moments> moments = {};
+
+  bool value_norms = false;  // KvEvidence::value_norms
+
+  // Then nothing is taken from the prefix cache.
+  bool sees_all_tokens() const { return attention_mass || moments.has_value(); }
 };
 
 // The part of a method that judges entries: one number for each, of which the larger stay.
@@ -59,6 +79,9 @@ class KvScorer {
   virtual ~KvScorer() = default;
 
   virtual KvWants wants() const { return {}; }
+
+  // Whether scores are shares of attention, so that they may be weighed: never negative, and 0 means nothing.
+  virtual bool scores_are_attention() const { return false; }
 
   // Floats of scratch for one head of so many entries.
   virtual int64_t scratch_floats(const HeadEvidence&) const { return 0; }

@@ -26,6 +26,14 @@ constexpr Part kParts[] = {
     {{"keydiff", true, "keys unlike the mean key"}, key_diff},
     {{"lagkv", true, "keys and values that vary, seen from those behind them: sinks=4, lag=128"}, lag_kv},
     {{"snapkv", true, "what the last tokens attend to: window=32, kernel=5, pool=avg|max"}, snap_kv},
+    {{"finch", true,
+      "what the question, the last tokens, attends to: window=32, chunk=0 (> 0: the same share of every so many "
+      "entries)"},
+     finch},
+    {{"expectedattention", true,
+      "what tokens to come are expected to attend to: future=512, sinks=4, covariance=on|off, values=on|off, "
+      "epsilon=0"},
+     expected_attention},
     {{"h2o", true, "what all tokens so far attended to, and the most recent: recent=0.5 (their share of the budget)"},
      heavy_hitters},
     {{"rkv", true,
@@ -39,14 +47,17 @@ constexpr Part kParts[] = {
     {{"pyramidkv", true, "more for the first layers, less for the last: slope=20"}, pyramid_kv},
     {{"kvcompose", true, "layers compete by what their heads' best entries are worth together"}, kv_compose},
     {{"adakv", true, "heads of a layer compete: floor=0.2 (share of its part that each keeps)"}, ada_kv},
+    {{"criticalkv", true,
+      "half of the budget by snapkv's score, half by that times the projected value: first=0.5, epsilon=0.0001, "
+      "window=32"},
+     critical_kv},
     {{"quest", false,
       "generated tokens read the pages that may matter: tokens=2048 or keep=0.1 (of the entries), dense=2 (layers read "
       "whole), page=32|16"},
      quest},
     {{"rocketkv", true,
       "snapkv with kernel=63, of what stays pages are read as by quest: read=512 or a share below 1, dense=2, "
-      "page=32|16, "
-      "window=32"},
+      "page=32|16, window=32"},
      rocket_kv},
     {{"simlayerkv", false,
       "layers that look at little else keep the first and last tokens: threshold=0.9, sinks=4, recent=1024"},

@@ -94,6 +94,11 @@ void PolicyBuilder::choose_layers(const PartArguments& by, KvLayerBudget layers)
   policy.layers = layers;
 }
 
+void PolicyBuilder::choose_second_stage(const PartArguments& by, const KvSecondStage& stage) {
+  claim("which entries are judged twice", by);
+  policy.second_stage = stage;
+}
+
 void PolicyBuilder::choose_pages(const PartArguments& by, const KvPageReader& pages) {
   claim("which entries are read", by);
   policy.pages = pages;
@@ -145,7 +150,29 @@ KvPolicy PolicyBuilder::finish() {
          "{} and {} cannot be combined: heads that keep the same entries cannot compete for them",
          chosen_by_["which entries stay together"], chosen_by_["how heads share their budget"]);
   }
+  if (policy.share_chunk > 0 && policy.scope != KvScope::kHead) {
+    fail(ErrorCode::kInvalidArgument,
+         "{} and {} cannot be combined: heads that keep the same share of each chunk cannot compete for entries",
+         chosen_by_["which entries stay together"], chosen_by_["how heads share their budget"]);
+  }
+  if (policy.second_stage) check_second_stage();
   return std::move(policy);
+}
+
+void PolicyBuilder::check_second_stage() {
+  const std::string& by = chosen_by_["which entries are judged twice"];
+  if (chosen_by_.contains("which entries stay together")) {
+    fail(ErrorCode::kInvalidArgument, "{} and {} cannot be combined: entries that are judged twice are so one by one",
+         chosen_by_["which entries stay together"], by);
+  }
+  if (policy.layers == KvLayerBudget::kLazy) {
+    fail(ErrorCode::kInvalidArgument, "{} and {} cannot be combined: there is no budget to divide",
+         chosen_by_["how layers share their budget"], by);
+  }
+  if (!policy.scorer->scores_are_attention()) {
+    fail(ErrorCode::kInvalidArgument, "{} and {} cannot be combined: the score to be weighed has to be attention",
+         chosen_by_["which entries are worth most"], by);
+  }
 }
 
 }  // namespace witan

@@ -47,6 +47,7 @@ class PolicyBuilder {
   void suggest_score(std::shared_ptr<const KvScorer> scorer);
   void choose_scope(const PartArguments& by, KvScope scope, double head_floor);
   void choose_layers(const PartArguments& by, KvLayerBudget layers);
+  void choose_second_stage(const PartArguments& by, const KvSecondStage& stage);
   void choose_pages(const PartArguments& by, const KvPageReader& pages);
   void choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds);
   void choose_grouping(const PartArguments& by);
@@ -57,6 +58,7 @@ class PolicyBuilder {
   KvPolicy finish();
 
  private:
+  void check_second_stage();
   void claim(const char* what, const PartArguments& by);
 
   std::map<std::string, std::string> chosen_by_;  // what -> part
@@ -67,13 +69,16 @@ class PolicyBuilder {
 void streaming_llm(PolicyBuilder& builder, PartArguments& arguments);
 void key_norm(PolicyBuilder& builder, PartArguments& arguments);
 void key_diff(PolicyBuilder& builder, PartArguments& arguments);
+void expected_attention(PolicyBuilder& builder, PartArguments& arguments);
 void heavy_hitters(PolicyBuilder& builder, PartArguments& arguments);
 void r_kv(PolicyBuilder& builder, PartArguments& arguments);
 void lag_kv(PolicyBuilder& builder, PartArguments& arguments);
 void snap_kv(PolicyBuilder& builder, PartArguments& arguments);
+void finch(PolicyBuilder& builder, PartArguments& arguments);
 void tova(PolicyBuilder& builder, PartArguments& arguments);
 void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments);
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
+void critical_kv(PolicyBuilder& builder, PartArguments& arguments);
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments);
 void quest(PolicyBuilder& builder, PartArguments& arguments);
 void rocket_kv(PolicyBuilder& builder, PartArguments& arguments);

@@ -12,10 +12,12 @@ namespace {
 
 class WindowAttention : public KvScorer {
  public:
-  WindowAttention(int32_t window, int32_t kernel, Pooling pooling)
-      : window_(window), kernel_(kernel), pooling_(pooling) {}
+  WindowAttention(int32_t window, int32_t kernel, Pooling pooling, TokenWeight token_weight)
+      : window_(window), kernel_(kernel), pooling_(pooling), token_weight_(token_weight) {}
 
   KvWants wants() const override { return {.num_query_tokens = window_}; }
+
+  bool scores_are_attention() const override { return true; }
 
   int64_t scratch_floats(const HeadEvidence& head) const override {
     return RowWeights::scratch_floats(head.view) + 2 * RowWeights(head.view, nullptr).row_floats();
@@ -36,7 +38,11 @@ class WindowAttention : public KvScorer {
         const float* queries[RowWeights::kMaxRows];
         int32_t positions[RowWeights::kMaxRows];
         weights.compute(head.isa, head.rows(first * head.group + g, count, head.group, queries, positions));
-        for (int32_t r = 0; r < count; ++r) weights.add_to(head.isa, r, head.sink(g), 1.0f, sum);
+        for (int32_t r = 0; r < count; ++r) {
+          const int32_t num_seen = num_judged + first + r + 1;
+          const float factor = token_weight_ == TokenWeight::kEqual ? 1.0f : static_cast<float>(num_seen);
+          weights.add_to(head.isa, r, head.sink(g), factor, sum);
+        }
       }
       pool(sum, num_judged, pooled);
       // Sums over the tokens: their number is the same for all.
@@ -60,12 +66,14 @@ class WindowAttention : public KvScorer {
   int32_t window_;
   int32_t kernel_;
   Pooling pooling_;
+  TokenWeight token_weight_;
 };
 
 }  // namespace
 
-std::shared_ptr<const KvScorer> window_attention(int32_t window, int32_t kernel, Pooling pooling) {
-  return std::make_shared<WindowAttention>(window, kernel, pooling);
+std::shared_ptr<const KvScorer> window_attention(int32_t window, int32_t kernel, Pooling pooling,
+                                                 TokenWeight token_weight) {
+  return std::make_shared<WindowAttention>(window, kernel, pooling, token_weight);
 }
 
 std::shared_ptr<const KvScorer> window_attention(PolicyBuilder& builder, PartArguments& arguments, int32_t kernel) {

@@ -214,6 +214,93 @@ TEST(EntrySelection, FixedEntriesStayBesideTheBudget) {
   }
 }
 
+TEST(EntrySelection, EachChunkKeepsTheSameShare) {
+  const Scores scores(1, 2, 103, 3, 1000);
+  KvPolicy policy;
+  policy.num_sinks = 2;
+  policy.num_recent = 1;
+  for (const int32_t chunk : {1, 7, 10, 50, 100, 1000}) {
+    policy.share_chunk = chunk;
+    for (const int32_t num_kept : {1, 3, 4, 23, 53, 102, 103}) {
+      const Kept kept = scores.select(policy, num_kept);
+      expect_sane(kept, 103);
+      for (int32_t head = 0; head < 2; ++head) {
+        const std::vector<int32_t>& entries = kept[static_cast<size_t>(head)];
+        ASSERT_EQ(std::ssize(entries), num_kept);
+        for (int32_t begin = 2; begin < 102; begin += chunk) {
+          const int32_t end = std::min(102, begin + chunk);
+          std::vector<Candidate> candidates;
+          for (int32_t i = begin; i < end; ++i) candidates.push_back({scores.at(0, head, i), 0, i});
+          std::ranges::sort(candidates, std::less<>());
+          const auto count = std::ranges::count_if(entries, [&](int32_t i) { return i >= begin && i < end; });
+          EXPECT_NEAR(static_cast<double>(count), (end - begin) * std::max(0, num_kept - 3) / 100.0, 1.0)
+              << chunk << " " << num_kept;
+          for (int64_t i = 0; i < count; ++i) {
+            EXPECT_TRUE(std::ranges::binary_search(entries, candidates[static_cast<size_t>(i)].entry));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(EntrySelection, TheSecondStageKeepsAsManyOfEachHeadAsTheFirst) {
+  const Scores scores(3, 4, 100, 7, 1000);
+  const Scores second(3, 4, 100, 8, 1000);
+  for (const KvScope scope : {KvScope::kHead, KvScope::kLayer, KvScope::kModel}) {
+    for (const int32_t num_fixed : {0, 30}) {
+      for (const double share : {0.0, 0.5, 1.0}) {
+        for (const int32_t num_kept : {1, 5, 20, 69, 70}) {
+          KvPolicy policy;
+          policy.scope = scope;
+          policy.num_sinks = 1;
+          policy.num_recent = 3;
+          std::vector<LayerScores> views;
+          for (int32_t table = 0; table < 12; ++table) {
+            if (table % 4 == 0) views.emplace_back();
+            views.back().push_back(
+                {.scores = scores.layers[static_cast<size_t>(table / 4)].data() + int64_t{table % 4} * 100,
+                 .num_entries = 100,
+                 .num_fixed = num_fixed,
+                 .second_scores = second.layers[static_cast<size_t>(table / 4)].data() + int64_t{table % 4} * 100});
+          }
+          const Kept once = select_entries(policy, views, num_kept);
+          policy.second_stage = {.first_share = share, .epsilon = 0.0};
+          const Kept twice = select_entries(policy, views, num_kept);
+          expect_sane(twice, 100);
+          if (share == 1.0) {
+            EXPECT_EQ(twice, once);
+          }
+          for (size_t table = 0; table < 12; ++table) {
+            ASSERT_EQ(twice[table].size(), once[table].size());
+            const auto num_total = static_cast<int32_t>(std::ssize(once[table])) - num_fixed;
+            const auto fixed = policy.num_protected(100 - num_fixed, num_kept, num_fixed == 0);
+            const int32_t begin = num_fixed + fixed.num_sinks;
+            const int32_t end = 100 - fixed.num_recent;
+            std::vector<Candidate> candidates;
+            for (int32_t i = begin; i < end; ++i) candidates.push_back({views[table / 4][table % 4].scores[i], 0, i});
+            std::ranges::sort(candidates, std::less<>());
+            const int32_t num_first = std::max(0, static_cast<int32_t>(share * num_total) - fixed.count());
+            for (auto c = candidates.begin() + num_first; c != candidates.end(); ++c) {
+              c->score = views[table / 4][table % 4].second_scores[c->entry];
+            }
+            std::sort(candidates.begin() + num_first, candidates.end(), std::less<>());
+            std::vector<int32_t> expected;
+            for (int32_t i = 0; i < 100; ++i) {
+              if (i < begin || i >= end) expected.push_back(i);
+            }
+            for (int32_t i = 0; i < num_total - fixed.count(); ++i) {
+              expected.push_back(candidates[static_cast<size_t>(i)].entry);
+            }
+            std::ranges::sort(expected);
+            EXPECT_EQ(twice[table], expected) << "table " << table << ", kept " << num_kept << ", share " << share;
+          }
+        }
+      }
+    }
+  }
+}
+
 // What heads have left of a first judgement differs; they compete again.
 TEST(EntrySelection, HeadsOfDifferentLengthsCompeteForTheSameTotal) {
   const Scores scores(2, 3, 100, 7, 1000);

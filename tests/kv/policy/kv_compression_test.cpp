@@ -102,6 +102,23 @@ TEST_F(KvCompressionTest, PinnedEntriesStayWhateverTheyAreWorth) {
   }
 }
 
+TEST_F(KvCompressionTest, PinnedEntriesStayWhereEntriesAreJudgedTwice) {
+  evidence_.value_norms = std::make_unique<ValueNorms>(pool_, kv_.config().layers, kEntries);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    for (int32_t head = 0; head < kHeads; ++head) {
+      for (int32_t i = 0; i < kEntries; ++i) evidence_.value_norms->of(layer, head)[i] = static_cast<float>(i % 7 + 1);
+      evidence_.value_norms->set_num_known(layer, head, kEntries);
+    }
+  }
+  const KvText text{.num_prompt_tokens = kEntries, .pinned = {{.begin = 10, .end = 14}, {.begin = 60, .end = 61}}};
+  for (const char* policy : {"criticalkv(window=4,first=0),tokens=12", "criticalkv(window=4),tokens=12",
+                             "criticalkv(window=4,first=0),adakv(window=4),tokens=12"}) {
+    const KvChoice choice = choose(policy, text);
+    for (const auto& kept : choice.kept) EXPECT_THAT(kept, testing::IsSupersetOf({10, 11, 12, 13, 60})) << policy;
+    EXPECT_NE(choose(policy).kept, choice.kept) << policy;
+  }
+}
+
 TEST_F(KvCompressionTest, PartsOfTheTextStayOrGoTogether) {
   const KvText text{.num_prompt_tokens = kEntries, .span_starts = {0, 7, 30, 31, 50, 90}};
   const std::vector<int32_t> starts = {0, 7, 30, 31, 50, 90, kEntries};

@@ -3,11 +3,13 @@
 //   kv_policy_dump FOLDER POLICY...
 //
 // Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
-// dim], the queries of the last tokens, and masses.f32 [layers, heads, entries], attention had so far, and prints a
-// JSON line with these numbers, then one per policy with what it keeps, and with the values [tables, kept, dim] then if
-// it merges any.
+// dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads, entries], attention had so far and
+// weights of values, unrotated.f32 [layers, entries, heads * group, dim], the queries of all tokens before RoPE, and
+// sinks.f32 [heads * group], of the last layer alone, and prints a JSON line with these numbers, then one per policy
+// with what it keeps, and with the values [tables, kept, dim] then if it merges any.
 #include <nlohmann/json.hpp>
 
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -26,6 +28,19 @@ constexpr int32_t kDim = 16;
 constexpr int32_t kEntries = 700;  // more than one split
 constexpr int32_t kQueryTokens = 64;
 constexpr float kScale = 0.25f;
+constexpr int64_t kQueryFloats = int64_t{kHeads} * kGroup * kDim;
+
+// Of each layer: which components are rotated, and how.
+struct Rope {
+  RopeConfig config;
+  int32_t offset;
+};
+const Rope kRopes[kLayers] = {
+    {.config = {.layout = RopeLayout::kHalves, .dim = 16, .theta = 10000.0}, .offset = 0},
+    {.config = {.layout = RopeLayout::kPairs, .dim = 6, .theta = 100.0}, .offset = 10},
+    {.config = {.layout = RopeLayout::kHalves, .dim = 8, .theta = 50.0}, .offset = 0},
+    {.config = {.layout = RopeLayout::kPairs, .dim = 16, .theta = 1e6}, .offset = 0},
+};
 
 class Values {
  public:
@@ -46,7 +61,92 @@ class Values {
   std::vector<float> floats_;
 };
 
-SequenceId fill(KvCache& kv, Values& keys, Values& values) {
+struct MadeUp {
+  Values keys{int64_t{kLayers} * kHeads * kEntries * kDim, 1};
+  Values values{int64_t{kLayers} * kHeads * kEntries * kDim, 2};
+  Values queries{int64_t{kLayers} * kQueryTokens * kQueryFloats, 3};
+  Values masses{int64_t{kLayers} * kHeads * kEntries, 4};
+  Values unrotated{int64_t{kLayers} * kEntries * kQueryFloats, 5};
+  Values norms{int64_t{kLayers} * kHeads * kEntries, 6};
+  Values sinks{int64_t{kHeads} * kGroup, 7};
+  std::vector<RopeTable> ropes;
+
+  MadeUp() {
+    for (const Rope& rope : kRopes) ropes.emplace_back(rope.config);
+    for (int64_t i = 0; i < int64_t{kLayers} * kHeads * kEntries; ++i) *norms.at(i) = std::abs(*norms.at(i));
+    // As much as many entries together.
+    for (int32_t i = 0; i < kHeads * kGroup; ++i) *sinks.at(i) = 6.0f + 2.0f * *sinks.at(i);
+    // Queries that are not centred, and whose components belong together.
+    for (int64_t row = 0; row < int64_t{kLayers} * kEntries * kHeads * kGroup; ++row) {
+      float* query = unrotated.at(row * kDim);
+      for (int32_t i = 0; i + 1 < kDim; ++i)
+        query[i] = 0.5f * query[i] + 0.5f * query[i + 1] + 0.125f * static_cast<float>(i % 5) - 0.25f;
+    }
+  }
+
+  void write(const std::string& folder) const {
+    keys.write(folder + "/keys.f32");
+    values.write(folder + "/values.f32");
+    queries.write(folder + "/queries.f32");
+    masses.write(folder + "/masses.f32");
+    unrotated.write(folder + "/unrotated.f32");
+    norms.write(folder + "/norms.f32");
+    sinks.write(folder + "/sinks.f32");
+  }
+
+  // What a policy wants to know of them.
+  KvEvidence evidence(MemoryPool& pool, std::span<const KvLayerSpec> layers, const KvWants& wants) {
+    KvEvidence evidence;
+    if (wants.num_query_tokens > 0) evidence.window = window(pool, wants.num_query_tokens);
+    if (wants.attention_mass) evidence.mass = std::make_unique<AttentionMass>(pool, layers, kEntries);
+    if (wants.value_norms) evidence.value_norms = std::make_unique<ValueNorms>(pool, layers, kEntries);
+    if (wants.moments) evidence.moments = moments(pool, layers, *wants.moments);
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      for (int32_t head = 0; head < kHeads; ++head) {
+        const int64_t at = (int64_t{layer} * kHeads + head) * kEntries;
+        if (wants.attention_mass) std::copy_n(masses.at(at), kEntries, evidence.mass->of(layer, head));
+        if (!wants.value_norms) continue;
+        std::copy_n(norms.at(at), kEntries, evidence.value_norms->of(layer, head));
+        evidence.value_norms->set_num_known(layer, head, kEntries);
+      }
+    }
+    return evidence;
+  }
+
+ private:
+  std::unique_ptr<QueryWindow> window(MemoryPool& pool, int32_t num_tokens) {
+    const int32_t first = kEntries - num_tokens;
+    auto window = std::make_unique<QueryWindow>(pool, kLayers, kHeads * kGroup, kDim, first, num_tokens);
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      window->scoring(layer).scale = kScale;
+      for (int32_t token = 0; token < num_tokens; ++token) {
+        const int64_t row = int64_t{layer} * kQueryTokens + kQueryTokens - num_tokens + token;
+        std::copy_n(queries.at(row * kQueryFloats), kQueryFloats, window->queries(layer, first + token));
+      }
+    }
+    return window;
+  }
+
+  std::unique_ptr<QueryMoments> moments(MemoryPool& pool, std::span<const KvLayerSpec> layers,
+                                        const KvWants::Moments& wanted) {
+    auto moments = std::make_unique<QueryMoments>(pool, layers, kHeads * kGroup, wanted.order, wanted.first_token);
+    const int32_t num_tokens = kEntries - wanted.first_token;
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+      moments->scoring(layer) = {.scale = kScale,
+                                 .sinks = layer + 1 == kLayers ? sinks.at(0) : nullptr,
+                                 .rope = &ropes[static_cast<size_t>(layer)],
+                                 .rope_offset = kRopes[layer].offset};
+      const float* first = unrotated.at((int64_t{layer} * kEntries + wanted.first_token) * kQueryFloats);
+      for (int32_t head = 0; head < kHeads * kGroup; ++head) {
+        moments->add(layer, head, first + int64_t{head} * kDim, kQueryFloats, num_tokens);
+      }
+      moments->count(layer, num_tokens);
+    }
+    return moments;
+  }
+};
+
+SequenceId fill(KvCache& kv, MadeUp& made_up) {
   const SequenceId sequence = kv.create();
   if (!kv.reserve(sequence, kEntries)) fail(ErrorCode::kOutOfMemory, "no room");
   for (int32_t layer = 0; layer < kLayers; ++layer) {
@@ -54,7 +154,7 @@ SequenceId fill(KvCache& kv, Values& keys, Values& values) {
       for (int32_t i = 0; i < kEntries; ++i) {
         const int64_t offset = ((int64_t{layer} * kHeads + head) * kEntries + i) * kDim;
         const KvCache::Slot slot = kv.slot(sequence, layer, head, i);
-        kv_store(kv.block_format(layer), slot.block, slot.slot, keys.at(offset), values.at(offset));
+        kv_store(kv.block_format(layer), slot.block, slot.slot, made_up.keys.at(offset), made_up.values.at(offset));
       }
     }
   }
@@ -85,18 +185,19 @@ void run(int argc, char** argv) {
   config.codec = KvCodec::kF32;
   config.capacity_bytes = size_t{64} << 20;
   KvCache kv(pool, config);
-  Values keys(int64_t{kLayers} * kHeads * kEntries * kDim, 1);
-  Values values(int64_t{kLayers} * kHeads * kEntries * kDim, 2);
-  Values masses(int64_t{kLayers} * kHeads * kEntries, 4);
-  Values queries(int64_t{kLayers} * kQueryTokens * kHeads * kGroup * kDim, 3);
-  const SequenceId sequence = fill(kv, keys, values);
-  keys.write(folder + "/keys.f32");
-  values.write(folder + "/values.f32");
-  queries.write(folder + "/queries.f32");
-  masses.write(folder + "/masses.f32");
+  MadeUp made_up;
+  const SequenceId sequence = fill(kv, made_up);
+  made_up.write(folder);
   using nlohmann::json;
-  std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},       {"dim", kDim},
-                    {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}}
+  json ropes = json::array();
+  for (const Rope& rope : kRopes) {
+    ropes.push_back({{"halves", rope.config.layout == RopeLayout::kHalves},
+                     {"dim", rope.config.dim},
+                     {"theta", rope.config.theta},
+                     {"offset", rope.offset}});
+  }
+  std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},        {"dim", kDim},
+                    {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}, {"ropes", ropes}}
             << "\n";
 
   ThreadPool threads(2);
@@ -104,32 +205,11 @@ void run(int argc, char** argv) {
   ComputeContext ctx{.threads = threads, .scratch = scratch, .isa = select_isa(), .precision = Precision::kExact};
   for (int i = 2; i < argc; ++i) {
     const KvPolicy policy = parse_kv_policy(argv[i]);
-    const int32_t num_tokens = policy.wants().num_query_tokens;
-    KvEvidence evidence;
-    if (num_tokens > 0) {
-      evidence.window =
-          std::make_unique<QueryWindow>(pool, kLayers, kHeads * kGroup, kDim, kEntries - num_tokens, num_tokens);
-    }
-    if (policy.scorer->wants().attention_mass) {
-      evidence.mass = std::make_unique<AttentionMass>(pool, config.layers, kEntries);
-      for (int32_t layer = 0; layer < kLayers; ++layer) {
-        for (int32_t head = 0; head < kHeads; ++head) {
-          std::copy_n(masses.at((int64_t{layer} * kHeads + head) * kEntries), kEntries, evidence.mass->of(layer, head));
-        }
-      }
-    }
-    for (int32_t layer = 0; num_tokens > 0 && layer < kLayers; ++layer) {
-      evidence.window->scoring(layer).scale = kScale;
-      for (int32_t token = 0; token < num_tokens; ++token) {
-        const int64_t row = int64_t{layer} * kQueryTokens + kQueryTokens - num_tokens + token;
-        std::copy_n(queries.at(row * kHeads * kGroup * kDim), kHeads * kGroup * kDim,
-                    evidence.window->queries(layer, kEntries - num_tokens + token));
-      }
-    }
+    const KvEvidence evidence = made_up.evidence(pool, config.layers, policy.wants());
     const KvChoice choice = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence);
     json line = {{"policy", argv[i]}, {"kept", choice.kept}};
     if (policy.merging) {
-      const SequenceId merged = fill(kv, keys, values);
+      const SequenceId merged = fill(kv, made_up);
       if (!kv.keep(merged, choice.kept, choice.merges)) fail(ErrorCode::kOutOfMemory, "no room");
       line["values"] = values_of(kv, merged);
       kv.release(merged);

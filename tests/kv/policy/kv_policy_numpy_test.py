@@ -25,6 +25,10 @@ class Evidence:
         self.values = load("values.f32", self.layers, self.heads, self.n, dim)
         self.queries = load("queries.f32", self.layers, tokens, self.heads, self.group, dim)
         self.masses = load("masses.f32", self.layers, self.heads, self.n)
+        self.norms = load("norms.f32", self.layers, self.heads, self.n)
+        self.unrotated = load("unrotated.f32", self.layers, self.n, self.heads, self.group, dim)
+        self.sinks = load("sinks.f32", self.heads, self.group)
+        self.ropes = numbers["ropes"]
         self.scale = numbers["scale"]
 
 
@@ -107,6 +111,94 @@ def lag_kv(e, k, sinks=4, lag=128):
 
 def snap_kv(e, k, window=32, **options):
     return keep_top(e, by_head(e, lambda l, h: snap_scores(e, l, h, window, **options)), k, recent=window)
+
+
+def finch_scores(e, layer, head, window):
+    """FINCH, arXiv 2408.00167: [n - window]"""
+    seen = e.n - window + 1 + np.arange(window)
+    return (window_weights(e, layer, head, window) * seen[:, None])[:, :, : e.n - window].mean((0, 1))
+
+
+def finch(e, k, window=32, chunk=None):
+    if chunk is None:
+        return keep_top(e, by_head(e, lambda l, h: finch_scores(e, l, h, window)), k, recent=window)
+    kept = []
+    context = e.n - window
+    ends = [*range(chunk, context, chunk), context]
+    for l in range(e.layers):
+        for h in range(e.heads):
+            scores, indices, first = finch_scores(e, l, h, window), [], 0
+            for end in ends:
+                share = (k - window) * end // context - (k - window) * first // context
+                indices += [first + i for i in top(scores[first:end], share)]
+                first = end
+            kept.append(indices + [*range(context, e.n)])
+    return kept
+
+
+def mean_rotation(rope, dim, first, count):
+    """The mean of the rotations of positions first, ..., first + count - 1: [dim, dim]"""
+    matrix = np.eye(dim)
+    half = rope["dim"] // 2
+    for pair in range(half):
+        angles = (first + np.arange(count)) * rope["theta"] ** (-2 * pair / rope["dim"])
+        cos, sin = np.cos(angles).mean(), np.sin(angles).mean()
+        a, b = (pair, pair + half) if rope["halves"] else (2 * pair, 2 * pair + 1)
+        a, b = a + rope["offset"], b + rope["offset"]
+        matrix[[a, a, b, b], [a, b, a, b]] = cos, -sin, sin, cos
+    return matrix
+
+
+def expected_scores(e, layer, head, future=512, sinks=4, covariance=True, values=True, epsilon=0.0):
+    """Expected Attention, arXiv 2510.00636: [n - sinks]"""
+    keys, shares = e.keys[layer, head, sinks:], 0
+    rotation = mean_rotation(e.ropes[layer], keys.shape[-1], e.n, future)
+    for g in range(e.group):
+        q = e.unrotated[layer, sinks:, head, g]
+        logits = keys @ (rotation @ q.mean(0)) * e.scale
+        if covariance:
+            sigma = rotation @ np.cov(q.T, bias=True) @ rotation.T
+            logits += np.einsum("ni,ij,nj->n", keys, sigma, keys) * e.scale**2 / 2
+        if layer + 1 == e.layers:
+            logits = np.append(logits, e.sinks[head, g])
+        shares += softmax(logits)[: e.n - sinks] / e.group
+    return (shares + epsilon) * (np.linalg.norm(e.values[layer, head, sinks:], axis=-1) if values else 1)
+
+
+def expected_attention(e, k, sinks=4, **options):
+    scores = by_head(e, lambda l, h: np.append(np.zeros(sinks), expected_scores(e, l, h, sinks=sinks, **options)))
+    return keep_top(e, scores, k, first=sinks)
+
+
+def critical_kv(e, scores, counts, sinks=0, recent=32, first=0.5, epsilon=1e-4):
+    """CriticalKV, arXiv 2502.03805; scores: per table, of the entries between the protected ones, of which counts[table]
+    stay."""
+    kept = []
+    for table, (s, count) in enumerate(zip(scores, counts, strict=True)):
+        norms = e.norms.reshape(-1, e.n)[table, sinks : e.n - recent]
+        num_first = min(max(int(first * (count + sinks + recent)) - sinks - recent, 0), count)
+        best = top(s, num_first)
+        weighed = (np.asarray(s) + epsilon) * norms
+        weighed[best] = np.inf
+        best = [sinks + i for i in top(weighed, count)]
+        kept.append([*range(sinks), *best, *range(e.n - recent, e.n)])
+    return kept
+
+
+def critical_snap(e, k, window=32, **options):
+    scores = [snap_scores(e, l, h, window) for l in range(e.layers) for h in range(e.heads)]
+    return critical_kv(e, scores, [k - window] * len(scores), recent=window, **options)
+
+
+def critical_like(e, kept, **options):
+    """Where heads compete: as many entries in each head as in `kept`."""
+    scores = [snap_scores(e, l, h) for l in range(e.layers) for h in range(e.heads)]
+    return critical_kv(e, scores, [len(entries) - 32 for entries in kept], **options)
+
+
+def critical_expected(e, k, **options):
+    scores = [expected_scores(e, l, h, values=False)[:-32] for l in range(e.layers) for h in range(e.heads)]
+    return critical_kv(e, scores, [k - 36] * len(scores), sinks=4, **options)
 
 
 def tova(e, k):
@@ -280,6 +372,26 @@ CASES = {
     "duoattention(heads=10/00/11/01,sinks=5,recent=60)": lambda e: duo_attention(e, ["10", "00", "11", "01"], 5, 60),
     "h2o,tokens=100": lambda e: heavy_hitters(e, 100),
     "h2o(recent=0.2),keep=0.5": lambda e: heavy_hitters(e, 350, 0.2),
+    "finch,tokens=100": lambda e: finch(e, 100),
+    "finch(window=64),keep=0.5": lambda e: finch(e, 350, 64),
+    "finch(chunk=100),tokens=200": lambda e: finch(e, 200, 32, 100),
+    "finch(chunk=64,window=16),tokens=77": lambda e: finch(e, 77, 16, 64),
+    "finch(chunk=7),tokens=300": lambda e: finch(e, 300, 32, 7),
+    "finch(chunk=5000),tokens=300": lambda e: finch(e, 300),
+    "expectedattention,tokens=100": lambda e: expected_attention(e, 100),
+    "expectedattention,keep=0.6": lambda e: expected_attention(e, 420),
+    "expectedattention(future=20,sinks=9),tokens=150": lambda e: expected_attention(e, 150, sinks=9, future=20),
+    "expectedattention(future=1,sinks=0),tokens=150": lambda e: expected_attention(e, 150, sinks=0, future=1),
+    "expectedattention(covariance=off),tokens=150": lambda e: expected_attention(e, 150, covariance=False),
+    "expectedattention(values=off),tokens=150": lambda e: expected_attention(e, 150, values=False),
+    "expectedattention(epsilon=0.02),tokens=150": lambda e: expected_attention(e, 150, epsilon=0.02),
+    "criticalkv,tokens=100": lambda e: critical_snap(e, 100),
+    "criticalkv(first=0.75,epsilon=0.01),tokens=300": lambda e: critical_snap(e, 300, first=0.75, epsilon=0.01),
+    "criticalkv(first=0,window=16),tokens=300": lambda e: critical_snap(e, 300, 16, first=0),
+    "criticalkv,adakv,tokens=150": lambda e: critical_like(e, ada_kv(e, 150)),
+    "snapkv,criticalkv,global,tokens=100": lambda e: critical_like(e, all_layers(e, 100)),
+    "criticalkv,pyramidkv,tokens=120": lambda e: critical_like(e, pyramid_kv(e, 120)),
+    "expectedattention(values=off),criticalkv,tokens=150": lambda e: critical_expected(e, 150),
     "rkv,tokens=120": lambda e: r_kv(e, 120),
     "rkv(window=20,kernel=3,lambda=0.6,threshold=0.2),tokens=300": lambda e: r_kv(e, 300, 20, 3, 0.6, 0.2),
     "kvcompose,tokens=90": lambda e: kv_compose(e, 90),
@@ -306,6 +418,7 @@ SAME = {  # two ways to say the same
     "chunkkv(chunk=1,heads=apart,kernel=5),tokens=123": "snapkv,tokens=123",
     "chunkkv(reuse=1),tokens=123": "chunkkv,tokens=123",
     "adakv(floor=1),tokens=123": "snapkv,tokens=123",
+    "criticalkv(first=1),tokens=123": "snapkv,tokens=123",
     "snapkv,pyramidkv(slope=1),tokens=123": "snapkv,tokens=123",
 }
 

@@ -178,6 +178,62 @@ TEST(KvPolicy, AGuardWantsQueries) {
   EXPECT_EQ(parse_kv_policy("snapkv(window=64),keep=0.5,guard=0.9").wants().num_query_tokens, 64);
 }
 
+TEST(KvPolicy, AQuestionMayBeJudgedChunkByChunk) {
+  const KvPolicy policy = parse_kv_policy("finch(window=48,chunk=512),keep=0.25");
+  EXPECT_EQ(policy.wants().num_query_tokens, 48);
+  EXPECT_EQ(policy.num_recent, 48);
+  EXPECT_EQ(policy.share_chunk, 512);
+  EXPECT_EQ(parse_kv_policy("finch,keep=0.25").share_chunk, 0);
+  EXPECT_EQ(error_of("finch,adakv,keep=0.5"), "none");
+  EXPECT_EQ(error_of("finch,chunkkv,keep=0.5"), "none");
+  EXPECT_EQ(error_of("finch(chunk=64),pyramidkv,keep=0.5"), "none");
+  EXPECT_THAT(error_of("finch(window=5000),keep=0.5"), HasSubstr("window must be a number from 1 to 4096"));
+  EXPECT_THAT(error_of("finch(chunk=64),adakv,keep=0.5"), HasSubstr("finch and adakv cannot be combined"));
+  EXPECT_THAT(error_of("finch(chunk=64),global,keep=0.5"), HasSubstr("finch and global cannot be combined"));
+  EXPECT_THAT(error_of("finch(chunk=64),chunkkv,keep=0.5"), HasSubstr("finch and chunkkv cannot be combined"));
+}
+
+TEST(KvPolicy, ExpectedAttentionWantsTheMomentsOfAllQueries) {
+  const KvPolicy policy = parse_kv_policy("expectedattention(sinks=7),keep=0.25");
+  EXPECT_TRUE(policy.wants().sees_all_tokens());
+  EXPECT_EQ(policy.wants().num_query_tokens, 0);
+  EXPECT_EQ(policy.wants().moments->order, QueryMoments::Order::kCovariance);
+  EXPECT_EQ(policy.wants().moments->first_token, 7);
+  EXPECT_EQ(policy.num_sinks, 7);
+  EXPECT_EQ(parse_kv_policy("expectedattention(covariance=off),keep=0.25").wants().moments->order,
+            QueryMoments::Order::kMean);
+  EXPECT_THAT(error_of("expectedattention(future=0),keep=0.5"), HasSubstr("future must be a number from 1"));
+  EXPECT_THAT(error_of("expectedattention(covariance=1),keep=0.5"), HasSubstr("covariance is one of on, off"));
+  EXPECT_THAT(error_of("expectedattention(epsilon=-1),keep=0.5"), HasSubstr("epsilon must be a number from 0"));
+  EXPECT_THAT(error_of("expectedattention,snapkv,keep=0.5"), HasSubstr("expectedattention and snapkv cannot be"));
+}
+
+TEST(KvPolicy, AttentionMayBeWeighedByWhatTheOutputProjectionMakesOfValues) {
+  const KvPolicy policy = parse_kv_policy("criticalkv(first=0.25,epsilon=0.5,window=16),keep=0.25");
+  EXPECT_TRUE(policy.wants().value_norms);
+  EXPECT_EQ(policy.wants().num_query_tokens, 16);
+  EXPECT_EQ(policy.second_stage->first_share, 0.25);
+  EXPECT_EQ(policy.second_stage->epsilon, 0.5);
+  EXPECT_FALSE(parse_kv_policy("snapkv,keep=0.25").wants().value_norms);
+  for (const char* base : {"snapkv", "h2o", "finch", "expectedattention(values=off)", "adakv", "pyramidkv", "kvcompose",
+                           "snapkv,global", "rocketkv"}) {
+    EXPECT_EQ(error_of(std::string(base) + ",criticalkv,keep=0.5"), "none") << base;
+  }
+  for (const char* base : {"keydiff", "keynorm", "lagkv", "rkv", "streamingllm"}) {
+    EXPECT_THAT(error_of(std::string(base) + ",criticalkv,keep=0.5"),
+                HasSubstr(std::string(base) + " and criticalkv cannot be combined: the score to be weighed"));
+  }
+  for (const char* base : {"tova", "chunkkv", "shotkv", "finch(chunk=50)"}) {
+    EXPECT_THAT(error_of(std::string(base) + ",criticalkv,keep=0.5"),
+                HasSubstr("criticalkv cannot be combined: entries that are judged twice"))
+        << base;
+  }
+  EXPECT_THAT(error_of("simlayerkv,criticalkv"), HasSubstr("simlayerkv and criticalkv cannot be combined"));
+  EXPECT_THAT(error_of("duoattention(heads=10),criticalkv"), HasSubstr("duoattention and criticalkv cannot be"));
+  EXPECT_THAT(error_of("criticalkv,criticalkv,keep=0.5"), HasSubstr("criticalkv and criticalkv cannot be combined"));
+  EXPECT_THAT(error_of("criticalkv(first=1.5),keep=0.5"), HasSubstr("first must be a number from 0 to 1"));
+}
+
 TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("snapkv,keep=0.5,guard=1.5"), HasSubstr("guard must be a number from 0 to 1"));
   EXPECT_THAT(error_of("shotkv,keep=0.5,every=8"), HasSubstr("generated_keep"));

@@ -1,4 +1,4 @@
-#include "kv/policy/attention_mass.h"
+#include "kv/policy/entry_floats.h"
 
 #include <algorithm>
 #include <utility>
@@ -16,39 +16,38 @@ int64_t whole_splits(int32_t num_entries) {
 
 }  // namespace
 
-int64_t AttentionMass::bytes(std::span<const KvLayerSpec> layers, int32_t max_entries) {
+int64_t EntryFloats::bytes(std::span<const KvLayerSpec> layers, int32_t max_entries) {
   int64_t num_heads = 0;
   for (const KvLayerSpec& layer : layers) num_heads += layer.window == 0 ? layer.num_kv_heads : 0;
   return num_heads * whole_splits(max_entries) * static_cast<int64_t>(sizeof(float));
 }
 
-AttentionMass::AttentionMass(MemoryPool& pool, std::span<const KvLayerSpec> layers, int32_t max_entries)
+EntryFloats::EntryFloats(MemoryPool& pool, std::span<const KvLayerSpec> layers, int32_t max_entries,
+                         std::string_view what)
     : row_floats_(whole_splits(max_entries)) {
-  int64_t num_heads = 0;
   for (const KvLayerSpec& layer : layers) {
-    first_heads_.push_back(num_heads);
-    num_heads += layer.window == 0 ? layer.num_kv_heads : 0;
+    first_heads_.push_back(num_heads_);
+    num_heads_ += layer.window == 0 ? layer.num_kv_heads : 0;
   }
-  const auto bytes = static_cast<size_t>(AttentionMass::bytes(layers, max_entries));
+  const auto bytes = static_cast<size_t>(EntryFloats::bytes(layers, max_entries));
   auto region = pool.allocate(MemoryTag::kActivations, bytes);
   if (!region) {
-    fail(ErrorCode::kOutOfMemory,
-         "the attention that {} entries have had, which a KV policy judges by, needs {} bytes; {} are free",
-         max_entries, bytes, pool.free_bytes());
+    fail(ErrorCode::kOutOfMemory, "{}, which a KV policy judges by, needs {} bytes for {} of them; {} are free", what,
+         bytes, max_entries, pool.free_bytes());
   }
   region_ = std::move(*region);  // of zeros
 }
 
-void AttentionMass::keep(std::span<const KvLayerSpec> layers, std::span<const std::vector<int32_t>> kept) {
+void EntryFloats::keep(std::span<const KvLayerSpec> layers, std::span<const std::vector<int32_t>> kept) {
   size_t table = 0;
   for (int32_t layer = 0; layer < std::ssize(layers); ++layer) {
     const KvLayerSpec& spec = layers[static_cast<size_t>(layer)];
     for (int32_t head = 0; head < spec.num_kv_heads; ++head, ++table) {
       if (spec.window > 0) continue;
-      float* mass = of(layer, head);
+      float* numbers = of(layer, head);
       const std::vector<int32_t>& entries = kept[table];
-      for (size_t i = 0; i < entries.size(); ++i) mass[i] = mass[entries[i]];  // ascending: read before written
-      std::fill(mass + entries.size(), mass + row_floats_, 0.0f);
+      for (size_t i = 0; i < entries.size(); ++i) numbers[i] = numbers[entries[i]];  // ascending: read before written
+      std::fill(numbers + entries.size(), numbers + row_floats_, 0.0f);
     }
   }
 }
