@@ -20,8 +20,8 @@ struct GenerationFlags {
   // The flags with a model's defaults where the command line says nothing.
   GenerationFlags with_defaults(const GenerationDefaults& defaults) const;
 
-  // A request for this prompt, without the texts to be pinned. Throws Error(kInvalidArgument) for a bias or a span that
-  // does not parse.
+  // A request for this prompt, without the texts to be pinned. Throws Error(kInvalidArgument) for a bias or a span
+  // that does not parse.
   GenerationRequest finished(std::vector<TokenId> prompt) const;
   // What can be found wrong before a model is loaded. Throws Error(kInvalidArgument) naming it.
   void check() const;

@@ -136,7 +136,8 @@ class KvCache {
   // blocks afterwards, and none of its later ones become prefix blocks; what it shared stays for others as it was.
   // Where everything is kept nothing changes. Entries that are reserved must be committed first. False, and nothing
   // changed, when there is no room for the copies of what it keeps of shared blocks.
-  // merges: by table, what values of dropped entries do to those that stay; none: nothing. Only this sequence sees it.
+  //
+  // merges: by table, what values of dropped entries do to those that stay, for this sequence alone; none: nothing.
   [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
                           std::span<const KvMerge> merges = {});
 

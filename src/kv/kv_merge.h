@@ -15,7 +15,7 @@ namespace witan {
 struct KvMerge {
   int32_t reach = 1;
   std::vector<float> own = {};           // [kept entries]
-  std::vector<int32_t> group_ends = {};  // [kept entries] group j has i from group_ends[j - 1], or 0, to group_ends[j]
+  std::vector<int32_t> group_ends = {};  // [kept entries] group j: i from group_ends[j - 1], or 0, to group_ends[j]
   std::vector<int32_t> sources = {};     // dropped entries, group by group
   std::vector<float> weights = {};       // [sources]
 

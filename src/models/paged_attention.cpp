@@ -79,7 +79,7 @@ struct PageChoice {
 // everything that the row sees, those of the chosen ones where it sees them, as it did.
 void narrow_view(Tile& tile, int32_t page_entries, std::span<const int32_t> pages, const PageChoice& choice) {
   const int32_t num_all_blocks = (tile.view.num_entries + kKvBlockSize - 1) / kKvBlockSize;
-  const int32_t tail = num_all_blocks * kKvBlockSize - tile.view.num_entries;  // of the last block, which is among them
+  const int32_t tail = num_all_blocks * kKvBlockSize - tile.view.num_entries;  // of the last block, which is chosen
   const int32_t pages_per_block = kKvBlockSize / page_entries;
   int32_t num_blocks = 0;
   int32_t last_block = -1;

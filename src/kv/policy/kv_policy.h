@@ -49,8 +49,8 @@ struct KvSpan {
   bool operator==(const KvSpan&) const = default;
 };
 
-// Generated tokens read only the pages of entries that may matter to them, the prompt's tokens all (Quest, Tang et al.,
-// arXiv 2406.10774).
+// Generated tokens read only the pages of entries that may matter to them, the prompt's tokens all (Quest, Tang et
+// al., arXiv 2406.10774).
 struct KvPageReader {
   // What a token reads of each kv head, in whole pages, at least 3 of them: so many entries, rounded down, or where
   // `ratio` is more than 0 that share of those that the head has by then, rounded up.

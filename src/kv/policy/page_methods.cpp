@@ -19,8 +19,8 @@ KvPageReader page_reader(PartArguments& arguments) {
 
 }  // namespace
 
-// Quest (Tang et al., arXiv 2406.10774). Nothing is dropped. A page is a block of 32 entries, or with page=16 half of
-// one, as in the paper; the query heads that share a kv head read the same pages.
+// Quest (Tang et al., arXiv 2406.10774). Nothing is dropped. A page is a block of 32 entries, or with page=16 half
+// of one, as in the paper; the query heads that share a kv head read the same pages.
 void quest(PolicyBuilder& builder, PartArguments& arguments) {
   KvPageReader reader = page_reader(arguments);
   const int32_t num_tokens = arguments.integer("tokens", 0, 1, kMostTokens);

@@ -9,8 +9,8 @@
 
 namespace witan {
 
-// What the values of the entries of one kv head that a policy drops do to those that it keeps. Keys have positions in
-// them, so that sums of keys would mean nothing: they stay as they are.
+// What the values of the entries of one kv head that a policy drops do to those that it keeps. Keys have positions
+// in them, so that sums of keys would mean nothing: they stay as they are.
 //
 // KvMerging::Into::kSimilar: each dropped entry e goes to the kept entry t whose key k_t has the largest cosine with
 // k_e, of equal ones the first, unless that is less than the threshold:
@@ -26,9 +26,9 @@ namespace witan {
 //   p_e  = min(1, A_e / mean of A_j)
 //   v_j <- v_j + v_e / m
 //
-// so that what e added to the output is made up for, on average, as far as these get the attention A. That is the mean
-// over the last tokens, or over all tokens where the policy's score counts that (HeadEvidence::mass), as in the paper.
-// The draw is merging_draw. Sums may grow: float16 values stop at the largest that there is.
+// so that what e added to the output is made up for, on average, as far as these get the attention A. That is the
+// mean over the last tokens, or over all tokens where the policy's score counts that (HeadEvidence::mass), as in the
+// paper. The draw is merging_draw. Sums may grow: float16 values stop at the largest that there is.
 KvMerge plan_merge(const KvMerging& merging, const HeadEvidence& head, std::span<const int32_t> kept, int32_t layer,
                    int32_t index, float* scratch);
 
