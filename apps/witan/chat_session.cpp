@@ -137,7 +137,8 @@ void ChatSession::pin_system(GenerationRequest& request) const {
          "--kv-pin-system: the system message is not in the prompt as it was given: the template makes another text of "
          "it");
   }
-  request.kv_pinned.push_back(spans.front());
+  // It may be a part of the template's own text too: which is which, the text does not say.
+  request.kv_pinned.insert(request.kv_pinned.end(), spans.begin(), spans.end());
 }
 
 ChatSession::Answer ChatSession::ask(const std::string& text, FunctionRef<void(const AnswerPiece&)> on_piece) {

@@ -43,13 +43,14 @@ double visible_entries_of_prompt(const KvLayerSpec& layer, int64_t first, int64_
   return sum_up_to(end) - sum_up_to(first);
 }
 
-// Of those that a generated token sees in a layer, those that it reads.
+// Of those that a generated token sees in a layer, those that it reads: of pages of half a block the most that it may
+// be, since blocks are read whole.
 int64_t entries_read(const ModelInfo& info, int32_t layer, int64_t num_entries,
                      const std::optional<KvPageReader>& reader) {
   const KvLayerSpec& spec = info.kv_layers[static_cast<size_t>(layer)];
   const int64_t visible = visible_entries(spec, num_entries);
   const bool by_pages = reader && layer >= reader->num_dense_layers && spec.window == 0;
-  return by_pages ? std::min<int64_t>(visible, int64_t{reader->num_pages(visible)} * reader->page_entries) : visible;
+  return by_pages ? std::min<int64_t>(visible, int64_t{reader->num_pages(visible)} * kKvBlockSize) : visible;
 }
 
 }  // namespace

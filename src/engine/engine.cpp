@@ -451,7 +451,7 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     if (preempted.contains(slice.sequence)) return preempted;
     if (generation->kv_evidence.mass != nullptr) generation->kv_evidence.mass->keep(model.info().kv_layers, kept);
     if (generation->kv_evidence.value_norms != nullptr) {
-      generation->kv_evidence.value_norms->keep(model.info().kv_layers, kept);
+      generation->kv_evidence.value_norms->keep(model.info().kv_layers, kept, choice.merges);
     }
     if (generation->kv_evidence.pages != nullptr) generation->kv_evidence.pages->forget();
     collect_evidence(slice.sequence, slice.first_token + slice.num_tokens);

@@ -16,6 +16,14 @@ constexpr int kSlotBits = 20;
 
 int64_t num_blocks_for(int64_t num_entries) { return (num_entries + kKvBlockSize - 1) / kKvBlockSize; }
 
+// Latents are keys and values in one, which the types that turn entries know nothing of.
+void check_codec(const KvLayerSpec& spec, KvCodec codec) {
+  if (!spec.value_in_key || kv_hadamard_bits(codec).key == 0) return;
+  fail(ErrorCode::kInvalidArgument,
+       "a KV cache of type {} is not for models whose layers cache latents (MLA): use q8_0, bf16, f16 or f32",
+       kv_codec_name(codec));
+}
+
 int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 bool same_format(const KvBlockFormat& a, const KvBlockFormat& b) {
@@ -30,11 +38,7 @@ KvBlockFormat format_of(const KvCacheConfig& config, size_t layer) {
     fail(ErrorCode::kInvalidArgument, "KV layer {}: {} kv heads with keys of {} and values of {}{}", layer,
          spec.num_kv_heads, spec.key_dim, spec.value_dim, spec.value_in_key ? " within the key" : "");
   }
-  if (spec.value_in_key && kv_hadamard_bits(config.codec).key != 0) {
-    fail(ErrorCode::kInvalidArgument,
-         "a KV cache of type {} is not for models whose layers cache latents (MLA): use q8_0, bf16, f16 or f32",
-         kv_codec_name(config.codec));
-  }
+  check_codec(spec, config.codec);
   return {config.codec, spec.key_dim, spec.value_dim, spec.value_in_key};
 }
 
@@ -68,6 +72,7 @@ int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, 
   for (const KvLayerSpec& layer : layers) window = std::max(window, layer.window);
   int64_t bytes = 0;
   for (const KvLayerSpec& layer : layers) {
+    check_codec(layer, codec);
     const KvBlockFormat format{codec, layer.key_dim, layer.value_dim, layer.value_in_key};
     const int64_t num_places =
         layer.window > 0 ? window_places(window, num_tokens, chunk_tokens) : num_blocks_for(num_tokens);

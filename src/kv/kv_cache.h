@@ -26,7 +26,8 @@ using InputId = int64_t;
 inline constexpr InputId kNoInput = 0;
 
 // Bytes of blocks that a text of num_tokens takes at most while it is computed in chunks of chunk_tokens: every entry
-// in layers without a window; in the others the window and the chunk, in whole blocks.
+// in layers without a window; in the others the window and the chunk, in whole blocks. Throws Error(kInvalidArgument)
+// for a codec that layers cannot have.
 int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, int64_t num_tokens,
                             int64_t chunk_tokens);
 

@@ -22,19 +22,17 @@ constexpr IsaTable<MergeFunction> kMerge{
 constexpr IsaTable<FinishFunction> kFinish{
     {finish_attention_reference, finish_attention_avx2, finish_attention_avx512}};
 
-bool is_hadamard(const KvBlockFormat& format) { return kv_hadamard_bits(format.codec).key != 0; }
-
 // Words of quants of a query in kInt8.
 int64_t num_int8_words(const KvBlockFormat& format) { return (format.key_dim + 31) / 32 * 8; }
 
 int64_t num_int8_groups(const KvBlockFormat& format) {
-  return is_hadamard(format) ? 1 : (format.key_dim + kKvQ8Group - 1) / kKvQ8Group;
+  return format.is_hadamard() ? 1 : (format.key_dim + kKvQ8Group - 1) / kKvQ8Group;
 }
 
 // Of one row's rounded or turned query, see SplitTask.
 int64_t query_words_of(const KvBlockFormat& format) {
   const int64_t num_int8 = num_int8_words(format) + 2 * num_int8_groups(format);
-  if (is_hadamard(format)) return std::max<int64_t>(num_int8, format.key_dim);
+  if (format.is_hadamard()) return std::max<int64_t>(num_int8, format.key_dim);
   switch (format.codec) {
     case KvCodec::kBF16:
       return (format.key_dim + 1) / 2;
@@ -65,7 +63,7 @@ struct ScratchLayout {
         query_words(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
                                static_cast<int64_t>(sizeof(float))),
         turned_queries(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))),
-        end(turned_queries + (is_hadamard(format) ? (num_rows + 7) / 8 * 64 : 0)) {}
+        end(turned_queries + (format.is_hadamard() ? (num_rows + 7) / 8 * 64 : 0)) {}
 };
 
 // The entries of one block and the span of their positions.
@@ -121,7 +119,7 @@ void check_task(const KvView& view, int32_t split) {
   WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
   WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
               format.value_dim, format.key_dim);
-  WITAN_CHECK(!format.value_in_key || !is_hadamard(format), "values in keys of {}", kv_codec_name(format.codec));
+  WITAN_CHECK(!format.value_in_key || !format.is_hadamard(), "values in keys of {}", kv_codec_name(format.codec));
 }
 
 SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
@@ -150,8 +148,8 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .sums = reinterpret_cast<float*>(scratch + layout.sums),
           .tile = reinterpret_cast<float*>(scratch + layout.tile),
           .padded_value_dim = layout.padded_value_dim,
-          .key_rotation = is_hadamard(format) ? hadamard_size(format.key_dim) : 1,
-          .value_rotation = is_hadamard(format) ? hadamard_size(format.value_dim) : 1,
+          .key_rotation = format.is_hadamard() ? hadamard_size(format.key_dim) : 1,
+          .value_rotation = format.is_hadamard() ? hadamard_size(format.value_dim) : 1,
           .key_bits = kv_hadamard_bits(format.codec).key,
           .value_bits = kv_hadamard_bits(format.codec).value,
           .query_words = reinterpret_cast<uint32_t*>(scratch + layout.query_words),
@@ -168,7 +166,7 @@ AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, P
   if (precision != Precision::kFast) return AttentionArithmetic::kF32;
   const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
   if (format.codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
-  const bool has_quants = format.codec == KvCodec::kQ8 || is_hadamard(format);
+  const bool has_quants = format.codec == KvCodec::kQ8 || format.is_hadamard();
   if (has_quants && !format.value_in_key && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
   return AttentionArithmetic::kF32;
 }
@@ -184,7 +182,7 @@ void attention_split(Isa isa, Precision precision, const KvView& view, const Att
   if (isa == Isa::kReference) return attention_split_reference(arithmetic, view, rows, split, states);
   const auto& variants = arithmetic == AttentionArithmetic::kBF16  ? kSplitBf16
                          : arithmetic == AttentionArithmetic::kF32 ? kSplit
-                         : is_hadamard(view.format)                ? kSplitHadamard
+                         : view.format.is_hadamard()               ? kSplitHadamard
                                                                    : kSplitQ8;
   variants[isa](make_task(view, rows, split, states, scratch));
 }

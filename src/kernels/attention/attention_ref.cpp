@@ -26,10 +26,8 @@ bool any_row_sees(const KvView& view, const AttentionRows& rows, int32_t entry) 
   return false;
 }
 
-bool is_hadamard(const KvBlockFormat& format) { return kv_hadamard_bits(format.codec).key != 0; }
-
 // Components that share a scale, of kQ8 and the kHadamard codecs.
-int32_t scale_group(const KvBlockFormat& format, int32_t dim) { return is_hadamard(format) ? dim : kKvQ8Group; }
+int32_t scale_group(const KvBlockFormat& format, int32_t dim) { return format.is_hadamard() ? dim : kKvQ8Group; }
 
 // The entries of a split, decoded, turned ones as they are; zeros for those that no row sees, whose blocks may be gone.
 struct Entries {
@@ -47,7 +45,7 @@ struct Entries {
     for (int32_t i = 0; i < count; ++i) {
       const int32_t entry = first + i;
       if (!any_row_sees(view, rows, entry)) continue;
-      const auto load = is_hadamard(view.format) ? load_turned_hadamard : kv_load;
+      const auto load = view.format.is_hadamard() ? load_turned_hadamard : kv_load;
       load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, keys.data() + i * key_dim,
            values.data() + i * value_dim);
     }
@@ -81,7 +79,7 @@ std::vector<double> round_to_int8(const float* x, int32_t dim, int32_t group) {
 std::vector<double> round_query(AttentionArithmetic arithmetic, const KvBlockFormat& format, const float* query) {
   const int32_t dim = format.key_dim;
   std::vector<float> turned(query, query + dim);
-  if (is_hadamard(format)) hadamard_rotate(turned.data(), dim);
+  if (format.is_hadamard()) hadamard_rotate(turned.data(), dim);
   if (arithmetic == AttentionArithmetic::kInt8) return round_to_int8(turned.data(), dim, scale_group(format, dim));
   std::vector<double> rounded(turned.begin(), turned.end());
   if (arithmetic == AttentionArithmetic::kBF16) std::ranges::transform(rounded, rounded.begin(), round_to_bf16);
@@ -179,7 +177,7 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
     add_components(rounded, 0, value_dim);
   }
   for (int32_t c = 0; c < value_dim; ++c) state[2 + c] = static_cast<float>(sum[static_cast<size_t>(c)]);
-  if (is_hadamard(view.format)) hadamard_rotate(state + 2, value_dim);
+  if (view.format.is_hadamard()) hadamard_rotate(state + 2, value_dim);
 }
 
 }  // namespace

@@ -69,7 +69,7 @@ void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, i
 void attention_weights_avx2(const SplitTask& task);
 void attention_weights_avx512(const SplitTask& task);
 
-// The oracle reads entries through kv_load and decides by itself what a row sees.
+// The oracle reads entries one by one, as kv_load does, and decides by itself what a row sees.
 void attention_split_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                                int32_t split, float* const* states);
 void attention_weights_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,

@@ -1,6 +1,5 @@
 // How the kernels read each codec: element types, then the keys and the values of one block. Included after a
-// vector_*.inl. All reads give the same bits as kv_load, but for turned entries, which
-// nobody turns back here.
+// vector_*.inl. All reads give the same bits as kv_load, but for turned entries, which nobody turns back here.
 
 constexpr int64_t kLineBytes = 64;  // of the caches
 

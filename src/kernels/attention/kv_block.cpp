@@ -42,20 +42,18 @@ int64_t element_bytes(KvCodec codec, int64_t dim, int32_t run) {
   WITAN_CHECK(false, "KV codec {}", static_cast<int>(codec));
 }
 
-bool is_hadamard(const KvBlockFormat& format) { return kv_hadamard_bits(format.codec).key != 0; }
-
 int64_t key_element_bytes(const KvBlockFormat& format) {
-  if (is_hadamard(format)) return hadamard_key_bytes(format);
+  if (format.is_hadamard()) return hadamard_key_bytes(format);
   return element_bytes(format.codec, format.key_dim, per_word(format.codec));
 }
 
 int64_t value_element_bytes(const KvBlockFormat& format) {
-  if (is_hadamard(format)) return hadamard_value_bytes(format);
+  if (format.is_hadamard()) return hadamard_value_bytes(format);
   return element_bytes(format.codec, format.value_dim, per_word(format.codec) == 1 ? 1 : kValueRun);
 }
 
 int64_t scale_bytes(const KvBlockFormat& format, int32_t dim) {
-  const int64_t num_scales = format.codec == KvCodec::kQ8 ? num_groups(dim) : is_hadamard(format) ? 1 : 0;
+  const int64_t num_scales = format.codec == KvCodec::kQ8 ? num_groups(dim) : format.is_hadamard() ? 1 : 0;
   return kKvBlockSize * num_scales * static_cast<int64_t>(sizeof(float));
 }
 
@@ -283,7 +281,7 @@ int64_t KvBlockFormat::block_bytes() const {
 
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
-  if (is_hadamard(format)) return store_hadamard(format, block, slot, key, value);
+  if (format.is_hadamard()) return store_hadamard(format, block, slot, key, value);
   const EntryPart keys = key_part(format, block, slot);
   store_part(format.codec, keys, key);
   complete_pair(format.codec, keys);
@@ -306,7 +304,7 @@ void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int 
 
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
-  if (is_hadamard(format)) {
+  if (format.is_hadamard()) {
     load_turned_hadamard(format, block, slot, key, value);
     hadamard_rotate(key, format.key_dim);
     if (value != nullptr) hadamard_rotate(value, format.value_dim);
@@ -324,13 +322,13 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
 
 void kv_store_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
-  if (is_hadamard(format)) return store_hadamard_value(format, block, slot, value);
+  if (format.is_hadamard()) return store_hadamard_value(format, block, slot, value);
   store_part(format.codec, value_part(format, block, slot), value);
 }
 
 void kv_load_value(const KvBlockFormat& format, const std::byte* block, int slot, float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
-  if (is_hadamard(format)) {
+  if (format.is_hadamard()) {
     load_turned_hadamard(format, block, slot, nullptr, value);
     return hadamard_rotate(value, format.value_dim);
   }
@@ -340,7 +338,7 @@ void kv_load_value(const KvBlockFormat& format, const std::byte* block, int slot
 void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
   WITAN_CHECK(0 <= from_slot && from_slot < kKvBlockSize && 0 <= to_slot && to_slot < kKvBlockSize, "slots {} and {}",
               from_slot, to_slot);
-  if (is_hadamard(format)) return copy_hadamard(format, from, from_slot, to, to_slot);
+  if (format.is_hadamard()) return copy_hadamard(format, from, from_slot, to, to_slot);
   auto* bytes = const_cast<std::byte*>(from);  // as in kv_load
   const EntryPart keys = key_part(format, to, to_slot);
   copy_part(format.codec, key_part(format, bytes, from_slot), keys);

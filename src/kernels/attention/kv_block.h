@@ -29,9 +29,10 @@ namespace witan {
 // 10..0: 4 bits are 16 levels of q from -120 to 120, 2 bits are -96, -32, 32 and 96, and a byte is `fields` quants,
 // the first in its lowest bits. A component is q * scale; scale = max|x| / 127 for 8 bits, max|x| / 120 for 4, and
 // for 2 what is best for normally distributed x, 0.9957 * rms(x) / 64 (Max, Quantizing for minimum distortion, 1960).
-//   keys    [ceil(key_dim/32) * 8 / fields][32 entries] words: in byte j, components 4 * fields * i + 4f + j, as q +
-//   128 scales  [32 entries] float32 values  [ceil(value_dim/(16 * fields))][8 quads of entries][16] words of entries
-//   4q .. 4q + 3, a byte each:
+//   keys    [ceil(key_dim/32) * 8 / fields][32 entries] words i; byte j has components 4 * fields * i + 4f + j,
+//           as q + 128
+//   scales  [32 entries] float32
+//   values  [ceil(value_dim/(16 * fields))][8][16 lanes] words i; byte j of the n-th is of entry 4n + j, and has its
 //           components 16 * fields * i + 16f + lane, as signed q
 //   scales  [32 entries] float32
 //
@@ -72,6 +73,7 @@ struct KvBlockFormat {
   int32_t value_dim = 0;
   bool value_in_key = false;
 
+  bool is_hadamard() const { return kv_hadamard_bits(codec).key != 0; }
   int64_t key_bytes() const;  // of the keys of one block, a multiple of 64
   // kQ8 and kHadamard: where in a block the scales lie.
   int64_t key_scales_offset() const;

@@ -110,7 +110,7 @@ class ExpectedAttention : public KvScorer {
     return {.moments = KvWants::Moments{.order = order, .first_token = options_.num_sinks}};
   }
 
-  bool scores_are_attention() const override { return true; }
+  bool scores_are_attention() const override { return !options_.values; }
 
   int64_t scratch_floats(const HeadEvidence& head) const override { return Buffers(*this, head, nullptr).num_floats; }
 

@@ -80,7 +80,7 @@ class KvScorer {
 
   virtual KvWants wants() const { return {}; }
 
-  // Whether scores are shares of attention, so that they may be weighed: never negative, and 0 means nothing.
+  // Whether scores are attention, in whatever unit, so that they may be weighed: never negative, and 0 means nothing.
   virtual bool scores_are_attention() const { return false; }
 
   // Floats of scratch for one head of so many entries.

@@ -14,7 +14,7 @@ void merge_similar(PolicyBuilder& builder, PartArguments& arguments) {
 void merge_next(PolicyBuilder& builder, PartArguments& arguments) {
   builder.choose_merging(
       arguments,
-      {.into = KvMerging::Into::kNext, .threshold = 0.0f, .num_next = arguments.integer("next", 32, 1, 4096)});
+      {.into = KvMerging::Into::kNext, .threshold = 0.0f, .num_next = arguments.integer("next", 32, 1, 256)});
 }
 
 }  // namespace witan

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "kv/kv_merge.h"
 #include "kv/policy/entry_floats.h"
 
 namespace witan {
@@ -27,8 +28,9 @@ class ValueNorms {
   int32_t num_known(int32_t layer, int32_t head) const { return num_known_[at(layer, head)]; }
   void set_num_known(int32_t layer, int32_t head, int32_t count) { num_known_[at(layer, head)] = count; }
 
-  // The entries that are left, as KvCache::keep has them, all known.
-  void keep(std::span<const KvLayerSpec> layers, std::span<const std::vector<int32_t>> kept);
+  // The entries that are left, as KvCache::keep has them: known, but of heads whose values were merged.
+  void keep(std::span<const KvLayerSpec> layers, std::span<const std::vector<int32_t>> kept,
+            std::span<const KvMerge> merges = {});
 
  private:
   size_t at(int32_t layer, int32_t head) const { return static_cast<size_t>(norms_.index(layer, head)); }

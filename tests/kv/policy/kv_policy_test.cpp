@@ -219,7 +219,7 @@ TEST(KvPolicy, AttentionMayBeWeighedByWhatTheOutputProjectionMakesOfValues) {
                            "snapkv,global", "rocketkv"}) {
     EXPECT_EQ(error_of(std::string(base) + ",criticalkv,keep=0.5"), "none") << base;
   }
-  for (const char* base : {"keydiff", "keynorm", "lagkv", "rkv", "streamingllm"}) {
+  for (const char* base : {"keydiff", "keynorm", "lagkv", "rkv", "streamingllm", "expectedattention"}) {
     EXPECT_THAT(error_of(std::string(base) + ",criticalkv,keep=0.5"),
                 HasSubstr(std::string(base) + " and criticalkv cannot be combined: the score to be weighed"));
   }

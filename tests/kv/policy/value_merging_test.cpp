@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "kv/kv_cache.h"
+#include "kv/policy/value_norms.h"
 
 namespace witan {
 namespace {
@@ -339,6 +340,23 @@ TEST(MergingDraw, IsEvenAndOfThePlaceAlone) {
   EXPECT_EQ(draws.size(), 4000u);
   EXPECT_NE(merging_draw(0, 1, 5), merging_draw(1, 0, 5));
   EXPECT_EQ(merging_draw(3, 2, 5), merging_draw(3, 2, 5));
+}
+
+TEST(ValueNorms, OfHeadsWhoseValuesWereMergedAreNotKnownAnyMore) {
+  MemoryPool pool(size_t{16} << 20);
+  const std::vector<KvLayerSpec> layers = {{.num_kv_heads = 2, .key_dim = 8, .value_dim = 8}};
+  ValueNorms norms(pool, layers, 10);
+  for (int32_t head = 0; head < 2; ++head) {
+    for (int32_t i = 0; i < 10; ++i) norms.of(0, head)[i] = static_cast<float>(i);
+    norms.set_num_known(0, head, 10);
+  }
+  const std::vector<std::vector<int32_t>> kept = {{1, 4}, {0, 2, 9}};
+  std::vector<KvMerge> merges(2);
+  merges[1] = {.own = {1.0f, 1.0f, 1.0f}, .group_ends = {0, 1, 1}, .sources = {5}, .weights = {1.0f}};
+  norms.keep(layers, kept, merges);
+  EXPECT_EQ(norms.num_known(0, 0), 2);
+  EXPECT_EQ(norms.of(0, 0)[1], 4.0f);
+  EXPECT_EQ(norms.num_known(0, 1), 0);
 }
 
 }  // namespace
