@@ -3,12 +3,15 @@
 import dataclasses
 import math
 
+import kv_advice
 import plots
 import results
+from kv_advice import budget_name
 from page import document, note, number, percent, table, task_name, text
 
 DENSE = "dense"
 _UNHARMED = 0.95  # of dense accuracy
+_MOST_CURVES = 10  # of methods in a plot: more cannot be told apart
 
 
 @dataclasses.dataclass
@@ -18,6 +21,7 @@ class Run:
     method: str
     budget: str  # as kv_sweep was given it; "" of dense
     samples: list
+    policy: str = ""  # its text, where the results say
 
     def __post_init__(self):
         self.by_task = {task: results.Tally(found) for task, found in self.tasks().items()}
@@ -26,7 +30,7 @@ class Run:
         return results.groups(self.samples, lambda sample: sample.task)
 
     def bytes_kept(self):
-        """Share of the bytes that the KV cache held before the policy first acted; all of it where it never did."""
+        """Share of the bytes that the KV cache would hold with every entry; all of it where the policy never acted."""
         told = [sample.kv for sample in self.samples if sample.kv]
         # A sample without a report dropped nothing. It counts as large as the others are on average.
         before = sum(kv["bytes_before"] for kv in told)
@@ -108,7 +112,7 @@ def read(folder):
         if {sample.id for sample in file.samples} | failed != ids:
             raise results.ResultsError(f"{file.path}: ran other tasks than {DENSE}.jsonl; finish it with eval/kv_sweep")
         lost = [_without_reply(sample) for sample in dense.samples if sample.id in failed]
-        runs.append(Run(method, budget, file.samples + lost))
+        runs.append(Run(method, budget, file.samples + lost, file.header["settings"].get("kv", "")))
     if not runs or not ids:
         raise results.ResultsError(f"{folder}: no results of KV policies, METHOD@BUDGET.jsonl, in it")
     runs.sort(key=lambda run: (run.method, "." not in run.budget, -float(run.budget)))
@@ -124,16 +128,33 @@ def _sections(sweep, title):
     yield f"<h1>{text(title)}</h1>"
     yield note(f"Model {sweep.model}, {len(sweep.dense.samples)} tasks, greedy. A budget is the share of a prompt's KV entries "
                "that stay (20 %), or their number. Answers that are missing count as wrong.")  # fmt: skip
+    yield from _advice(sweep)
     yield from _findings(sweep)
     yield from _curves(sweep)
     yield from _best(sweep)
     yield from _suffering(sweep)
+    yield from _completion(sweep)
+    yield from _schedules(sweep)
     yield from _methods(sweep)
     yield from _heat_maps(sweep)
 
 
-def _name(budget):
-    return f"{100 * float(budget):g} %" if "." in budget else f"{budget} tokens"
+def _method(name):
+    """A method's name that may break where parts of it meet."""
+    return text(name).replace("+", "<wbr>+")
+
+
+def _list(items):
+    return "<ul>" + "".join(f"<li>{text(item).replace(' %', '&nbsp;%')}</li>" for item in items) + "</ul>"
+
+
+def _advice(sweep):
+    yield "<h2>Which to use, and when not to</h2>"
+    yield note("Of the methods and budgets tried, on these tasks and this model. What a policy does to other tasks, it says "
+               "nothing about.")  # fmt: skip
+    yield _list([*kv_advice.of_budgets(sweep, task_name), *kv_advice.of_methods(sweep)])
+    yield "<h3>Which ability suffers first</h3>"
+    yield _list(kv_advice.of_abilities(sweep, task_name))
 
 
 def _findings(sweep):
@@ -143,7 +164,7 @@ def _findings(sweep):
     for budget in sweep.budgets():
         ranked = sorted(sweep.at(budget), key=lambda run: -run.mean())
         best, worst = ranked[0], ranked[-1]
-        items.append(f"With {_name(budget)}, {best.method} is right most often ({100 * best.mean():.0f} % on average over the "
+        items.append(f"With {budget_name(budget)}, {best.method} is right most often ({100 * best.mean():.0f} % on average over the "
                      f"tasks, dense {100 * sweep.dense.mean():.0f} %), {worst.method} least ({100 * worst.mean():.0f} %).")  # fmt: skip
     for task in sweep.tasks():
         if not sweep.dense.by_task[task].right.part:
@@ -154,9 +175,9 @@ def _findings(sweep):
         if least is None:
             items.append(f"{task_name(task)}: no method keeps 95 % of the dense accuracy at any budget tried.")
         else:
-            items.append(f"{task_name(task)}: {least.method} with {_name(least.budget)} is the smallest that keeps 95 % of the "
+            items.append(f"{task_name(task)}: {least.method} with {budget_name(least.budget)} is the smallest that keeps 95 % of the "
                          f"dense accuracy ({100 * least.bytes_kept():.0f} % of the bytes).")  # fmt: skip
-    yield "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
+    yield _list(items)
 
 
 def _bytes_axis(shares):
@@ -169,22 +190,38 @@ def _bytes_axis(shares):
 def _curves(sweep):
     yield "<h2>Right answers by bytes kept</h2>"
     yield note("Each line is a method, each point a budget; the point at 100 % is the dense cache. Vertical lines are 95 % "
-               "intervals.")  # fmt: skip
-    methods = sweep.methods()
+               "intervals. The last plot is of the answers that replies give at all, right or wrong.")  # fmt: skip
+    methods = _shown_methods(sweep)
+    if len(methods) < len(sweep.methods()):
+        yield note(f"Shown are the {len(methods)} methods with the best mean over tasks and budgets; the tables below have all.")
     items = [f"<li>{plots.swatch(i)}<span>{text(name)}</span></li>" for i, name in enumerate(methods)]
     yield f'<ul class="legend">{"".join(items)}</ul>'
     axis = _bytes_axis([1.0, *(run.bytes_kept() for run in sweep.runs)])
-    figures = []
-    for task in sweep.tasks():
-        dense = (math.log2(1.0), sweep.dense.by_task[task].right, "dense")
-        lines = []
-        for style, method in enumerate(methods):
-            points = [(math.log2(run.bytes_kept()), run.by_task[task].right, f"{method}, {_name(run.budget)}")
-                      for run in sweep.runs if run.method == method]  # fmt: skip
-            lines.append(plots.Line(style, "", sorted(points, key=lambda point: point[0]) + [dense]))
-        drawn = plots.panel(f"Right answers of {task_name(task)} by bytes kept", axis, lines)
-        figures.append(f"<figure><figcaption>{text(task_name(task))}</figcaption>{drawn}</figure>")
+    figures = [_curve_figure(sweep, methods, axis, task_name(task), "right answers",
+                             lambda run, task=task: run.by_task[task].right) for task in sweep.tasks()]  # fmt: skip
+    figures.append(_curve_figure(sweep, methods, axis, "all tasks", "answers given", lambda run: run.all().given))
     yield f'<div class="panels">{"".join(figures)}</div>'
+
+
+def _shown_methods(sweep):
+    """By name; those with the best mean over tasks and budgets where there are too many."""
+
+    def mean(method):
+        runs = [run for run in sweep.runs if run.method == method]
+        return sum(run.mean() for run in runs) / len(runs)
+
+    return sorted(sorted(sweep.methods(), key=mean, reverse=True)[:_MOST_CURVES])
+
+
+def _curve_figure(sweep, methods, axis, caption, measure, share_of):
+    lines = []
+    for style, method in enumerate(methods):
+        points = [(math.log2(run.bytes_kept()), share_of(run), f"{method}, {budget_name(run.budget)}")
+                  for run in sweep.runs if run.method == method]  # fmt: skip
+        points.append((math.log2(1.0), share_of(sweep.dense), "dense"))
+        lines.append(plots.Line(style, "", sorted(points, key=lambda point: point[0])))
+    drawn = plots.panel(f"{caption}: {measure} by bytes kept", axis, lines, measure)
+    return f"<figure><figcaption>{text(caption)}</figcaption>{drawn}</figure>"
 
 
 def _best(sweep):
@@ -201,7 +238,7 @@ def _best(sweep):
         best = max(sweep.at(budget), key=Run.mean)
         mean.append(f"{text(best.method)}<br>{100 * best.mean():.1f} %")
     rows.append(("<b>mean of the tasks</b>", *mean))
-    yield table("The best method", ("task", "dense", *map(_name, sweep.budgets())), rows)
+    yield table("The best method", ("task", "dense", *map(budget_name, sweep.budgets())), rows)
 
 
 def _suffering(sweep):
@@ -218,8 +255,42 @@ def _suffering(sweep):
             means.append(sum(shares) / len(shares))
         rows.append((task, means))
     rows.sort(key=lambda row: sum(row[1]))
-    yield table("What suffers first", ("task", *map(_name, sweep.budgets())),
+    yield table("What suffers first", ("task", *map(budget_name, sweep.budgets())),
                 [(text(task_name(task)), *(f"{100 * mean:.0f} %" for mean in means)) for task, means in rows])
+
+
+def _length(sweep, run):
+    """Of replies, over that of dense ones."""
+    dense = sweep.dense.all().mean_tokens
+    return f"{run.all().mean_tokens / dense:.2f}" if dense and run.all().mean_tokens is not None else "–"
+
+
+def _completion(sweep):
+    yield "<h2>Completion and length of replies</h2>"
+    yield note("Of the answers asked for, the share that replies give at all, right or wrong; and the length of replies in "
+               "tokens, over that of dense ones.")  # fmt: skip
+    rows = [("dense", *[f"{percent(sweep.dense.all().given)}<br>1.00"] * len(sweep.budgets()))]
+    for method in sweep.methods():
+        by_budget = {run.budget: f"{percent(run.all().given)}<br>{_length(sweep, run)}"
+                     for run in sweep.runs if run.method == method}  # fmt: skip
+        rows.append((_method(method), *(by_budget.get(budget, "–") for budget in sweep.budgets())))
+    yield table("Completion and length of replies", ("method", *map(budget_name, sweep.budgets())), rows)
+
+
+def _schedules(sweep):
+    found = kv_advice.schedules(sweep)
+    if not found:
+        return
+    yield "<h2>The prompt alone, or also what is generated</h2>"
+    yield note("The same method with entries judged once the prompt is computed, and again while tokens are generated: the "
+               "mean of the tasks' accuracies, and the length of replies over dense ones.")  # fmt: skip
+    rows = []
+    for method, by_budget in found.items():
+        judged = kv_advice.schedule(next(iter(by_budget.values())).policy)
+        cells = [f"{100 * by_budget[budget].mean():.1f} %<br>{_length(sweep, by_budget[budget])}" if budget in by_budget else "–"
+                 for budget in sweep.budgets()]  # fmt: skip
+        rows.append((_method(method), text(judged), *cells))
+    yield table("When entries are judged", ("method", "judged", *map(budget_name, sweep.budgets())), rows)
 
 
 def _methods(sweep):
@@ -228,16 +299,15 @@ def _methods(sweep):
                "off are replies that did not come to an end.")  # fmt: skip
     tasks = sweep.tasks()
     head = ("method", "mean", *map(task_name, tasks), "given", "tokens", "cut off", "bytes kept")
-    dense_tokens = sweep.dense.all().mean_tokens
     for budget in sweep.budgets():
         rows = []
         for run in [sweep.dense, *sorted(sweep.at(budget), key=lambda run: -run.mean())]:
             tally = run.all()
-            tokens = "–" if not dense_tokens else f"{tally.mean_tokens / dense_tokens:.2f}"
-            rows.append((text(run.method), f"{100 * run.mean():.1f} %", *(percent(run.by_task[task].right) for task in tasks),
-                         percent(tally.given), tokens, number(tally.num_cut_off), f"{100 * run.bytes_kept():.0f} %"))  # fmt: skip
-        yield f"<h3>{_name(budget)}</h3>"
-        yield table(f"Methods with {_name(budget)}", head, rows)
+            rows.append((_method(run.method), f"{100 * run.mean():.1f} %", *(percent(run.by_task[task].right) for task in tasks),
+                         percent(tally.given), _length(sweep, run), number(tally.num_cut_off),
+                         f"{100 * run.bytes_kept():.0f} %"))  # fmt: skip
+        yield f"<h3>{budget_name(budget)}</h3>"
+        yield table(f"Methods with {budget_name(budget)}", head, rows)
 
 
 def _heat_maps(sweep):
@@ -245,7 +315,7 @@ def _heat_maps(sweep):
     ratios = [budget for budget in sweep.budgets() if "." in budget]
     chosen = min(ratios, key=lambda b: abs(float(b) - 0.2)) if ratios else min(sweep.budgets(), key=float)
     yield "<h2>What methods keep</h2>"
-    yield note(f"With {_name(chosen)}: the share of the tokens whose entries stay, by layer (down) and KV head (across), on "
+    yield note(f"With {budget_name(chosen)}: the share of the tokens whose entries stay, by layer (down) and KV head (across), on "
                "average over the tasks. Layers with a sliding window are not shown.")  # fmt: skip
     figures = []
     for run in sweep.at(chosen):

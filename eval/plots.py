@@ -71,13 +71,13 @@ def swatch(style):
             f'<path class="line" d="M-17 0H17"{_dash(style)}/>{_marker(style, 0, 0)}</svg>')  # fmt: skip
 
 
-def panel(description, axis, lines):
-    """The plot of right answers along an axis; `description` is for those who cannot see it."""
+def panel(description, axis, lines, measure="right answers"):
+    """The plot of shares along an axis; `description` is for those who cannot see it."""
     labelled = [line for line in lines if line.label]
     right = max([_CHARACTER * len(line.label) + 16 for line in labelled], default=14)
     height = max(_LEAST_HEIGHT, _LINE * len(labelled) + _BOTTOM)  # room for a label per line
     frame = _Frame(axis, _WIDTH - right, height)
-    drawn = [frame.grid()]
+    drawn = [frame.grid(measure)]
     apart = min(2.5, 10 / len(lines))  # so that equal shares do not hide each other
     for i, line in enumerate(lines):
         drawn.append(_line(line, frame, apart * (i - (len(lines) - 1) / 2)))
@@ -99,8 +99,8 @@ class _Frame:
     def y(self, share):
         return self.bottom - share * (self.bottom - _TOP)
 
-    def grid(self):
-        parts = ['<text x="0" y="11">right answers (%)</text>']
+    def grid(self, measure):
+        parts = [f'<text x="0" y="11">{measure} (%)</text>']
         for part in (0, 25, 50, 75, 100):
             y = self.y(part / 100)
             parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{self.right:.1f}"/>')

@@ -195,7 +195,8 @@ class Bench {
     }
     const double tokens = static_cast<double>(steps) * c.batch;
     // How many layers are lazy is not known before.
-    const bool is_known = !c.kv_policy || c.kv_policy->layers != KvLayerBudget::kLazy;
+    const bool is_known = !c.kv_policy || (c.kv_policy->layers != KvLayerBudget::kLazy && !c.kv_policy->demotion &&
+                                           !c.kv_policy->automatic);
     Measurement result =
         measurement(tokens, seconds, is_known ? std::optional(bytes / limits.bandwidth) : std::nullopt);
     result.bytes_per_token = bytes / tokens;

@@ -34,7 +34,7 @@ constexpr std::string_view kHelp =
     "/system TEXT  the system message from now on; without TEXT: none\n"
     "/save FILE    write the conversation as JSON; witan render reads it too\n"
     "/load FILE    go on with a conversation from such a file\n"
-    "/stats        what was computed so far\n"
+    "/stats        what was computed so far, and what --kv auto chose last\n"
     "/exit         leave; so does Ctrl-D\n"
     "A line that ends in \\ goes on in the next one; lines between two lines of\n"
     "\"\"\" are one message. A message that begins with a slash gets a second one.\n"
@@ -129,6 +129,7 @@ class Chat {
     AnswerPrinter printer;
     const ChatSession::Answer answer = session_.ask(text, [&](const AnswerPiece& piece) { printer.add(piece); });
     printer.end();
+    kv_auto_ = answer.usage.kv_auto;
     if (answer.context_full) {
       notice(
           fmt::format("witan: the answer ends here: the context of {} tokens is full; /clear begins anew, /save FILE "
@@ -156,6 +157,7 @@ class Chat {
       session_.set_system(rest);
     } else if (command == "/stats") {
       notice(stats_line(engine_.stats(), engine_.model_info()));
+      if (kv_auto_ != nullptr) notice(kv_auto_line(*kv_auto_));
     } else if (command == "/save") {
       save(file());
     } else if (command == "/load") {
@@ -179,6 +181,7 @@ class Chat {
   Engine& engine_;
   ChatSession& session_;
   LineReader reader_;
+  std::shared_ptr<const KvAutoChoice> kv_auto_;  // of the last answer, with --kv auto
   bool obeying_ = false;
   bool ended_ = false;
 };

@@ -85,4 +85,8 @@ bool run_to_end(Engine& engine, const std::vector<RequestId>& requests, Function
   return cancelled;
 }
 
+std::string kv_auto_line(const KvAutoChoice& choice) {
+  return fmt::format("--kv auto: {}: {}", choice.policy.empty() ? "every entry stays" : choice.policy, choice.reason);
+}
+
 }  // namespace witan

@@ -23,4 +23,7 @@ bool run_to_end(Engine& engine, const std::vector<RequestId>& requests, Function
 nlohmann::json stats_json(const Engine& engine);
 std::string stats_line(const EngineStats& stats, const ModelInfo& info);
 
+// What --kv auto chose, in words.
+std::string kv_auto_line(const KvAutoChoice& choice);
+
 }  // namespace witan

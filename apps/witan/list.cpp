@@ -22,7 +22,7 @@ void print_list() {
   }
   print_stdout("\nKV cache types\n ");
   for (const KvCodec codec : kKvCodecs) {
-    print_stdout(" {}", kv_codec_name(codec));
+    if (!kv_codec_is_blockwise(codec)) print_stdout(" {}", kv_codec_name(codec));
   }
   print_stdout("\n\nKV policies (--kv)\n");
   for (const KvPolicyPart& part : kv_policy_parts()) print_stdout("  {:<20}  {}\n", part.name, part.summary);
@@ -30,8 +30,11 @@ void print_list() {
   print_stdout("  {:<20}  {}\n", "floor=N", "but at least so many tokens");
   print_stdout("  {:<20}  {}\n", "sinks=N, recent=N", "first and last tokens that stay in any case");
   print_stdout("  {:<20}  {}\n", "every=N", "judge again whenever so many tokens were generated");
+  print_stdout("  {:<20}  {}\n", "prefill_every=N", "and whenever so many tokens of a prompt were computed");
   print_stdout("  {:<20}  {}\n", "generated_keep=X", "or generated_tokens=N: a budget for generated tokens alone");
   print_stdout("  {:<20}  {}\n", "guard=X", "keep everything where less of the attention than this share would stay");
+  print_stdout("  {:<20}  {}\n", "k=TYPE, v=TYPE",
+               "round older entries to a KV cache type; residual=128: not the last");
   print_stdout("\nKernel variants\n");
   for (const Isa isa : kAllIsas) {
     print_stdout("  {:<20}  {}{}\n", isa_name(isa), cpu_supports(isa) ? "this CPU has it" : "not on this CPU",

@@ -83,7 +83,7 @@ void add_exact_flag(CLI::App& app, ModelFlags& flags) {
       "--exact", flags.exact,
       "Compute with float32 activations whatever the types of weights and KV cache. Without it, quantised weights "
       "meet 8-bit activations and BF16 ones BF16 activations, and so do KV caches where the CPU multiplies these "
-      "types; F32 and F16 ones are always exact, and Q8_0 caches of latents");
+      "types; F32 and F16 ones are always exact");
 }
 
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context) {
@@ -98,7 +98,8 @@ void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& defau
          "Type of the KV cache: auto (bf16 where the CPU multiplies it and --exact is not given, else f16), f32, f16, "
          "bf16, q8_0 (lossy: 8 bits with a scale per 32 values), or, lossy too, keys and values turned by a Hadamard "
          "matrix: int8-hadamard, k8v4-hadamard (keys of 8 bits, values of 4), int4-hadamard, k4v2-hadamard, "
-         "int2-hadamard")
+         "int2-hadamard; for models that cache latents (MLA) instead of these int8-latent and int4-latent, which keep "
+         "the part of RoPE as bf16")
       ->type_name("TYPE")
       ->check(CLI::IsMember(kCodecs).description(""))
       ->default_str("auto");

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <sstream>
 #include <string>
 
@@ -176,11 +177,17 @@ class Printer {
     if (usage.kv != nullptr) {
       result["usage"]["kv"] = {{"times", usage.kv->num_times},         {"tokens", usage.kv->num_tokens},
                                {"kept_entries", usage.kv->kept},       {"bytes_before", usage.kv->bytes_before},
-                               {"bytes_after", usage.kv->bytes_after}, {"seconds", usage.kv->seconds}};
+                               {"bytes_after", usage.kv->bytes_after}, {"seconds", usage.kv->seconds},
+                               {"demoted_entries", usage.kv->demoted}};
       if (usage.kv->attention_kept) {
         result["usage"]["kv"].update(
             {{"attention_kept", *usage.kv->attention_kept}, {"fell_back", usage.kv->fell_back}});
       }
+    }
+    if (usage.kv_auto != nullptr) {
+      const KvAutoChoice& choice = *usage.kv_auto;
+      result["usage"]["kv_auto"] = {{"policy", choice.policy.empty() ? json() : json(choice.policy)},
+                                    {"reason", choice.reason}};
     }
     if (usage.kv_reads) {
       result["usage"]["kv_read"] = {{"bytes", usage.kv_reads->bytes}, {"bytes_of_all", usage.kv_reads->bytes_of_all}};
@@ -220,9 +227,23 @@ void record(Answer& answer, const GenerationOutput& output, bool logprobs, const
   if (output.finish) answer.last = output;
 }
 
-void report(const Engine& engine, bool quiet, OutputFile* stats_file) {
+// What --kv auto chose, each choice once.
+void report_choices(const std::vector<Answer>& answers) {
+  std::set<std::string> lines;
+  for (const Answer& answer : answers) {
+    const KvAutoChoice* choice = answer.last->usage.kv_auto.get();
+    if (choice != nullptr && lines.insert(kv_auto_line(*choice)).second) {
+      std::fputs((kv_auto_line(*choice) + "\n").c_str(), stderr);
+    }
+  }
+}
+
+void report(const Engine& engine, const std::vector<Answer>& answers, bool quiet, OutputFile* stats_file) {
   const EngineStats stats = engine.stats();
-  if (!quiet) std::fputs((stats_line(stats, engine.model_info()) + "\n").c_str(), stderr);
+  if (!quiet) {
+    report_choices(answers);
+    std::fputs((stats_line(stats, engine.model_info()) + "\n").c_str(), stderr);
+  }
   if (stats_file == nullptr) return;
   const std::string text = stats_json(engine).dump(2) + "\n";
   stats_file->write(text.data(), text.size());
@@ -275,7 +296,7 @@ void run_prompts(const RunFlags& flags) {
   }
 
   const bool cancelled = run_to_end(*engine, requests, [&] { progress.after_step(engine->stats()); });
-  report(*engine, flags.quiet, stats_file.get());
+  report(*engine, answers, flags.quiet, stats_file.get());
   for (const Answer& answer : answers) {
     if (answer.last->finish == FinishReason::kError) {
       fail(ErrorCode::kInvalidArgument, "{}: {}", answer.prompt->name, answer.last->error);
@@ -309,7 +330,7 @@ void add_run_command(CLI::App& app) {
               "File of {\"prompt\"} lines, a prompt each; other keys are ignored; may be repeated");
   command->add_flag("--parse-special", flags->parse_special, "Text such as <|im_end|> becomes the control token");
   command->add_flag("--json", flags->json_out, "Print each answer as a line of JSON");
-  command->add_flag("-q,--quiet", flags->quiet, "No line of statistics");
+  command->add_flag("-q,--quiet", flags->quiet, "No statistics, and no word of what --kv auto chose");
   command->add_option("--stats-json", flags->stats_path, "File for the statistics as JSON")
       ->type_name("FILE")
       ->default_str("none");

@@ -140,7 +140,8 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
   };
   app.add_option_function<std::string>(
          "--kv", set_policy,
-         "Once a prompt is computed, keep only the KV entries that a policy chooses (lossy), such as "
+         "Once a prompt is computed, keep only the KV entries that a policy chooses, or round older ones (lossy), such "
+         "as "
          "snapkv,keep=0.2, or @FILE that has one; witan --list has the parts of policies, docs/kv-cache.md what they "
          "do")
       ->type_name("POLICY")

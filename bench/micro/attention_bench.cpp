@@ -11,10 +11,10 @@
 //
 // Heads have 128 components. KV_HEADS latent is the absorbed form of latent attention (MLA): one kv head of 576
 // components, the first 512 of which are its value. A head's blocks lie in runs of 512 entries in random order, as the
-// block pool hands them to a long sequence. PRECISION fast is bf16 arithmetic where entries are bf16, and int8
-// arithmetic where they are quantised, if the instruction set has it. Times are CPU times (see thread_seconds()) and
-// each line is the best of several passes: on a shared machine the fastest is the least disturbed. WITAN_ISA chooses
-// the instruction set.
+// block pool hands them to a long sequence. PRECISION fast is bf16 arithmetic where entries are bf16 or decoded to it,
+// and int8 arithmetic where they are multiplied as quants, if the instruction set has it. Times are CPU times (see
+// thread_seconds()) and each line is the best of several passes: on a shared machine the fastest is the least
+// disturbed. WITAN_ISA chooses the instruction set.
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
@@ -67,8 +67,8 @@ class Entries {
     const int64_t block_bytes = format.block_bytes();
     std::mt19937 engine(1);
     std::normal_distribution<float> normal;
-    std::vector<float> key(static_cast<size_t>(format.key_dim));
-    std::vector<float> value(static_cast<size_t>(format.value_dim));
+    std::vector<float> keys(static_cast<size_t>(kKvBlockSize * format.key_dim));
+    std::vector<float> values(static_cast<size_t>(kKvBlockSize * format.value_dim));
     constexpr int64_t kDistinct = 64;  // blocks; the others repeat them
     const auto num_blocks = std::ssize(blocks_);
     for (int64_t block = 0; block < num_blocks; ++block) {
@@ -77,11 +77,10 @@ class Entries {
         std::memcpy(at, data_.data() + block % kDistinct * block_bytes, static_cast<size_t>(block_bytes));
         continue;
       }
-      for (int slot = 0; slot < kKvBlockSize; ++slot) {
-        for (float& x : key) x = normal(engine);
-        for (float& x : value) x = normal(engine);
-        kv_store(format, at, slot, key.data(), value.data());
-      }
+      for (float& x : keys) x = normal(engine);
+      for (float& x : values) x = normal(engine);
+      kv_store_block(Isa::kReference, format, at, kKvBlockSize,
+                     {keys.data(), format.key_dim, values.data(), format.value_dim});
     }
     constexpr int64_t kRun = kAttentionSplit / kKvBlockSize;
     std::vector<int64_t> runs(static_cast<size_t>(num_blocks / kRun));
@@ -264,14 +263,18 @@ void register_all(int decode_threads) {
                                 {KvCodec::kHadamard4, Precision::kFast},
                                 {KvCodec::kHadamard4, Precision::kExact},
                                 {KvCodec::kHadamard4Value2, Precision::kFast},
-                                {KvCodec::kHadamard2, Precision::kFast}};
+                                {KvCodec::kHadamard2, Precision::kFast},
+                                {KvCodec::kLatent8, Precision::kFast},
+                                {KvCodec::kLatent4, Precision::kFast},
+                                {KvCodec::kKivi4, Precision::kFast},
+                                {KvCodec::kKivi2, Precision::kFast}};
   for (const bool decoding : {true, false}) {
     for (const Shape& shape : shapes) {
       if (!decoding && shape.format.value_in_key) continue;  // prompts use the expanded form
       for (const int32_t num_entries : {4096, 16384, 32768}) {
         if (!decoding && num_entries > 16384) continue;
         for (const Entry entry : kEntries) {
-          if (shape.format.value_in_key && kv_hadamard_bits(entry.codec).key != 0) continue;  // not for latents
+          if (!kv_codec_fits(entry.codec, shape.format.value_in_key)) continue;
           Case test = {shape.format, entry.precision, shape.num_heads, shape.num_kv_heads, num_entries};
           test.format.codec = entry.codec;
           const auto name =

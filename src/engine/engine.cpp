@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <limits>
 #include <mutex>
 #include <set>
@@ -12,7 +13,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
-#include "engine/prompt_text.h"
+#include "engine/kv_request.h"
 #include "engine/text_stream.h"
 #include "sched/prefill_pacer.h"
 
@@ -38,8 +39,9 @@ struct Generation {
   std::optional<KvPolicy> kv_policy;
   KvText kv_text;
   int32_t most_judged = 0;  // entries of a head at once
-  KvEvidence kv_evidence;   // while it runs: what the policy wants when it judges next
-  std::string kv_error;     // why that could not be had
+  std::optional<KvDemotion> kv_demotion;
+  KvEvidence kv_evidence;  // while it runs: what the policy wants when it judges next
+  std::string kv_error;    // why that could not be had
 };
 
 // An output and who wants it; delivered when no lock is held.
@@ -63,81 +65,6 @@ void run_job(SampleJob& job, std::span<const float> logits) {
   } catch (const std::exception& e) {
     job.error = e.what();
   }
-}
-
-// Pinned entries have to be there, and to have room beside those that stay in any case.
-void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
-  std::vector<bool> is_pinned(static_cast<size_t>(num_prompt));
-  for (const KvSpan& span : request.kv_pinned) {
-    if (span.begin < 0 || span.begin >= span.end || span.end > num_prompt) {
-      fail(ErrorCode::kInvalidArgument, "pinned tokens {} to {} are not in the prompt of {} tokens", span.begin,
-           span.end, num_prompt);
-    }
-    std::fill(is_pinned.begin() + span.begin, is_pinned.begin() + span.end, true);
-  }
-  if (!request.kv_policy || request.kv_policy->scorer == nullptr || request.kv_pinned.empty()) return;
-  const KvPolicy& policy = *request.kv_policy;
-  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty() ||
-      policy.share_chunk > 0) {
-    fail(ErrorCode::kInvalidArgument,
-         "tokens cannot be pinned with the KV policy {}: not every layer or chunk has room for them", policy.text);
-  }
-  const int32_t num_kept = policy.num_kept(num_prompt);
-  // Judged once, the most recent tokens are those of the prompt; later they are others.
-  const bool is_judged_again = policy.every > 0 && !policy.generated_budget;
-  if (num_kept == num_prompt && !is_judged_again) return;
-  const auto [num_sinks, num_recent] = policy.num_protected(num_prompt, num_kept);
-  const int32_t last = is_judged_again ? num_prompt : num_prompt - num_recent;
-  int32_t num_taken = 0;
-  for (int32_t first = num_sinks; first < last; first += policy.chunk) {
-    const int32_t end = std::min(first + policy.chunk, last);
-    if (std::find(is_pinned.begin() + first, is_pinned.begin() + end, true) != is_pinned.begin() + end) {
-      num_taken += end - first;  // chunks stay as a whole
-    }
-  }
-  if (num_taken > num_kept - num_sinks - num_recent) {
-    fail(ErrorCode::kInvalidArgument,
-         "pinned tokens need the room of {} entries, but of the {} that the KV policy keeps {} are its first and last",
-         num_taken, num_kept, num_sinks + num_recent);
-  }
-}
-
-// A table of heads has to be of this model.
-void check_head_kinds(const KvPolicy& policy, const ModelInfo& info) {
-  if (policy.head_kinds.empty()) return;
-  std::vector<size_t> num_heads;
-  for (const KvLayerSpec& layer : info.kv_layers) {
-    if (layer.window == 0) num_heads.push_back(static_cast<size_t>(layer.num_kv_heads));
-  }
-  if (policy.head_kinds.size() != num_heads.size()) {
-    fail(ErrorCode::kInvalidArgument, "the KV policy has the heads of {} layers; the model has {} without a window",
-         policy.head_kinds.size(), num_heads.size());
-  }
-  for (size_t layer = 0; layer < num_heads.size(); ++layer) {
-    if (policy.head_kinds[layer].size() == num_heads[layer]) continue;
-    fail(ErrorCode::kInvalidArgument, "the KV policy has {} heads in layer {}; the model has {} KV heads there",
-         policy.head_kinds[layer].size(), layer, num_heads[layer]);
-  }
-}
-
-// Values can be merged where they are not a part of keys.
-void check_merging(const KvPolicy& policy, const ModelInfo& info) {
-  const auto is_latent = [](const KvLayerSpec& layer) { return layer.value_in_key; };
-  if (policy.merging && std::ranges::any_of(info.kv_layers, is_latent)) {
-    fail(ErrorCode::kUnsupported,
-         "the KV policy {} merges values of entries, and this model (MLA) has none: they are a part of the keys",
-         policy.text);
-  }
-}
-
-// Where the parts of a prompt begin that a policy keeps together.
-std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const TokenId> prompt,
-                                 const std::string& separator) {
-  if (tokenizer == nullptr) {
-    fail(ErrorCode::kUnsupported,
-         "the KV policy keeps parts of the text together, for which the model needs a tokenizer");
-  }
-  return PromptText(*tokenizer, prompt).part_starts(separator);
 }
 
 void validate(const GenerationRequest& request, const LoadedModel& model, bool has_tokenizer) {
@@ -195,6 +122,9 @@ struct Engine::State {
                                .generated_entries_differ = model.info().generated_entries_differ}),
         pacer(model.options().max_decode_slowdown) {}
 
+  RequestId submit(const GenerationRequest& request, OutputCallback on_output,
+                   const std::shared_ptr<const KvAutoChoice>& kv_auto = nullptr);
+  KvAutoChoice choose_policy(const GenerationRequest& request) const;
   bool step();
   std::vector<SequenceId> all_sequences() const;
   ForwardBatch make_batch(const StepPlan& plan) const;
@@ -206,6 +136,9 @@ struct Engine::State {
   void collect_evidence(SequenceId sequence, int32_t first_token);
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
   KvChoice choose_kept(SequenceId kv_sequence, const Generation& generation);
+  std::function<bool(SequenceId)> applied(const KvChoice& choice, const Generation& generation, bool judges);
+  void keep_evidence(KvEvidence& evidence, const KvChoice& choice) const;
+  void count_held(SequenceId kv_sequence, KvCompression& report) const;
   std::set<SequenceId> compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
   void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
@@ -255,74 +188,70 @@ std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_sp
 }
 
 RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_output) {
-  State& s = *state_;
-  validate(request, s.model, s.model.tokenizer() != nullptr);
+  if (!request.kv_policy || !request.kv_policy->automatic) return state_->submit(request, std::move(on_output));
+  const auto choice = std::make_shared<const KvAutoChoice>(state_->choose_policy(request));
+  GenerationRequest chosen = request;
+  chosen.kv_policy.reset();
+  if (!choice->policy.empty()) chosen.kv_policy = parse_kv_policy(choice->policy);
+  return state_->submit(chosen, std::move(on_output), choice);
+}
+
+// What `auto` is for a request that arrives now.
+KvAutoChoice Engine::State::choose_policy(const GenerationRequest& request) const {
+  KvAutoRequest of_request = kv_auto_request(request, model);
+  const std::lock_guard lock(mutex);
+  const auto capacity_bytes = static_cast<int64_t>(model.kv().config().capacity_bytes);
+  of_request.free_bytes = std::max(int64_t{0}, capacity_bytes - scheduler.final_bytes());
+  return choose_kv_policy(*request.kv_policy, of_request);
+}
+
+RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback on_output,
+                                const std::shared_ptr<const KvAutoChoice>& kv_auto) {
+  validate(request, model, model.tokenizer() != nullptr);
   std::vector<TokenId> stop_tokens = request.stop_tokens;
-  if (!request.ignore_end_tokens) stop_tokens.insert(stop_tokens.end(), s.end_tokens.begin(), s.end_tokens.end());
+  if (!request.ignore_end_tokens) stop_tokens.insert(stop_tokens.end(), end_tokens.begin(), end_tokens.end());
   const auto callback = std::make_shared<OutputCallback>(std::move(on_output));
   const Clock::time_point now = Clock::now();
 
   SequenceRequest sequence_request{
       .prompt = request.prompt, .max_new_tokens = request.max_new_tokens, .priority = request.priority};
-  if (s.model.info().has_encoder) {
-    if (std::ssize(request.prompt) > s.model.options().context_length) {
+  if (model.info().has_encoder) {
+    if (std::ssize(request.prompt) > model.options().context_length) {
       fail(ErrorCode::kInvalidArgument, "a prompt of {} tokens is more than the context of {}", request.prompt.size(),
-           s.model.options().context_length);
+           model.options().context_length);
     }
-    sequence_request.input = std::exchange(sequence_request.prompt, {s.model.info().decoder_start_token});
+    sequence_request.input = std::exchange(sequence_request.prompt, {model.info().decoder_start_token});
   }
-  const auto num_prompt = static_cast<int32_t>(request.prompt.size());
-  KvText kv_text{.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned};
-  check_pinned(request, num_prompt);
-  if (request.kv_policy) check_head_kinds(*request.kv_policy, s.model.info());
-  if (request.kv_policy) check_merging(*request.kv_policy, s.model.info());
-  if (request.kv_policy && num_prompt > 0) {
-    if (!request.kv_policy->span_separator.empty()) {
-      kv_text.span_starts = span_starts(s.model.tokenizer(), request.prompt, request.kv_policy->span_separator);
-    }
-    const int64_t num_tokens =
-        std::min<int64_t>(int64_t{num_prompt} + request.max_new_tokens, s.model.options().context_length);
-    const KvWants wants = request.kv_policy->wants();
-    sequence_request.compression = {
-        // With the last token but one computed the last is there, and nothing is computed any more.
-        .points = request.kv_policy->compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 2),
-        .is_average = !request.kv_policy->heads_keep_alike(),
-        .may_keep_all = request.kv_policy->guard > 0.0,
-        .num_query_tokens =
-            wants.sees_all_tokens() ? std::numeric_limits<int32_t>::max() : std::max(1, wants.num_query_tokens)};
-    sequence_request.private_generation = request.kv_policy->pages.has_value();
-    sequence_request.side_bytes = s.model.evidence_bytes(
-        *request.kv_policy, sequence_request.compression.most_entries(), static_cast<int32_t>(num_tokens));
-  }
+  KvRequest kv = plan_kv(request, model);
+  sequence_request.compression = std::move(kv.compression);
+  sequence_request.private_generation = kv.private_generation;
+  sequence_request.side_bytes = kv.side_bytes;
 
-  const std::lock_guard lock(s.mutex);
-  const RequestId id = s.next_request++;
+  const std::lock_guard lock(mutex);
+  const RequestId id = next_request++;
   for (int32_t choice = 0; choice < request.num_choices; ++choice) {
     // Only the first can be refused: the others ask for the same.
-    const SequenceId sequence = s.scheduler.add(sequence_request);
-    Generation generation{.request = id,
-                          .choice = choice,
-                          .sampling = request.sampling,
-                          .stop_tokens = stop_tokens,
-                          .on_output = callback,
-                          .text = std::nullopt,
-                          .submitted = now,
-                          .usage = {.prompt_tokens = num_prompt},
-                          .kv_policy = std::nullopt,
-                          .kv_text = {},
-                          .most_judged = 0,
-                          .kv_evidence = {},
-                          .kv_error = {}};
+    const SequenceId sequence = scheduler.add(sequence_request);
+    Generation generation;
+    generation.request = id;
+    generation.choice = choice;
+    generation.sampling = request.sampling;
+    generation.stop_tokens = stop_tokens;
+    generation.on_output = callback;
+    generation.submitted = now;
+    generation.usage.prompt_tokens = static_cast<int32_t>(request.prompt.size());
+    generation.kv_demotion = sequence_request.compression.demotion;
+    generation.usage.kv_auto = kv_auto;
     if (!sequence_request.compression.points.empty() || sequence_request.private_generation) {
       generation.kv_policy = request.kv_policy;
-      generation.kv_text = kv_text;
+      generation.kv_text = kv.text;
       generation.most_judged = sequence_request.compression.most_entries();
     }
     generation.sampling.seed += static_cast<uint64_t>(choice);
-    if (s.model.tokenizer() != nullptr) generation.text.emplace(*s.model.tokenizer(), request.stop_strings);
-    s.generations.emplace(sequence, std::move(generation));
+    if (model.tokenizer() != nullptr) generation.text.emplace(*model.tokenizer(), request.stop_strings);
+    generations.emplace(sequence, std::move(generation));
   }
-  s.work_arrived.notify_one();
+  work_arrived.notify_one();
   return id;
 }
 
@@ -335,16 +264,26 @@ void Engine::cancel(RequestId request) {
 ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
   ForwardBatch batch;
   for (const ScheduledSlice& slice : plan.slices) {
-    const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+    const Generation& generation = generations.at(slice.sequence);
     batch.slices.push_back({.kv_sequence = slice.kv_sequence,
                             .first_row = static_cast<int32_t>(batch.tokens.size()),
                             .num_tokens = slice.num_tokens,
                             .first_token = slice.first_token,
-                            .evidence = &generations.at(slice.sequence).kv_evidence});
+                            .evidence = &generation.kv_evidence,
+                            .num_uncommitted = slice.num_uncommitted});
+    std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+    int32_t first = slice.first_token;
+    if (slice.repetition) {
+      const Repetition& repetition = generation.kv_text.repetitions[static_cast<size_t>(*slice.repetition)];
+      batch.slices.back().repeated_chunk = repetition.chunk;
+      tokens = repetition.tokens;
+      first = slice.num_uncommitted;
+    }
+    tokens = tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(slice.num_tokens));
+    batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end());
     for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
-      batch.tokens.push_back(tokens[static_cast<size_t>(i)]);
       batch.positions.push_back(i);
-      batch.roles.push_back(scheduler.role(slice.sequence, i));
+      batch.roles.push_back(slice.repetition ? TokenRole::kPrompt : scheduler.role(slice.sequence, i));
     }
     if (slice.encodes_input) {
       const std::span<const TokenId> input = scheduler.input(slice.sequence);
@@ -380,6 +319,7 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
       evidence.mass.reset();
       evidence.moments.reset();
       evidence.value_norms.reset();
+      evidence.repetition.reset();
       return;
     }
     const KvWants wants = generation.kv_policy->wants();
@@ -397,6 +337,9 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     if (wants.moments && evidence.moments == nullptr) evidence.moments = model.make_query_moments(*wants.moments);
     if (wants.value_norms && evidence.value_norms == nullptr) {
       evidence.value_norms = model.make_value_norms(generation.most_judged);
+    }
+    if (wants.repetitions && evidence.repetition == nullptr) {
+      evidence.repetition = model.make_repetition_attention(generation.most_judged, *wants.repetitions);
     }
   } catch (const Error& error) {
     evidence = {};
@@ -426,6 +369,46 @@ KvChoice Engine::State::choose_kept(SequenceId kv_sequence, const Generation& ge
   return choose();
 }
 
+// What a choice does to a sequence's KV cache, see Scheduler::compress.
+std::function<bool(SequenceId)> Engine::State::applied(const KvChoice& choice, const Generation& generation,
+                                                       bool judges) {
+  return [this, &choice, &generation, drops = judges](SequenceId kv_sequence) mutable {
+    if (drops && !model.kv().keep(kv_sequence, choice.kept, choice.merges)) return false;
+    drops = false;
+    return !generation.kv_demotion ||
+           model.kv().demote(kv_sequence, *generation.kv_demotion, model.isa(), model.threads());
+  };
+}
+
+void Engine::State::keep_evidence(KvEvidence& evidence, const KvChoice& choice) const {
+  const std::span<const KvLayerSpec> layers = model.info().kv_layers;
+  if (evidence.mass != nullptr) evidence.mass->keep(layers, choice.kept);
+  if (evidence.value_norms != nullptr) evidence.value_norms->keep(layers, choice.kept, choice.merges);
+  if (evidence.pages != nullptr) evidence.pages->forget();
+}
+
+void Engine::State::count_held(SequenceId kv_sequence, KvCompression& report) const {
+  const KvCache& kv = model.kv();
+  report.bytes_after = kv.held_bytes(kv_sequence);
+  report.bytes_before = report.bytes_after;
+  report.kept.clear();
+  report.demoted.clear();
+  for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
+    const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
+    if (spec.window > 0) continue;
+    report.kept.emplace_back();
+    report.demoted.emplace_back();
+    for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+      const int32_t num_entries = kv.num_entries(kv_sequence, layer, head);
+      report.kept.back().push_back(num_entries);
+      report.demoted.back().push_back(kv.num_demoted(kv_sequence, layer, head));
+      const KvView view = kv.view(kv_sequence, layer, head, num_entries);
+      report.bytes_before +=
+          view.format.block_bytes() * ((report.num_tokens + kKvBlockSize - 1) / kKvBlockSize) - view.block_bytes();
+    }
+  }
+}
+
 // Returns the sequences that were preempted for its room.
 std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
@@ -441,37 +424,26 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
   }
   try {
     if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
-    const KvChoice choice = choose_kept(slice.kv_sequence, *generation);
-    const std::vector<std::vector<int32_t>>& kept = choice.kept;
+    const KvChoice choice = slice.judges ? choose_kept(slice.kv_sequence, *generation) : KvChoice();
     const std::lock_guard lock(mutex);
-    const int64_t bytes_before = model.kv().held_bytes(slice.kv_sequence);
-    scheduler.compress(slice.sequence, kept, victims, choice.merges);
+    const int32_t num_tokens = model.kv().num_tokens(slice.kv_sequence);
+    scheduler.compress(slice.sequence, applied(choice, *generation, slice.judges), victims);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (preempted.contains(slice.sequence)) return preempted;
-    if (generation->kv_evidence.mass != nullptr) generation->kv_evidence.mass->keep(model.info().kv_layers, kept);
-    if (generation->kv_evidence.value_norms != nullptr) {
-      generation->kv_evidence.value_norms->keep(model.info().kv_layers, kept, choice.merges);
+    if (slice.judges) {
+      keep_evidence(generation->kv_evidence, choice);
+      collect_evidence(slice.sequence, num_tokens);
     }
-    if (generation->kv_evidence.pages != nullptr) generation->kv_evidence.pages->forget();
-    collect_evidence(slice.sequence, slice.first_token + slice.num_tokens);
-    const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens > slice.first_token;
+    const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens >= num_tokens;
     auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
-    report->num_tokens = slice.first_token + slice.num_tokens;
-    ++report->num_times;
-    if (is_first) report->bytes_before = bytes_before;
-    report->bytes_after = model.kv().held_bytes(slice.kv_sequence);
-    report->attention_kept = choice.attention_kept;
-    report->fell_back = choice.fell_back;
-    report->kept.clear();
-    size_t table = 0;
-    for (const KvLayerSpec& layer : model.info().kv_layers) {
-      std::vector<int32_t> of_layer;
-      for (int32_t head = 0; head < layer.num_kv_heads; ++head, ++table) {
-        if (layer.window == 0) of_layer.push_back(static_cast<int32_t>(kept[table].size()));
-      }
-      if (layer.window == 0) report->kept.push_back(std::move(of_layer));
+    if (slice.judges) {
+      ++report->num_times;
+      report->attention_kept = choice.attention_kept;
+      report->fell_back = choice.fell_back;
     }
+    report->num_tokens = num_tokens;
+    count_held(slice.kv_sequence, *report);
     report->seconds += seconds_since(start);
     generation->usage.kv = std::move(report);
     return preempted;
@@ -617,7 +589,7 @@ int64_t Engine::State::num_prompt_tokens(const StepPlan& plan) const {
   int64_t num_tokens = 0;
   for (const ScheduledSlice& slice : plan.slices) {
     const int32_t num_prompt = scheduler.num_prompt_tokens(slice.sequence);
-    num_tokens += std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
+    num_tokens += slice.repetition ? slice.num_tokens : std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
   }
   return num_tokens;
 }

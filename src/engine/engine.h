@@ -9,6 +9,7 @@
 
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
+#include "kv/policy/kv_auto.h"
 #include "kv/policy/kv_policy.h"
 #include "sched/scheduler.h"
 #include "text/tokenizer.h"
@@ -41,12 +42,13 @@ std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", 
 // What a KV policy made of a text.
 struct KvCompression {
   int32_t num_times = 0;   // that entries were judged
-  int32_t num_tokens = 0;  // of the text, when they were last
+  int32_t num_tokens = 0;  // of the text, when entries were judged or demoted last
   std::vector<std::vector<int32_t>>
-      kept;                  // then: entries of each KV head of the layers without a window: [layer][head]
-  int64_t bytes_before = 0;  // of the sequence's blocks, shared ones included, before the first time
-  int64_t bytes_after = 0;   // and after the last
-  double seconds = 0.0;      // for all of them
+      kept;  // then: entries of each KV head of the layers without a window: [layer][head]
+  std::vector<std::vector<int32_t>> demoted;  // of them, those of fewer bits
+  int64_t bytes_after = 0;                    // of the sequence's blocks then
+  int64_t bytes_before = 0;                   // and had all entries of the layers without a window stayed as they were
+  double seconds = 0.0;                       // for all of them
   std::optional<double> attention_kept = {};  // with a guard: the last time, see KvChoice
   bool fell_back = false;                     // the last time everything stayed, as the guard wanted it
 };
@@ -57,8 +59,10 @@ struct GenerationUsage {
   int32_t generated_tokens = 0;                  // an end token included
   double first_token_seconds = 0.0;              // since submit
   double total_seconds = 0.0;                    // since submit
-  std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it judged
+  std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it judged or demoted entries
   std::optional<KvReads> kv_reads = {};          // with a policy whose generated tokens read pages
+  // With a policy that was chosen for the request.
+  std::shared_ptr<const KvAutoChoice> kv_auto = {};
 };
 
 // What became known about one choice in one step.
@@ -80,7 +84,7 @@ using OutputCallback = std::function<void(const GenerationOutput&)>;
 
 struct EngineStats {
   int64_t num_steps = 0;
-  int64_t prompt_tokens = 0;  // computed as prompt (or recomputed), cached ones not counted
+  int64_t prompt_tokens = 0;  // computed as prompt (or recomputed, or repeated), cached ones not counted
   int64_t generated_tokens = 0;
   double prefill_seconds = 0.0;  // of steps that computed prompt tokens
   double decode_seconds = 0.0;   // of steps that only decoded

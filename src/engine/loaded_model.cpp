@@ -163,6 +163,7 @@ int64_t LoadedModel::evidence_bytes(const KvPolicy& policy, int32_t most_judged,
     if (wants.attention_mass) bytes += AttentionMass::bytes(layers, most_judged);
     if (wants.moments) bytes += QueryMoments::bytes(layers, info().num_heads, wants.moments->order);
     if (wants.value_norms) bytes += ValueNorms::bytes(layers, most_judged);
+    if (wants.repetitions) bytes += RepetitionAttention::bytes(layers, most_judged);
   }
   if (policy.pages) bytes += PageBounds::bytes(layers, *policy.pages, max_tokens);
   return bytes;
@@ -188,6 +189,12 @@ std::unique_ptr<QueryMoments> LoadedModel::make_query_moments(const KvWants::Mom
 
 std::unique_ptr<ValueNorms> LoadedModel::make_value_norms(int32_t max_entries) {
   return with_room([&] { return std::make_unique<ValueNorms>(pool_, info().kv_layers, max_entries); });
+}
+
+std::unique_ptr<RepetitionAttention> LoadedModel::make_repetition_attention(int32_t max_entries,
+                                                                            const KvWants::Repetitions& wanted) {
+  return with_room(
+      [&] { return std::make_unique<RepetitionAttention>(pool_, info().kv_layers, max_entries, wanted.num_sinks); });
 }
 
 std::unique_ptr<PageBounds> LoadedModel::make_page_bounds(const KvPageReader& reader, int32_t max_entries) {

@@ -71,6 +71,8 @@ class LoadedModel {
   std::unique_ptr<AttentionMass> make_attention_mass(int32_t max_entries);
   std::unique_ptr<QueryMoments> make_query_moments(const KvWants::Moments& wanted);
   std::unique_ptr<ValueNorms> make_value_norms(int32_t max_entries);
+  std::unique_ptr<RepetitionAttention> make_repetition_attention(int32_t max_entries,
+                                                                 const KvWants::Repetitions& wanted);
   std::unique_ptr<PageBounds> make_page_bounds(const KvPageReader& reader, int32_t max_entries);
 
   // Runs one step: logits [batch.logit_rows.size(), vocab_size], valid until the next call.

@@ -14,14 +14,16 @@ namespace {
 // A sequence's id is its serial number and its place: ids are never used again, and finding one is an index.
 constexpr int kSlotBits = 20;
 
-int64_t num_blocks_for(int64_t num_entries) { return (num_entries + kKvBlockSize - 1) / kKvBlockSize; }
-
-// Latents are keys and values in one, which the types that turn entries know nothing of.
-void check_codec(const KvLayerSpec& spec, KvCodec codec) {
-  if (!spec.value_in_key || kv_hadamard_bits(codec).key == 0) return;
-  fail(ErrorCode::kInvalidArgument,
-       "a KV cache of type {} is not for models whose layers cache latents (MLA): use q8_0, bf16, f16 or f32",
-       kv_codec_name(codec));
+// New entries come one by one.
+void check_cache_codec(const KvLayerSpec& spec, KvCodec codec) {
+  if (kv_codec_is_blockwise(codec)) {
+    fail(
+        ErrorCode::kInvalidArgument,
+        "a KV cache cannot be of type {}: its entries are written in whole blocks of {}, and new ones come one by one; "
+        "a KV policy can demote older entries to it",
+        kv_codec_name(codec), kKvBlockSize);
+  }
+  check_kv_codec(spec, codec);
 }
 
 int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -38,7 +40,7 @@ KvBlockFormat format_of(const KvCacheConfig& config, size_t layer) {
     fail(ErrorCode::kInvalidArgument, "KV layer {}: {} kv heads with keys of {} and values of {}{}", layer,
          spec.num_kv_heads, spec.key_dim, spec.value_dim, spec.value_in_key ? " within the key" : "");
   }
-  check_codec(spec, config.codec);
+  check_cache_codec(spec, config.codec);
   return {config.codec, spec.key_dim, spec.value_dim, spec.value_in_key};
 }
 
@@ -66,13 +68,28 @@ int64_t window_places(int64_t window, int64_t num_tokens, int64_t chunk_tokens) 
 
 }  // namespace
 
+// Latents are keys and values in one: few codecs are for both.
+void check_kv_codec(const KvLayerSpec& spec, KvCodec codec) {
+  if (kv_codec_fits(codec, spec.value_in_key)) return;
+  if (spec.value_in_key) {
+    fail(ErrorCode::kInvalidArgument,
+         "KV entries of type {} are not for models whose layers cache latents (MLA): use int8-latent, int4-latent, "
+         "q8_0, bf16, f16 or f32",
+         kv_codec_name(codec));
+  }
+  fail(ErrorCode::kInvalidArgument,
+       "KV entries of type {} are only for models whose layers cache latents (MLA): use q8_0, bf16, f16, f32 or a "
+       "hadamard type",
+       kv_codec_name(codec));
+}
+
 int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, int64_t num_tokens,
                             int64_t chunk_tokens) {
   int32_t window = 0;
   for (const KvLayerSpec& layer : layers) window = std::max(window, layer.window);
   int64_t bytes = 0;
   for (const KvLayerSpec& layer : layers) {
-    check_codec(layer, codec);
+    check_cache_codec(layer, codec);
     const KvBlockFormat format{codec, layer.key_dim, layer.value_dim, layer.value_in_key};
     const int64_t num_places =
         layer.window > 0 ? window_places(window, num_tokens, chunk_tokens) : num_blocks_for(num_tokens);
@@ -113,6 +130,7 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
     (windowed ? pools[pool_index].num_window_tables : pools[pool_index].num_full_tables) += num_heads;
     (windowed ? window_set_bytes : full_set_bytes) += num_heads * format.block_bytes();
     pool_of_table.insert(pool_of_table.end(), num_heads, pool_index);
+    layer_of_table.insert(layer_of_table.end(), num_heads, static_cast<int32_t>(layer));
     is_window_table.insert(is_window_table.end(), num_heads, windowed);
   }
   if (layers.empty()) fail(ErrorCode::kInvalidArgument, "a KV cache needs at least one layer");
@@ -121,16 +139,14 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
          capacity_bytes, num_tables(), set_bytes());
   }
   add_input_layers();
-  needed_blocks.resize(pools.size());
-  dropped_blocks.resize(pools.size());
 }
 
 int32_t KvCache::State::pool_for(const KvBlockFormat& format) {
-  for (const std::vector<Layer>* known : {&layers, &input_layers}) {
-    const auto same = std::ranges::find_if(*known, [&](const Layer& l) { return same_format(l.format, format); });
-    if (same != known->end()) return same->pool;
-  }
+  const auto same = std::ranges::find_if(pools, [&](const Pool& pool) { return same_format(pool.format, format); });
+  if (same != pools.end()) return static_cast<int32_t>(same - pools.begin());
   pools.push_back({format, BlockPool(memory, format.block_bytes())});
+  needed_blocks.resize(pools.size());
+  dropped_blocks.resize(pools.size());
   return static_cast<int32_t>(pools.size()) - 1;
 }
 
@@ -247,9 +263,15 @@ void KvCache::State::resize(KvSequence& sequence, int64_t table, int64_t num_blo
     from.allocate(last, blocks.num_blocks - first, new_blocks);
     for (BlockId block : new_blocks) sequence.tables.set(table, blocks.num_blocks++, block, from.data(block));
   }
-  while (blocks.num_blocks > num_blocks) from.release(sequence.tables.id(table, --blocks.num_blocks));
-  sequence.block_bytes += num_new * from.block_bytes();
-  stats.block_bytes_held += num_new * from.block_bytes();
+  int64_t num_bytes = std::max<int64_t>(0, num_new) * from.block_bytes();
+  while (blocks.num_blocks > num_blocks) {
+    const int64_t place = --blocks.num_blocks;
+    BlockPool& of_place = pools[pool_of_place(sequence, table, place)].blocks;
+    of_place.release(sequence.tables.id(table, place));
+    num_bytes -= of_place.block_bytes();
+  }
+  sequence.block_bytes += num_bytes;
+  stats.block_bytes_held += num_bytes;
 }
 
 // Turns the first full block behind the sequence's prefix into a prefix block, or exchanges it for an equal one.
@@ -355,7 +377,11 @@ KvBlockFormat KvCache::block_format(int32_t layer) const {
 int64_t KvCache::bytes_per_token() const { return ceil_div(state_->full_set_bytes, kKvBlockSize); }
 
 int64_t KvCache::bytes_for_tokens(int64_t num_tokens, int64_t chunk_tokens) const {
-  const int64_t full_bytes = num_blocks_for(num_tokens) * state_->full_set_bytes;
+  return bytes_for_entries(num_tokens, num_tokens, chunk_tokens);
+}
+
+int64_t KvCache::bytes_for_entries(int64_t num_entries, int64_t num_tokens, int64_t chunk_tokens) const {
+  const int64_t full_bytes = num_blocks_for(num_entries) * state_->full_set_bytes;
   if (state_->window == 0) return full_bytes;
   return full_bytes + window_places(state_->window, num_tokens, chunk_tokens) * state_->window_set_bytes;
 }
@@ -414,7 +440,8 @@ bool KvCache::reserve(SequenceId id, int32_t num_tokens) {
   KvSequence& sequence = state.at(id);
   WITAN_CHECK(num_tokens >= 0, "{} tokens to reserve", num_tokens);
   const auto num_blocks_after = [&](int64_t table) {
-    return num_blocks_for(static_cast<int64_t>(sequence.tables[table].num_entries) + num_tokens);
+    const BlockTable& entries = sequence.tables[table];
+    return entries.num_blocks_of(static_cast<int64_t>(entries.num_entries) + num_tokens);
   };
   std::ranges::fill(state.needed_blocks, 0);
   int64_t longest = 0;
@@ -431,7 +458,7 @@ bool KvCache::reserve(SequenceId id, int32_t num_tokens) {
   if (grows && !state.make_room(state.needed_blocks)) return false;
 
   sequence.num_reserved = num_tokens;
-  if (sequence.lost_entries) state.place_reserved(sequence);
+  if (sequence.is_detached) state.place_reserved(sequence);
   if (!grows && !shrinks) return true;  // most decode steps
   sequence.tables.grow_rows(longest);
   for (int64_t table = 0; table < state.num_tables(); ++table) {
@@ -454,9 +481,9 @@ void KvCache::commit(SequenceId id, std::span<const TokenId> tokens, std::span<c
     BlockTable& entries = sequence.tables[table];
     entries.num_entries += num_new;
     if (entries.lost_entries) entries.positions.resize(static_cast<size_t>(entries.num_entries));
-    state_->resize(sequence, table, num_blocks_for(entries.num_entries));
+    state_->resize(sequence, table, entries.num_blocks_of(entries.num_entries));
   }
-  if (state_->config.prefix_cache && !sequence.lost_entries && !sequence.is_private) {
+  if (state_->config.prefix_cache && !sequence.is_detached && !sequence.is_private) {
     const auto end = std::ranges::find(roles, TokenRole::kPrivate) - roles.begin();
     sequence.tail_tokens.insert(sequence.tail_tokens.end(), tokens.begin(), tokens.begin() + end);
     sequence.tail_roles.insert(sequence.tail_roles.end(), roles.begin(), roles.begin() + end);
@@ -487,6 +514,10 @@ int32_t KvCache::num_entries(SequenceId id, int32_t layer, int32_t head) const {
   return state_->at(id).tables[state_->table_of(layer, head)].num_entries;
 }
 
+int32_t KvCache::num_demoted(SequenceId id, int32_t layer, int32_t head) const {
+  return state_->at(id).tables[state_->table_of(layer, head)].num_demoted;
+}
+
 int64_t KvCache::held_bytes(SequenceId id) const { return state_->at(id).block_bytes; }
 
 KvCache::Slot KvCache::slot(SequenceId id, int32_t layer, int32_t head, int32_t entry) {
@@ -495,7 +526,8 @@ KvCache::Slot KvCache::slot(SequenceId id, int32_t layer, int32_t head, int32_t 
   const int32_t committed = sequence.tables[table].num_entries;
   WITAN_CHECK(entry >= committed && entry - committed < sequence.num_reserved,
               "entry {} to write, with {} committed and {} reserved", entry, committed, sequence.num_reserved);
-  return {sequence.tables.block(table, entry / kKvBlockSize), entry % kKvBlockSize};
+  const BlockTable& entries = sequence.tables[table];
+  return {sequence.tables.block(table, entries.place_of(entry)), entries.slot_of(entry)};
 }
 
 KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_entries) const {
@@ -505,8 +537,17 @@ KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_ent
   WITAN_CHECK(num_entries >= 0 && num_entries <= entries.num_entries + sequence.num_reserved,
               "{} entries to view, with {} committed and {} reserved", num_entries, entries.num_entries,
               sequence.num_reserved);
-  return {state_->layers[layer].format, sequence.tables.blocks(table), num_entries,
-          entries.lost_entries ? entries.positions.data() : nullptr};
+  KvView view{.format = state_->layers[layer].format,
+              .blocks = sequence.tables.blocks(table),
+              .num_entries = num_entries,
+              .positions = entries.lost_entries ? entries.positions.data() : nullptr};
+  if (entries.num_demoted > 0) {
+    WITAN_CHECK(num_entries >= entries.num_demoted, "{} entries to view, {} are demoted", num_entries,
+                entries.num_demoted);
+    view.num_demoted = entries.num_demoted;
+    view.demoted_format = state_->pools[sequence.demoted_pools[layer]].format;
+  }
+  return view;
 }
 
 int64_t KvCache::available_memory_bytes() const {

@@ -5,6 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "base/isa.h"
+#include "base/thread_pool.h"
 #include "base/types.h"
 #include "kernels/attention/attention.h"
 #include "kv/kv_merge.h"
@@ -38,6 +40,14 @@ struct KvCacheConfig {
   bool prefix_cache = true;
   uint64_t content_salt = 0;  // of everything else that changes a block's bytes: model, weights, lossy options
   std::vector<KvLayerSpec> input_layers = {};  // cross-attention of encoder-decoder models; no windows
+};
+
+// How a sequence's older entries are rounded to fewer bits, once they are no longer among the most recent: demoted.
+struct KvDemotion {
+  std::vector<KvCodec> codecs = {};  // [layers]; one with a window keeps its entries as they are
+  int32_t num_recent = 128;          // of each kv head, that stay as they were written; up to 31 more do
+
+  bool operator==(const KvDemotion&) const = default;
 };
 
 // How a token's entries were computed, where that changes their bits. Part of the prefix key.
@@ -76,7 +86,7 @@ struct KvCacheStats {
 //
 // Life of a sequence:
 //   create (attach_prefix)? (attach_input (write input entries)* commit_input)?
-//     (reserve (write entries)* commit | keep)* release
+//     (reserve (write entries)* commit | keep | demote)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
 class KvCache {
@@ -99,6 +109,9 @@ class KvCache {
   int64_t bytes_per_token() const;
   // As kv_bytes_for_tokens.
   int64_t bytes_for_tokens(int64_t num_tokens, int64_t chunk_tokens = int64_t{1} << 40) const;
+
+  // The same of a text whose heads have `num_entries` entries each, but for layers with a window, which hold theirs.
+  int64_t bytes_for_entries(int64_t num_entries, int64_t num_tokens, int64_t chunk_tokens) const;
 
   SequenceId create();
 
@@ -123,7 +136,7 @@ class KvCache {
 
   // Makes room for `num_tokens` more entries in every table, evicting unreferenced prefix blocks if it must. False,
   // and nothing changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before a
-  // commit replaces the reservation's size.
+  // commit replaces the reservation's size: entries that were written and are within it stay, the others are gone.
   [[nodiscard]] bool reserve(SequenceId sequence, int32_t num_tokens);
 
   // The entries written since the last commit are those of `tokens` (their number was reserved). Full blocks become
@@ -142,11 +155,22 @@ class KvCache {
   [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
                           std::span<const KvMerge> merges = {});
 
+  // Rounds all but the most recent entries of each table to the codec of `demotion` that are not yet, in whole blocks,
+  // and frees the blocks that they were in. As by keep(), the sequence shares no blocks afterwards, and where there is
+  // nothing to round, nothing changes. A sequence is always demoted to the same codecs, each of fewer bytes than the
+  // cache's own (check_demotion). Codecs that are written by blocks are for sequences that drop nothing after.
+  [[nodiscard]] bool demote(SequenceId sequence, const KvDemotion& demotion, Isa isa, ThreadPool& threads);
+  // Throws Error(kInvalidArgument) where layers cannot have the codecs that entries are to be demoted to.
+  void check_demotion(const KvDemotion& demotion) const;
+  // Over all layers without a window and their heads, of num_entries demoted entries each, in whole blocks.
+  int64_t demoted_bytes(const KvDemotion& demotion, int64_t num_entries) const;
+
   // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.
   void release(SequenceId sequence);
 
   int32_t num_tokens(SequenceId sequence) const;                                // committed
   int32_t num_entries(SequenceId sequence, int32_t layer, int32_t head) const;  // committed
+  int32_t num_demoted(SequenceId sequence, int32_t layer, int32_t head) const;  // of them
   // Bytes of the sequence's blocks, shared ones included.
   int64_t held_bytes(SequenceId sequence) const;
 

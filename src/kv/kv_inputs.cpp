@@ -7,12 +7,6 @@
 #include "kv/kv_state.h"
 
 namespace witan {
-namespace {
-
-int64_t num_blocks_for(int64_t num_entries) { return (num_entries + kKvBlockSize - 1) / kKvBlockSize; }
-
-}  // namespace
-
 void KvCache::State::add_input_layers() {
   caches_inputs = config.prefix_cache && !config.input_layers.empty();
   if (!config.input_layers.empty()) config.prefix_cache = false;

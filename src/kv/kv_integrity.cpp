@@ -26,13 +26,11 @@ struct OwnedBlocks {
 void KvCache::check_integrity() const {
   State& state = *state_;
   std::vector<OwnedBlocks> owned(state.pools.size());
-  const auto own = [&](int64_t table, BlockId block) {
-    owned[state.pool_of_table[table]].add(state.pool(table), block);
-  };
+  const auto own = [&](int32_t pool, BlockId block) { owned[pool].add(state.pools[pool].blocks, block); };
   state.index.for_each([&](PrefixId entry) {
     for (int64_t table = 0; table < state.num_tables(); ++table) {
       if (state.is_window_table[table] && !state.index.has_window(entry)) continue;
-      own(table, state.index.blocks(entry)[table]);
+      own(state.pool_of_table[table], state.index.blocks(entry)[table]);
     }
   });
 
@@ -59,14 +57,16 @@ void KvCache::check_integrity() const {
     for (int64_t table = 0; table < state.num_tables(); ++table) {
       const BlockTable& blocks = sequence.tables[table];
       const int64_t num_entries = static_cast<int64_t>(blocks.num_entries) + sequence.num_reserved;
-      WITAN_CHECK(blocks.num_blocks == (num_entries + kKvBlockSize - 1) / kKvBlockSize, "{} blocks for {} entries",
-                  blocks.num_blocks, num_entries);
+      WITAN_CHECK(blocks.num_blocks == blocks.num_blocks_of(num_entries), "{} blocks for {} entries, {} demoted",
+                  blocks.num_blocks, num_entries, blocks.num_demoted);
+      WITAN_CHECK(blocks.num_demoted <= blocks.num_entries && (blocks.num_demoted == 0 || sequence.is_detached),
+                  "{} of {} entries are demoted", blocks.num_demoted, blocks.num_entries);
       WITAN_CHECK(!blocks.lost_entries || std::ssize(blocks.positions) == num_entries, "{} positions for {} entries",
                   blocks.positions.size(), num_entries);
       WITAN_CHECK(blocks.lost_entries || blocks.num_entries == sequence.num_tokens, "{} entries for {} tokens",
                   blocks.num_entries, sequence.num_tokens);
       const int64_t first = state.first_block(sequence, table);
-      block_bytes += (blocks.num_blocks - first) * state.pool(table).block_bytes();
+      block_bytes += state.table_bytes(sequence, table);
       for (int64_t place = 0; place < first; ++place) {
         WITAN_CHECK(sequence.tables.id(table, place) == kNoBlock && sequence.tables.block(table, place) == nullptr,
                     "a block in the place {} that the window has passed", place);
@@ -77,9 +77,10 @@ void KvCache::check_integrity() const {
           const BlockId shared = state.index.blocks(sequence.prefix[place])[table];
           WITAN_CHECK(block == shared, "block {} in place of the prefix's {}", block, shared);
         } else {
-          own(table, block);
+          own(state.pool_of_place(sequence, table, place), block);
         }
-        WITAN_CHECK(sequence.tables.block(table, place) == state.pool(table).data(block), "block {} has moved", block);
+        const BlockPool& pool = state.pools[state.pool_of_place(sequence, table, place)].blocks;
+        WITAN_CHECK(sequence.tables.block(table, place) == pool.data(block), "block {} has moved", block);
       }
     }
     WITAN_CHECK(block_bytes == sequence.block_bytes, "sequence {} holds {} bytes, {} counted", slot.id, block_bytes,

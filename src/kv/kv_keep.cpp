@@ -10,8 +10,6 @@
 namespace witan {
 namespace {
 
-int64_t num_blocks_for(int64_t num_entries) { return (num_entries + kKvBlockSize - 1) / kKvBlockSize; }
-
 // Of float16 entries; sums may go beyond it.
 constexpr float kLargestF16 = 65504.0f;
 
@@ -67,63 +65,98 @@ void KvCache::State::keep_entries(KvSequence& sequence, int64_t table, std::span
   BlockPool& from = pool(table);
   const auto num_shared = std::ssize(sequence.prefix);
   const int64_t num_new = num_copies(sequence, table, std::ssize(kept));
-  const int64_t num_after = num_blocks_for(std::ssize(kept));
-  const KvBlockFormat& format = format_of_table(table);
+  const auto num_demoted =
+      static_cast<int32_t>(std::ranges::lower_bound(kept, entries.num_demoted) - kept.begin());  // that stay
+  const int64_t first_written = entries.num_demoted_blocks();  // the place of the first block of entries as written
+  const int64_t num_written = num_blocks_for(std::ssize(kept) - num_demoted);
+  WITAN_CHECK(merge.empty() || entries.num_demoted == 0, "table {}: values of demoted entries", table);
   std::vector<BlockId> copies(num_new);
   from.allocate(kNoBlock, 0, copies);
-  const auto is_shared = [&](int32_t entry) { return entry / kKvBlockSize < num_shared; };
+  const auto is_shared = [&](int32_t entry) { return entries.place_of(entry) < num_shared; };
   const auto slot_of = [&](int32_t entry) {
-    return KvCache::Slot{sequence.tables.block(table, entry / kKvBlockSize), entry % kKvBlockSize};
+    return KvCache::Slot{sequence.tables.block(table, entries.place_of(entry)), entries.slot_of(entry)};
   };
   const auto target = [&](int64_t i) {
-    const int64_t place = i / kKvBlockSize;
+    if (i < num_demoted) {
+      return KvCache::Slot{sequence.tables.block(table, i / kKvBlockSize), static_cast<int32_t>(i % kKvBlockSize)};
+    }
+    const int64_t place = first_written + (i - num_demoted) / kKvBlockSize;
     return KvCache::Slot{place < num_new ? from.data(copies[place]) : sequence.tables.block(table, place),
-                         static_cast<int32_t>(i % kKvBlockSize)};
+                         static_cast<int32_t>((i - num_demoted) % kKvBlockSize)};
   };
   const auto move = [&](int32_t entry, const KvCache::Slot& to) {
     const KvCache::Slot at = slot_of(entry);
-    kv_copy(format, at.block, at.slot, to.block, to.slot);
+    if (at.block == to.block && at.slot == to.slot) return;
+    kv_copy(pools[pool_of_place(sequence, table, entries.place_of(entry))].format, at.block, at.slot, to.block,
+            to.slot);
   };
   const auto num_copied = std::ranges::find_if_not(kept, is_shared) - kept.begin();
   for (int64_t i = 0; i < num_copied; ++i) move(kept[i], target(i));
   if (!merge.empty()) {
     WITAN_CHECK(merge.own.size() == kept.size() && merge.group_ends.size() == kept.size(),
                 "table {}: values of {} groups for {} entries", table, merge.group_ends.size(), kept.size());
-    merge_values(format, merge, slot_of,
+    merge_values(format_of_table(table), merge, slot_of,
                  [&](size_t j) { return std::cmp_less(j, num_copied) ? target(j) : slot_of(kept[j]); });
   }
   std::vector<int32_t> positions(kept.size());
   for (int64_t i = 0; i < std::ssize(kept); ++i) {
     const int32_t entry = kept[i];
     positions[i] = entries.lost_entries ? entries.positions[entry] : entry;
-    const bool stays = entry == i && i / kKvBlockSize >= num_shared;
-    if (i >= num_copied && !stays) move(entry, target(i));
+    if (i >= num_copied) move(entry, target(i));
   }
-  for (int64_t place = std::max(num_after, num_shared); place < entries.num_blocks; ++place) {
-    from.release(sequence.tables.id(table, place));
-    stats.block_bytes_held -= from.block_bytes();
+  const auto release = [&](int64_t place) {
+    BlockPool& of_place = pools[pool_of_place(sequence, table, place)].blocks;
+    of_place.release(sequence.tables.id(table, place));
+    stats.block_bytes_held -= of_place.block_bytes();
+  };
+  const int64_t bytes_before = table_bytes(sequence, table);
+  for (int64_t place = num_blocks_for(num_demoted); place < first_written; ++place) release(place);
+  for (int64_t place = std::max(first_written + num_written, num_shared); place < entries.num_blocks; ++place) {
+    release(place);
   }
-  for (int64_t place = 0; place < num_new; ++place) {
-    sequence.tables.set(table, place, copies[place], from.data(copies[place]));
+  for (int64_t i = 0; i < num_written; ++i) {
+    const int64_t place = first_written + i;
+    const BlockId block = place < num_new ? copies[place] : sequence.tables.id(table, place);
+    sequence.tables.set(table, num_blocks_for(num_demoted) + i, block, from.data(block));
   }
-  stats.block_bytes_held += num_new * from.block_bytes();
-  sequence.block_bytes += (num_after - entries.num_blocks) * from.block_bytes();
-  entries.num_blocks = static_cast<int32_t>(num_after);
+  entries.num_demoted = num_demoted;
+  entries.num_blocks = static_cast<int32_t>(num_blocks_for(num_demoted) + num_written);
   entries.num_entries = static_cast<int32_t>(kept.size());
   entries.lost_entries = std::ssize(kept) < sequence.num_tokens;
   if (entries.lost_entries) entries.positions = std::move(positions);
+  stats.block_bytes_held += num_new * from.block_bytes();
+  sequence.block_bytes += table_bytes(sequence, table) - bytes_before;
 }
 
-void KvCache::State::copy_window(KvSequence& sequence, int64_t table) {
+int64_t KvCache::State::table_bytes(const KvSequence& sequence, int64_t table) const {
+  const BlockTable& entries = sequence.tables[table];
+  const int64_t num_demoted = entries.num_demoted_blocks();
+  const int64_t num_written = entries.num_blocks - num_demoted - first_block(sequence, table);
+  int64_t bytes = num_written * pools[pool_of_table[table]].blocks.block_bytes();
+  if (num_demoted > 0) bytes += num_demoted * pools[pool_of_place(sequence, table, 0)].blocks.block_bytes();
+  return bytes;
+}
+
+void KvCache::State::copy_shared(KvSequence& sequence, int64_t table, int64_t first, int64_t count) {
   BlockPool& from = pool(table);
-  std::vector<BlockId> copies(num_copies(sequence, table, 0));
+  std::vector<BlockId> copies(count);
   from.allocate(kNoBlock, 0, copies);
-  int64_t place = sequence.first_window_block;
-  for (const BlockId copy : copies) {
+  for (int64_t place = first; const BlockId copy : copies) {
     std::memcpy(from.data(copy), sequence.tables.block(table, place), static_cast<size_t>(from.block_bytes()));
     sequence.tables.set(table, place++, copy, from.data(copy));
   }
-  stats.block_bytes_held += std::ssize(copies) * from.block_bytes();
+  stats.block_bytes_held += count * from.block_bytes();
+}
+
+void KvCache::State::copy_window(KvSequence& sequence, int64_t table) {
+  copy_shared(sequence, table, sequence.first_window_block, num_copies(sequence, table, 0));
+}
+
+void KvCache::State::detach(KvSequence& sequence) {
+  leave_prefix(sequence);
+  sequence.is_detached = true;
+  sequence.tail_tokens.clear();
+  sequence.tail_roles.clear();
 }
 
 void KvCache::State::leave_prefix(KvSequence& sequence) {
@@ -166,10 +199,7 @@ bool KvCache::keep(SequenceId id, std::span<const std::vector<int32_t>> kept, st
     }
     state.stats.peak_block_bytes_held = std::max(state.stats.peak_block_bytes_held, state.stats.block_bytes_held);
   }
-  state.leave_prefix(sequence);
-  sequence.lost_entries = true;
-  sequence.tail_tokens.clear();
-  sequence.tail_roles.clear();
+  state.detach(sequence);
   state.trim();
   return true;
 }

@@ -12,6 +12,12 @@
 
 namespace witan {
 
+// Blocks that hold so many entries.
+inline int64_t num_blocks_for(int64_t num_entries) { return (num_entries + kKvBlockSize - 1) / kKvBlockSize; }
+
+// Throws Error(kInvalidArgument) for a codec that a layer cannot have.
+void check_kv_codec(const KvLayerSpec& spec, KvCodec codec);
+
 // The block tables of one sequence, one per (layer, kv head). Tables may come to differ in length, once entries are
 // dropped from some: nothing here takes them to be equally long.
 //
@@ -22,11 +28,26 @@ namespace witan {
 //   of them, shared            [0 ................................ prefix.size())
 //
 // A place that is gone has no block: its pointer is null, and attention never looks there.
+//
+// Demoted entries come first, in blocks of their own:
+//
+//   blocks of a full table     [demoted .. num_demoted_blocks)[as written .. num_blocks)
 struct BlockTable {
   int32_t num_blocks = 0;
   int32_t num_entries = 0;         // committed
+  int32_t num_demoted = 0;         // of them
   bool lost_entries = false;       // false: entry i is at position i
   std::vector<int32_t> positions;  // [num_entries + reserved] of a table that lost entries
+
+  int64_t num_demoted_blocks() const { return num_blocks_for(num_demoted); }
+  int64_t place_of(int64_t entry) const {
+    return entry < num_demoted ? entry / kKvBlockSize : num_demoted_blocks() + (entry - num_demoted) / kKvBlockSize;
+  }
+  int32_t slot_of(int64_t entry) const {
+    return static_cast<int32_t>((entry < num_demoted ? entry : entry - num_demoted) % kKvBlockSize);
+  }
+  // Blocks for so many entries, the demoted ones among them.
+  int64_t num_blocks_of(int64_t entries) const { return num_demoted_blocks() + num_blocks_for(entries - num_demoted); }
 };
 
 class BlockTables {
@@ -74,8 +95,9 @@ struct KvSequence {
   int64_t block_bytes = 0;         // of all its blocks
   int64_t first_window_block = 0;  // of window tables: the places before it are gone
   InputId input = kNoInput;
-  bool lost_entries = false;  // keep() dropped some: its blocks are its own, and none become prefix blocks
-  bool is_private = false;    // some tokens are: no more of its blocks become prefix blocks
+  bool is_detached = false;  // keep() or demote() changed it: its blocks are its own, and none become prefix blocks
+  std::vector<int32_t> demoted_pools;  // by layer, once some of its entries are demoted
+  bool is_private = false;             // some tokens are: no more of its blocks become prefix blocks
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
   std::vector<TokenId> tail_tokens;  // committed tokens behind them; empty with the prefix cache off
@@ -109,6 +131,11 @@ struct KvCache::State {
   KvSequence& at(SequenceId id) const;
 
   BlockPool& pool(int64_t table) { return pools[pool_of_table[table]].blocks; }
+  // Of the block in a place of a sequence's table.
+  int32_t pool_of_place(const KvSequence& sequence, int64_t table, int64_t place) const {
+    const bool is_demoted = place < sequence.tables[table].num_demoted_blocks();
+    return is_demoted ? sequence.demoted_pools[layer_of_table[table]] : pool_of_table[table];
+  }
 
   // The first place that a window table needs for the entry after num_entries.
   int64_t first_window_block(int64_t num_entries) const {
@@ -149,6 +176,13 @@ struct KvCache::State {
   int64_t num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept) const;
   void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept, const KvMerge& merge);
   void copy_window(KvSequence& sequence, int64_t table);
+  int64_t table_bytes(const KvSequence& sequence, int64_t table) const;
+  KvBlockFormat demoted_format(const KvDemotion& demotion, int32_t layer) const;
+  void place_demoted(KvSequence& sequence, int64_t table, std::span<const BlockId> blocks);
+  // Gives a table blocks of its own in the places [first, first + count), where the sequence has shared ones now.
+  void copy_shared(KvSequence& sequence, int64_t table, int64_t first, int64_t count);
+  // Nothing of it is shared any more, or will be.
+  void detach(KvSequence& sequence);
   void leave_prefix(KvSequence& sequence);
   void place_reserved(KvSequence& sequence);
   // Gives up the places of window tables that no later entry of the sequence sees.
@@ -165,6 +199,7 @@ struct KvCache::State {
   std::vector<Layer> layers;
   std::vector<Pool> pools;             // one per block format
   std::vector<int32_t> pool_of_table;  // tables by layer, then head
+  std::vector<int32_t> layer_of_table;
   std::vector<Layer> input_layers;
   std::vector<int32_t> pool_of_input_table;  // by layer, then head
   int64_t input_set_bytes = 0;               // of one block of every input table

@@ -100,8 +100,7 @@ void learn_gqa_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId se
   const auto values = [](const KvView& view, int32_t, int32_t first, int32_t count, float* out, std::byte* scratch) {
     for (int32_t i = 0; i < count; ++i) {
       const int32_t entry = first + i;
-      kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, reinterpret_cast<float*>(scratch),
-              out + int64_t{i} * view.format.value_dim);
+      view.load(entry, reinterpret_cast<float*>(scratch), out + int64_t{i} * view.format.value_dim);
     }
   };
   learn_value_norms(ctx, kv, sequence, layer,

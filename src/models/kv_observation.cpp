@@ -25,16 +25,14 @@ void save_queries(QueryWindow& window, const SequenceSlice& slice, int32_t layer
   }
 }
 
-// Rows are added in the order of their tokens, one by one, so that sums do not depend on how a text is cut into slices.
-void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlice& slice, int32_t layer,
-              const AttentionSpec& spec, const float* queries) {
+// Calls take(weights, r, head, sink) with the weights of each row of the slice, those of a head in the order of their
+// tokens and by one thread. view_of(head) has the entries that they are over.
+template <typename ViewOf, typename Take>
+void for_row_weights(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlice& slice,
+                     const AttentionSpec& spec, const float* queries, const ViewOf& view_of, const Take& take) {
   ComputeContext& compute = ctx.compute;
   const ScratchScope scope(compute.scratch);
   const int32_t group = spec.num_heads / spec.num_kv_heads;
-  const auto view_of = [&](int32_t head) {
-    return ctx.kv.view(slice.kv_sequence, layer, head,
-                       ctx.kv.num_entries(slice.kv_sequence, layer, head) + slice.num_tokens);
-  };
   int64_t scratch_floats = 0;
   for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
     scratch_floats = std::max(scratch_floats, RowWeights::scratch_floats(view_of(head)));
@@ -45,7 +43,6 @@ void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlic
   compute.threads.parallel_for(spec.num_kv_heads, [&](int64_t h, int thread) {
     const auto head = static_cast<int32_t>(h);
     RowWeights weights(view_of(head), scratch + (buffer_per_head ? h : thread) * scratch_floats);
-    float* mass = slice.evidence->mass->of(layer, head);
     const int32_t num_rows = slice.num_tokens * group;
     for (int32_t first = 0; first < num_rows; first += RowWeights::kMaxRows) {
       const int32_t count = std::min(RowWeights::kMaxRows, num_rows - first);
@@ -60,10 +57,50 @@ void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlic
       weights.compute(compute.isa,
                       {.queries = pointers, .positions = positions, .num_rows = count, .scale = spec.scale});
       for (int32_t r = 0; r < count; ++r) {
-        weights.add_to(compute.isa, r, spec.sinks == nullptr ? nullptr : spec.sinks + query_head(r), 1.0f, mass);
+        take(weights, r, head, spec.sinks == nullptr ? nullptr : spec.sinks + query_head(r));
       }
     }
   });
+}
+
+KvView view_with_slice(const ForwardContext& ctx, const SequenceSlice& slice, int32_t layer, int32_t head) {
+  return ctx.kv.view(slice.kv_sequence, layer, head, slice.num_entries(ctx.kv, layer, head) + slice.num_tokens);
+}
+
+// Rows are added one by one, so that sums do not depend on how a text is cut into slices.
+void add_mass(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlice& slice, int32_t layer,
+              const AttentionSpec& spec, const float* queries) {
+  for_row_weights(
+      ctx, batch, slice, spec, queries, [&](int32_t head) { return view_with_slice(ctx, slice, layer, head); },
+      [&](const RowWeights& weights, int32_t r, int32_t head, const float* sink) {
+        weights.add_to(ctx.compute.isa, r, sink, 1.0f, slice.evidence->mass->of(layer, head));
+      });
+}
+
+void raise_repetition(ForwardContext& ctx, const ForwardBatch& batch, const SequenceSlice& slice, int32_t layer,
+                      const AttentionSpec& spec, const float* queries) {
+  RepetitionAttention& attention = *slice.evidence->repetition;
+  const int32_t num_prompt_tokens = slice.first_token - slice.num_uncommitted;
+  std::vector<RepetitionView> views;
+  std::vector<std::vector<float>> largest;
+  for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+    views.emplace_back(view_with_slice(ctx, slice, layer, head), slice.repeated_chunk, attention.num_sinks(),
+                       num_prompt_tokens);
+    largest.emplace_back(static_cast<size_t>(RowWeights(views.back().view(), nullptr).row_floats()));
+  }
+  const auto of_head = [&](int32_t head) { return largest[static_cast<size_t>(head)].data(); };
+  for_row_weights(
+      ctx, batch, slice, spec, queries, [&](int32_t head) { return views[static_cast<size_t>(head)].view(); },
+      [&](const RowWeights& weights, int32_t r, int32_t head, const float* sink) {
+        weights.raise_to(r, sink, of_head(head));
+      });
+  for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
+    views[static_cast<size_t>(head)].raise(of_head(head), attention.of(layer, head));
+  }
+}
+
+bool wants_repetition(const SequenceSlice& slice) {
+  return !slice.repeated_chunk.empty() && slice.evidence->repetition != nullptr;
 }
 
 // The slice's tokens that the moments leave out.
@@ -78,7 +115,9 @@ void observe_queries(ForwardContext& ctx, const ForwardBatch& batch, int32_t lay
   for (const SequenceSlice& slice : batch.slices) {
     if (slice.evidence == nullptr) continue;
     if (slice.evidence->window != nullptr) save_queries(*slice.evidence->window, slice, layer, spec, queries);
-    if (slice.evidence->mass != nullptr && spec.window == 0) add_mass(ctx, batch, slice, layer, spec, queries);
+    if (spec.window > 0) continue;
+    if (slice.evidence->mass != nullptr) add_mass(ctx, batch, slice, layer, spec, queries);
+    if (wants_repetition(slice)) raise_repetition(ctx, batch, slice, layer, spec, queries);
   }
 }
 
@@ -123,7 +162,7 @@ std::vector<int32_t> observed_rows(const ForwardBatch& batch) {
     const KvEvidence& evidence = *slice.evidence;
     for (int32_t i = 0; i < slice.num_tokens; ++i) {
       const bool in_window = evidence.window != nullptr && evidence.window->has(slice.first_token + i);
-      if (evidence.mass != nullptr || in_window) rows.push_back(slice.first_row + i);
+      if (evidence.mass != nullptr || wants_repetition(slice) || in_window) rows.push_back(slice.first_row + i);
     }
   }
   return rows;

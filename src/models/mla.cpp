@@ -143,15 +143,19 @@ Latents read_latents(ForwardContext& ctx, const SliceRows& part, int32_t layer, 
   ComputeContext& compute = ctx.compute;
   const SequenceSlice& slice = *part.slice;
   const int32_t num_entries =
-      ctx.kv.num_entries(slice.kv_sequence, layer, 0) + (part.first_row - slice.first_row) + part.num_tokens;
+      slice.num_entries(ctx.kv, layer, 0) + (part.first_row - slice.first_row) + part.num_tokens;
   const KvView view = ctx.kv.view(slice.kv_sequence, layer, 0, num_entries);
   auto* entries = compute.scratch.allocate<float>(num_entries * config.entry_dim());
   auto* rope_keys = compute.scratch.allocate<float>(int64_t{num_entries} * config.rope_dim);
-  for_rows(compute, num_entries, [&](int64_t i) {
-    float* entry = entries + i * config.entry_dim();
-    kv_load(view.format, view.blocks[i / kKvBlockSize], static_cast<int>(i % kKvBlockSize), entry, nullptr);
-    std::memcpy(rope_keys + i * config.rope_dim, entry + config.latent_dim,
-                static_cast<size_t>(config.rope_dim) * sizeof(float));
+  for_rows(compute, view.num_blocks(), [&](int64_t block) {
+    const int32_t first = view.block_begin(static_cast<int32_t>(block));
+    const int32_t end = view.block_begin(static_cast<int32_t>(block) + 1);
+    kv_load_keys(compute.isa, view.format_of(first), view.blocks[block], end - first,
+                 entries + first * config.entry_dim(), config.entry_dim());
+    for (int32_t i = first; i < end; ++i) {
+      std::memcpy(rope_keys + int64_t{i} * config.rope_dim, entries + i * config.entry_dim() + config.latent_dim,
+                  static_cast<size_t>(config.rope_dim) * sizeof(float));
+    }
   });
   const auto stored = [&](const PackedMatrix& matrix) {
     return store_rows(compute, activation_format(matrix.type, compute.precision), entries, num_entries,
@@ -409,7 +413,7 @@ void learn_mla_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId se
     float* products[ValueProjection::kMaxEntries];
     for (int32_t i = 0; i < count; ++i) {
       const int32_t e = first + i;
-      kv_load(view.format, view.blocks[e / kKvBlockSize], e % kKvBlockSize, entry, nullptr);
+      view.load(e, entry, nullptr);
       store_activations(ctx.isa, format, entry, config.latent_dim, scratch + i * row_bytes);
       rows[i] = scratch + i * row_bytes;
       products[i] = out + int64_t{i} * config.value_dim;

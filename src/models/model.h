@@ -58,6 +58,16 @@ struct SequenceSlice {
   int32_t num_tokens = 0;
   int32_t first_token = 0;               // tokens that the KV cache has already; the slice's follow
   const KvEvidence* evidence = nullptr;  // collects what the sequence's KV policy wants; nullptr: nothing
+
+  // Of a repetition of the prompt (kv/policy/repetition.h): the chunk of it, and how many of its tokens were computed
+  // before. They are among the first_token, their entries written but not committed.
+  KvSpan repeated_chunk = {};
+  int32_t num_uncommitted = 0;
+
+  // Of a table before the slice's are written.
+  int32_t num_entries(const KvCache& kv, int32_t layer, int32_t head) const {
+    return kv.num_entries(kv_sequence, layer, head) + num_uncommitted;
+  }
 };
 
 // An input that is encoded in this step: the tokens of a sequence that shares it with others, perhaps.

@@ -78,14 +78,17 @@ struct PageChoice {
 // Makes a tile's view one of the blocks of the chosen pages. Entries of other pages in these blocks are put behind
 // everything that the row sees, those of the chosen ones where it sees them, as it did.
 void narrow_view(Tile& tile, int32_t page_entries, std::span<const int32_t> pages, const PageChoice& choice) {
-  const int32_t num_all_blocks = (tile.view.num_entries + kKvBlockSize - 1) / kKvBlockSize;
+  WITAN_CHECK(tile.view.num_demoted % kKvBlockSize == 0, "{} demoted entries, in pages", tile.view.num_demoted);
+  const int32_t num_all_blocks = tile.view.num_blocks();
   const int32_t tail = num_all_blocks * kKvBlockSize - tile.view.num_entries;  // of the last block, which is chosen
   const int32_t pages_per_block = kKvBlockSize / page_entries;
   int32_t num_blocks = 0;
+  int32_t num_demoted_blocks = 0;
   int32_t last_block = -1;
   for (const int32_t page : pages) {
     if (page / pages_per_block != last_block) {
       last_block = page / pages_per_block;
+      if (last_block < tile.view.num_demoted_blocks()) ++num_demoted_blocks;
       choice.blocks[num_blocks++] = tile.view.blocks[last_block];
       if (pages_per_block > 1) {
         std::fill_n(choice.positions + (num_blocks - 1) * kKvBlockSize, kKvBlockSize,
@@ -99,6 +102,7 @@ void narrow_view(Tile& tile, int32_t page_entries, std::span<const int32_t> page
   }
   tile.view.blocks = choice.blocks;
   tile.view.num_entries = num_blocks * kKvBlockSize - tail;
+  tile.view.num_demoted = num_demoted_blocks * kKvBlockSize;
   tile.view.positions = pages_per_block > 1 ? choice.positions : nullptr;
 }
 
@@ -163,8 +167,12 @@ void count_reads(const ForwardContext& ctx, const ForwardBatch& batch, std::span
     for (int32_t i = 0; i < tile.num_tokens; ++i) {
       const auto row = static_cast<size_t>(tile.first_row) + static_cast<size_t>(i);
       if (batch.roles[row] == TokenRole::kPrompt) continue;
-      const int64_t num_seen = tile.view.num_entries - (tile.num_tokens - 1 - i);
+      const int64_t num_demoted = tile.view.num_demoted;
+      const int64_t num_seen = tile.view.num_entries - num_demoted - (tile.num_tokens - 1 - i);
       pages->reads().bytes += std::min(most, num_seen) * block_bytes / kKvBlockSize;
+      if (num_demoted > 0) {
+        pages->reads().bytes += num_demoted * tile.view.demoted_format.block_bytes() / kKvBlockSize;
+      }
       pages->reads().bytes_of_all += std::min<int64_t>(most, batch.positions[row] + 1) * block_bytes / kKvBlockSize;
     }
   }
@@ -197,8 +205,7 @@ std::span<Tile> make_tiles(ForwardContext& ctx, const ForwardBatch& batch, std::
       const int32_t first_position = part.slice->first_token + (first_row - part.slice->first_row);
       const int32_t first_seen = spec.window > 0 ? std::max(0, first_position - spec.window + 1) : 0;
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
-        const int32_t num_entries =
-            ctx.kv.num_entries(part.slice->kv_sequence, layer, head) + (tile_end - part.slice->first_row);
+        const int32_t num_entries = part.slice->num_entries(ctx.kv, layer, head) + (tile_end - part.slice->first_row);
         tiles[count++] = {.slice = part.slice,
                           .kv_head = head,
                           .first_row = first_row,
@@ -301,7 +308,7 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
     for_rows(ctx.compute, slice.num_tokens, [&](int64_t i) {
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
         const int64_t vector = (slice.first_row + i) * spec.num_kv_heads + head;
-        const int32_t entry = ctx.kv.num_entries(slice.kv_sequence, layer, head) + static_cast<int32_t>(i);
+        const int32_t entry = slice.num_entries(ctx.kv, layer, head) + static_cast<int32_t>(i);
         const KvCache::Slot slot = ctx.kv.slot(slice.kv_sequence, layer, head, entry);
         kv_store(format, slot.block, slot.slot, keys + vector * spec.key_dim,
                  values == nullptr ? nullptr : values + vector * spec.value_dim);
@@ -327,8 +334,7 @@ void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<c
                      .out = out,
                      .group = group,
                      .state_floats = (attention_state_floats(spec.value_dim) + 15) / 16 * 16,
-                     .scratch_bytes = attention_scratch_bytes(
-                         ctx.kv.block_format(layer), static_cast<int32_t>(std::max<int64_t>(kMaxTileRows, group))),
+                     .scratch_bytes = 0,
                      .tiles = tiles,
                      .query_rows = ctx.compute.scratch.allocate<const float*>(num_queries),
                      .query_positions = ctx.compute.scratch.allocate<int32_t>(num_queries)};
@@ -341,6 +347,8 @@ void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<c
           queries + (token * spec.num_heads + tile.kv_head * group + r % group) * spec.key_dim;
       task.query_positions[tile.first_query + r] = batch.positions[static_cast<size_t>(token)];
     }
+    const auto most_rows = static_cast<int32_t>(std::max<int64_t>(kMaxTileRows, group));
+    task.scratch_bytes = std::max(task.scratch_bytes, attention_scratch_bytes(tile.view, most_rows));
     const int64_t splits = tile.view.num_splits() - tile.first_split;
     num_splits += splits;
     state_bytes += splits * tile.num_tokens * group * task.state_floats * static_cast<int64_t>(sizeof(float));

@@ -2,31 +2,51 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "kv/kv_cache.h"
 #include "kv/policy/kv_compression_point.h"
 
 namespace witan {
 
-// When a sequence's KV entries are judged, of which some stay. A preempted sequence goes through all of it again.
+// When a sequence's KV entries are judged, of which some stay, and older ones demoted. A preempted sequence goes
+// through all of it again.
 struct CompressionPlan {
-  std::vector<KvCompressionPoint> points;  // ascending; the first not before the end of the prompt; empty: never
+  std::vector<KvCompressionPoint> points;  // ascending; empty: never
   bool is_average = false;                 // heads may keep more or less than a point says, but all together that
   bool may_keep_all = false;               // nothing may be dropped after all, at any of them
   // Tokens before the first point that must be computed, not found in the prefix cache; at least 1. More than there
   // are: all of them.
   int32_t num_query_tokens = 1;
+  std::optional<KvDemotion> demotion = {};  // at every point, judged or not
+  // Before the first point: lengths of token sequences that are computed behind the prompt one after the other, each
+  // forgotten before the next (kv/policy/repetition.h). The first point is the end of the prompt then.
+  std::vector<int32_t> repetitions = {};
+
+  // Of those, counted from one of them on; 0 where there are none.
+  int32_t longest_repetition(size_t first) const {
+    return first < repetitions.size() ? *std::max_element(repetitions.begin() + first, repetitions.end()) : 0;
+  }
 
   // The most that any kv head may have when its entries are judged.
   int32_t most_entries() const {
-    if ((is_average || may_keep_all) && !points.empty()) return points.back().num_tokens;
     int32_t most = 0;
     KvCompressionPoint last;
     for (const KvCompressionPoint& point : points) {
-      most = std::max(most, last.num_kept + point.num_tokens - last.num_tokens);
+      if (point.judges) {
+        const bool may_have_all = is_average || may_keep_all;
+        most = std::max(most, may_have_all ? point.num_tokens : last.num_kept + point.num_tokens - last.num_tokens);
+      }
       last = point;
     }
     return most;
+  }
+
+  // Of so many entries of a kv head, those that are demoted at a point.
+  int64_t num_demoted(int64_t num_entries) const {
+    if (!demotion) return 0;
+    return std::max<int64_t>(0, num_entries - demotion->num_recent) / kKvBlockSize * kKvBlockSize;
   }
 
   bool operator==(const CompressionPlan&) const = default;

@@ -28,17 +28,19 @@ struct Step {
   int32_t budget_tokens;
 
   void add(Sequence& sequence, int32_t num_tokens) {
+    ScheduledSlice slice{.sequence = sequence.id,
+                         .kv_sequence = *sequence.kv_sequence,
+                         .first_token = sequence.num_computed + sequence.num_repeated,
+                         .num_tokens = num_tokens,
+                         .samples = !sequence.repeats() && num_tokens == sequence.num_uncomputed(),
+                         .compresses = sequence.awaits_compression_after(num_tokens),
+                         .num_uncommitted = sequence.num_repeated};
+    slice.judges = slice.compresses && sequence.next_compression()->judges;
+    if (sequence.repeats()) slice.repetition = static_cast<int32_t>(sequence.num_repetitions);
+    plan.slices.push_back(slice);
     sequence.num_planned = num_tokens;
     budget_tokens -= num_tokens;
     plan.num_tokens += num_tokens;
-    plan.slices.push_back(
-        {.sequence = sequence.id,
-         .kv_sequence = *sequence.kv_sequence,
-         .first_token = sequence.num_computed,
-         .num_tokens = num_tokens,
-         .samples = num_tokens == sequence.num_uncomputed(),
-         .compresses = sequence.next_compression() != nullptr &&
-                       sequence.num_computed + num_tokens == sequence.next_compression()->num_tokens});
   }
 
   void remove(Sequence& sequence) {
@@ -65,6 +67,7 @@ struct Scheduler::State {
 
   int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
   int32_t reserve_chunk(Step& step, Sequence& sequence);
+  void commit_repeated(Sequence& sequence);
   void preempt_least_valuable(Step& step);
   void preempt(Sequence& victim);
   void stop_running(Sequence& sequence);
@@ -120,7 +123,7 @@ void Scheduler::State::plan_decodes(Step& step) {
     Sequence& sequence = *running[i];
     WITAN_CHECK(sequence.num_tokens() < sequence.max_tokens, "sequence {} has all its {} tokens and was not finished",
                 sequence.id, sequence.max_tokens);
-    if (sequence.num_uncomputed() != 1) continue;
+    if (sequence.num_uncomputed() != 1 || sequence.repeats()) continue;
     while (sequence.kv_sequence && !kv.reserve(*sequence.kv_sequence, 1)) preempt_least_valuable(step);
     if (sequence.kv_sequence) step.add(sequence, 1);
   }
@@ -157,13 +160,15 @@ int32_t Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
 
 // Reserves num_tokens, or what there is room for, and returns how many.
 int32_t Scheduler::State::reserve_up_to(const Sequence& sequence, int32_t num_tokens) {
-  if (kv.reserve(*sequence.kv_sequence, num_tokens)) return num_tokens;
-  const int64_t num_rows = num_block_rows(sequence.num_computed) + kv.available_bytes() / row_bytes;
-  const int64_t num_fitting = num_rows * kKvBlockSize - sequence.num_computed;
+  const int32_t num_repeated = sequence.num_repeated;  // reserved already
+  if (kv.reserve(*sequence.kv_sequence, num_repeated + num_tokens)) return num_tokens;
+  const int64_t num_written = int64_t{sequence.num_computed} + num_repeated;
+  const int64_t num_rows = num_block_rows(num_written) + kv.available_bytes() / row_bytes;
+  const int64_t num_fitting = num_rows * kKvBlockSize - num_written;
   // Layers with a window may need fewer blocks than that supposes.
   const int64_t num_tried = num_fitting > 0 ? num_fitting : num_tokens / 2;
   for (auto n = static_cast<int32_t>(std::min<int64_t>(num_tried, num_tokens - 1)); n > 0; n /= 2) {
-    if (kv.reserve(*sequence.kv_sequence, n)) return n;
+    if (kv.reserve(*sequence.kv_sequence, num_repeated + n)) return n;
   }
   return 0;
 }
@@ -190,7 +195,10 @@ void Scheduler::State::stop_running(Sequence& sequence) {
   sequence.kv_sequence.reset();
   sequence.num_computed = 0;
   sequence.num_compressions = 0;
+  sequence.num_repetitions = 0;
+  sequence.num_repeated = 0;
   sequence.num_dropped = 0;
+  sequence.num_demoted = 0;
   waiting.release_followers(sequence);
   refusal.reset();
 }
@@ -282,8 +290,8 @@ void Scheduler::State::start_running(Sequence& sequence, SequenceId kv_sequence,
 // prefills take, in each of which the others decode a token, and a block after that.
 bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const {
   if (running.empty()) return true;  // add() saw to that
-  int64_t num_prefill_tokens = sequence.num_tokens() - num_attached;
-  for (const Sequence* other : running) num_prefill_tokens += other->num_uncomputed() - other->num_planned;
+  int64_t num_prefill_tokens = sequence.num_unplanned() - num_attached;
+  for (const Sequence* other : running) num_prefill_tokens += other->num_unplanned();
   const int64_t tokens_per_chunk =
       std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
   const int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1;
@@ -297,7 +305,7 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
   int64_t bytes = kv.bytes_for_input(sequence.input);
   bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, kv.bytes_for_tokens(num_attached, 0));
   for (const Sequence* other : running) {
-    bytes += bytes_to_come(*other, other->num_uncomputed() - other->num_planned, kv.held_bytes(*other->kv_sequence));
+    bytes += bytes_to_come(*other, other->num_unplanned(), kv.held_bytes(*other->kv_sequence));
   }
   const int64_t side_bytes = sequence.side_bytes + side_bytes_to_come;
   return bytes <= available_bytes && (side_bytes == 0 || bytes + side_bytes <= kv.available_memory_bytes());
@@ -306,31 +314,45 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
 // The most that a sequence holds until num_tokens of it are computed, from now on.
 int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int64_t chunk) const {
   int64_t num_dropped = s.num_dropped;
-  // Where heads keep different numbers, the last block of each may be filled less.
-  const auto bytes_for = [&](int64_t num_entries) {
-    const int64_t uneven = s.compression.is_average && num_dropped > 0 ? kKvBlockSize : 0;
-    return kv.bytes_for_tokens(num_entries + uneven, chunk);
+  int64_t num_demoted = s.num_demoted;
+  const auto bytes_at = [&](int64_t so_far) {
+    // Where heads keep different numbers, of all entries or of the demoted ones, the last block of each may be filled
+    // less.
+    const bool differs = s.compression.is_average || s.compression.demotion;
+    const int64_t uneven = differs && num_dropped > 0 ? kKvBlockSize : 0;
+    const int64_t demoted_bytes =
+        num_demoted == 0 ? 0 : kv.demoted_bytes(*s.compression.demotion, num_demoted + uneven);
+    return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
   };
   int64_t peak = 0;
   for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
     const KvCompressionPoint& point = s.compression.points[i];
     if (point.num_tokens > num_tokens) break;
     // What is kept of shared blocks is copied while they are still held.
-    const int64_t copies = num_dropped == 0 && kv.config().prefix_cache ? copied_bytes(s, point) : 0;
-    peak = std::max(peak, bytes_for(point.num_tokens - num_dropped) + copies);
+    const bool copies = num_dropped == 0 && num_demoted == 0 && kv.config().prefix_cache;
+    const int64_t held_bytes = bytes_at(point.num_tokens);
+    peak = std::max(peak, held_bytes + (copies ? copied_bytes(s, point) : 0));
+    if (i == 0) {  // windows do not go on while entries are not committed
+      const int64_t repeated = s.compression.longest_repetition(s.num_repetitions);
+      peak = std::max(peak, kv.bytes_for_tokens(point.num_tokens + repeated, std::max(chunk, repeated)));
+    }
     if (!s.compression.may_keep_all) num_dropped = point.num_tokens - point.num_kept;
+    if (!s.compression.demotion) continue;
+    // Demoted entries take their room before that of the others is free, and what stays of shared blocks is copied.
+    const int64_t num_kept = point.num_tokens - num_dropped;
+    const int64_t num_before = std::exchange(num_demoted, s.compression.num_demoted(num_kept));
+    const int64_t demoted_bytes = kv.demoted_bytes(*s.compression.demotion, num_demoted - num_before);
+    peak = std::max(peak,
+                    num_before == 0 && copies ? held_bytes + bytes_at(point.num_tokens) : held_bytes + demoted_bytes);
   }
-  return std::max(peak, bytes_for(num_tokens - num_dropped));
+  return std::max(peak, bytes_at(num_tokens));
 }
 
 // Of the entries that are left at a point, and of the windows of layers that have one.
 int64_t Scheduler::State::copied_bytes(const Sequence& s, const KvCompressionPoint& point) const {
-  const auto full_bytes = [&](int64_t num_tokens) {
-    return num_block_rows(num_tokens) * kKvBlockSize * kv.bytes_per_token();
-  };
-  const int64_t window_bytes = kv.bytes_for_tokens(point.num_tokens, 1) - full_bytes(point.num_tokens);
-  return full_bytes(point.num_kept + (s.compression.is_average ? kKvBlockSize : 0)) +
-         std::max<int64_t>(0, window_bytes);
+  if (!point.judges) return 0;
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  return kv.bytes_for_entries(point.num_kept + uneven, point.num_tokens, 1);
 }
 
 // Of the kv heads that may lose entries, rounded up.
@@ -374,11 +396,16 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->num_prompt_tokens = static_cast<int32_t>(num_prompt_tokens);
   sequence->max_tokens =
       static_cast<int32_t>(std::min<int64_t>(num_prompt_tokens + request.max_new_tokens, config.context_length));
-  int32_t num_before = static_cast<int32_t>(num_prompt_tokens);
-  int32_t reached = num_before;
+  int32_t num_before = 0;
+  int32_t reached = 0;
+  WITAN_CHECK(
+      request.compression.repetitions.empty() ||
+          (!request.compression.points.empty() && request.compression.points[0].num_tokens == num_prompt_tokens &&
+           std::ranges::min(request.compression.repetitions) > 0),
+      "{} repetitions of a prompt whose entries are not judged at its end", request.compression.repetitions.size());
   for (const KvCompressionPoint& point : request.compression.points) {
     num_before += point.num_tokens - reached;
-    WITAN_CHECK(point.num_tokens >= reached && 0 < point.num_kept && point.num_kept < num_before,
+    WITAN_CHECK(point.num_tokens >= reached && 0 < point.num_kept && point.num_kept < num_before + !point.judges,
                 "{} of {} entries kept at token {}, {} before", point.num_kept, num_before, point.num_tokens, reached);
     reached = point.num_tokens;
     num_before = point.num_kept;
@@ -388,10 +415,12 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->private_generation = request.private_generation;
   const int64_t needed_bytes =
       state_->peak_bytes(*sequence, sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
+  const int32_t num_repeated = sequence->compression.longest_repetition(0);
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
-         "a prompt of {} tokens and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
-         num_prompt_tokens, sequence->max_tokens - num_prompt_tokens, needed_bytes, state_->kv.config().capacity_bytes,
+         "a prompt of {} tokens{} and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
+         num_prompt_tokens, num_repeated > 0 ? fmt::format(", {} that repeat it at once", num_repeated) : "",
+         sequence->max_tokens - num_prompt_tokens, needed_bytes, state_->kv.config().capacity_bytes,
          state_->kv.bytes_per_token());
   }
   sequence->id = state_->next_id++;
@@ -420,6 +449,16 @@ StepPlan Scheduler::schedule(Prefills prefills) {
   return std::move(step).plan;
 }
 
+// What is planned of a repetition is computed. When all of it is, its entries go.
+void Scheduler::State::commit_repeated(Sequence& sequence) {
+  sequence.num_repeated += std::exchange(sequence.num_planned, 0);
+  if (sequence.num_computable() > 0) return;
+  const bool is_free = kv.reserve(*sequence.kv_sequence, 0);
+  WITAN_CHECK(is_free, "sequence {} cannot give entries back", sequence.id);
+  sequence.num_repeated = 0;
+  ++sequence.num_repetitions;
+}
+
 void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   WITAN_CHECK(state_->plan_is_open == !plan.empty(), "{} slices committed, but a plan is {}open", plan.slices.size(),
               state_->plan_is_open ? "" : "not ");
@@ -427,9 +466,14 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   size_t num_sampled = 0;
   for (const ScheduledSlice& slice : plan.slices) {
     Sequence& sequence = state_->at(slice.sequence);
-    WITAN_CHECK(slice.first_token == sequence.num_computed && slice.num_tokens == sequence.num_planned,
+    const int32_t first_token = sequence.num_computed + sequence.num_repeated;
+    WITAN_CHECK(slice.first_token == first_token && slice.num_tokens == sequence.num_planned,
                 "tokens {}+{} of sequence {} committed, {}+{} were planned", slice.first_token, slice.num_tokens,
-                sequence.id, sequence.num_computed, sequence.num_planned);
+                sequence.id, first_token, sequence.num_planned);
+    if (slice.repetition) {
+      state_->commit_repeated(sequence);
+      continue;
+    }
     state_->kv.commit(*sequence.kv_sequence, std::span(sequence.tokens).subspan(slice.first_token, slice.num_tokens),
                       std::span(sequence.kv_roles).subspan(slice.first_token, slice.num_tokens));
     if (slice.encodes_input) state_->kv.commit_input(*sequence.kv_sequence);
@@ -447,13 +491,13 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   state_->plan_is_open = false;
 }
 
-void Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> kept, std::vector<SequenceId>& preempted,
-                         std::span<const KvMerge> merges) {
+void Scheduler::compress(SequenceId id, FunctionRef<bool(SequenceId kv_sequence)> apply,
+                         std::vector<SequenceId>& preempted) {
   WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
   Sequence& sequence = state_->at(id);
   WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} tokens computed", id, sequence.num_computed,
               sequence.num_tokens());
-  while (sequence.kv_sequence && !state_->kv.keep(*sequence.kv_sequence, kept, merges)) {
+  while (sequence.kv_sequence && !apply(*sequence.kv_sequence)) {
     Sequence& victim = *state_->running.back();
     if (state_->running.size() == 1) state_->fail_alone(victim);
     state_->preempt(victim);
@@ -461,7 +505,9 @@ void Scheduler::compress(SequenceId id, std::span<const std::vector<int32_t>> ke
   }
   if (sequence.kv_sequence) {
     ++sequence.num_compressions;
-    sequence.num_dropped = sequence.num_computed - state_->mean_entries(*sequence.kv_sequence);
+    const int32_t num_entries = state_->mean_entries(*sequence.kv_sequence);
+    sequence.num_dropped = sequence.num_computed - num_entries;
+    if (sequence.compression.demotion) sequence.num_demoted = sequence.compression.num_demoted(num_entries);
   }
   state_->refusal.reset();
 }
@@ -493,8 +539,7 @@ std::span<const TokenId> Scheduler::tokens(SequenceId sequence) const { return s
 int32_t Scheduler::num_prompt_tokens(SequenceId sequence) const { return state_->at(sequence).num_prompt_tokens; }
 
 std::optional<KvCompressionPoint> Scheduler::next_compression(SequenceId sequence) const {
-  const KvCompressionPoint* next = state_->at(sequence).next_compression();
-  return next == nullptr ? std::nullopt : std::optional(*next);
+  return state_->at(sequence).next_judgement();
 }
 
 int32_t Scheduler::num_generated(SequenceId id) const {
@@ -513,6 +558,20 @@ TokenRole Scheduler::role(SequenceId id, int32_t token_index) const {
   WITAN_CHECK(token_index >= 0 && token_index < sequence.num_tokens(), "token {} of {} in sequence {}", token_index,
               sequence.num_tokens(), id);
   return token_index < sequence.num_prompt_tokens ? TokenRole::kPrompt : TokenRole::kGenerated;
+}
+
+int64_t Scheduler::final_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [id, sequence] : state_->sequences) {
+    const CompressionPlan& compression = sequence->compression;
+    const bool drops = !compression.points.empty() && !compression.may_keep_all;
+    const int32_t num_dropped = drops ? compression.points.back().num_tokens - compression.points.back().num_kept : 0;
+    const int64_t num_entries = sequence->max_entries() - num_dropped;
+    const int64_t num_demoted = compression.num_demoted(num_entries);
+    bytes += state_->kv.bytes_for_entries(num_entries - num_demoted, sequence->max_entries(), 1);
+    if (num_demoted > 0) bytes += state_->kv.demoted_bytes(*compression.demotion, num_demoted);
+  }
+  return bytes;
 }
 
 SchedulerStats Scheduler::stats() const {

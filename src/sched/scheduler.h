@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/function_ref.h"
 #include "base/types.h"
 #include "kv/kv_cache.h"
 #include "sched/compression_plan.h"
@@ -37,6 +38,10 @@ struct SequenceRequest {
 
 // One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are
 // computed. They follow what the KV cache already holds.
+//
+// Or of a repetition of its compression plan, which is computed behind the prompt: its tokens [num_uncommitted,
+// num_uncommitted + num_tokens), at the places from first_token on. The entries of those before them are written, and
+// reserved still; when the repetition is over none are.
 struct ScheduledSlice {
   SequenceId sequence = 0;     // the scheduler's id
   SequenceId kv_sequence = 0;  // the KV cache's id of the same sequence
@@ -45,6 +50,9 @@ struct ScheduledSlice {
   bool encodes_input = false;  // the sequence's input is encoded first
   bool samples = false;        // the slice reaches the sequence's last token: its logits pick the next one
   bool compresses = false;     // reaches a point of the sequence's compression plan: compress() follows its commit
+  bool judges = false;         // and entries are judged there
+  std::optional<int32_t> repetition = {};  // index in the compression plan
+  int32_t num_uncommitted = 0;
 
   bool operator==(const ScheduledSlice&) const = default;
 };
@@ -89,9 +97,10 @@ struct SchedulerStats {
 // A sequence is more valuable than another if its priority is higher or, among equals, if it arrived earlier. A step
 // serves, each by value and all under max_step_tokens: running sequences that decode (one token each), running
 // sequences in prefill (a chunk each), waiting sequences; beside decodes no more than max_mixed_prompt_tokens of the
-// latter two, and none with Prefills::kAlone. At most min(max_sequences, max_step_tokens) sequences run, so every
-// decoding one gets its token in every step, and of those in prefill at least the most valuable goes on in every step
-// that has any.
+// latter two, and none with Prefills::kAlone. The repetitions of its compression plan are a part of a sequence's
+// prefill, each computed in chunks as the prompt is, and give their blocks back when they are over. At most
+// min(max_sequences, max_step_tokens) sequences run, so every decoding one gets its token in every step, and of those
+// in prefill at least the most valuable goes on in every step that has any.
 //
 // Admission: the most valuable waiting sequence is admitted when the KV cache has room for it and for every running
 // one to finish their prefills and then decode a block each; until then nobody behind it is. So nobody is admitted
@@ -135,14 +144,14 @@ class Scheduler {
   // sequence that has max_tokens then is finished before the next schedule().
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
 
-  // Drops the entries that are not in `kept` (KvCache::keep) from the KV cache of a sequence whose slice reached a
-  // point of its compression plan in the plan committed last. Between that and the next schedule() it is called for
-  // each of them that goes on. Copies of shared blocks may need the room of less valuable sequences, which are
-  // preempted, or of this one if it is the least valuable: it is computed again then, and compressed again. Those that
-  // were preempted are added to `preempted`, also where it throws SequenceError(kOutOfMemory), as schedule() does, when
-  // it runs alone.
-  void compress(SequenceId sequence, std::span<const std::vector<int32_t>> kept, std::vector<SequenceId>& preempted,
-                std::span<const KvMerge> merges = {});
+  // Drops and demotes KV entries of a sequence whose slice reached a point of its compression plan in the plan
+  // committed last: apply(its KV sequence) does it, or says false, having changed nothing that it would do again, where
+  // the KV cache has no room. Between that and the next schedule() it is called for each of them that goes on. The room
+  // may be that of less valuable sequences, which are preempted, or of this one if it is the least valuable: it is
+  // computed again then, and compressed again. Those that were preempted are added to `preempted`, also where it throws
+  // SequenceError(kOutOfMemory), as schedule() does, when it runs alone.
+  void compress(SequenceId sequence, FunctionRef<bool(SequenceId kv_sequence)> apply,
+                std::vector<SequenceId>& preempted);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the
   // same tokens in a later plan, or are finished.
@@ -163,6 +172,8 @@ class Scheduler {
   int32_t num_prefix_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;
+  // Of the KV cache, what all sequences hold together when each has all its tokens; what they share counts for each.
+  int64_t final_bytes() const;
 
   // Aborts unless queues, KV sequences and token counts agree.
   void check_integrity() const;

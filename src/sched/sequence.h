@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -16,7 +18,9 @@ namespace witan {
 //
 //   waiting   in the queue by value, or behind a leader; no KV sequence
 //   running   has a KV sequence; entries [0, num_computed) are committed in it, tokens
-//             [num_computed, num_computed + num_planned) are in the plan that is not committed yet
+//             [num_computed, num_computed + num_planned) are in the plan that is not committed yet; in a repetition,
+//             num_repeated of its tokens have entries behind these, which are never committed, and the next num_planned
+//             are in the plan
 struct Sequence {
   SequenceId id = 0;  // ascends with arrival
   int32_t priority = 0;
@@ -33,7 +37,10 @@ struct Sequence {
   int32_t num_computed = 0;
   int32_t num_planned = 0;
   size_t num_compressions = 0;    // points of the plan that its KV sequence is past
+  size_t num_repetitions = 0;     // of the plan, that are over
+  int32_t num_repeated = 0;       // tokens of the next one, whose entries are written behind the committed ones
   int32_t num_dropped = 0;        // tokens that a kv head has no entry of any more, on average, rounded down
+  int64_t num_demoted = 0;        // of those that it has, demoted ones, were all heads alike
   int32_t num_ever_computed = 0;  // the most that num_computed was, preemptions or not
   std::optional<int32_t> num_prefix_hit_tokens;  // set by the first admission
 
@@ -47,13 +54,38 @@ struct Sequence {
   const KvCompressionPoint* next_compression() const {
     return num_compressions < compression.points.size() ? &compression.points[num_compressions] : nullptr;
   }
-  bool awaits_compression() const {
-    return next_compression() != nullptr && num_computed == next_compression()->num_tokens;
+  std::optional<KvCompressionPoint> next_judgement() const {
+    for (size_t i = num_compressions; i < compression.points.size(); ++i) {
+      if (compression.points[i].judges) return compression.points[i];
+    }
+    return std::nullopt;
   }
-  // What may be computed in one slice: none goes beyond a point before entries are judged there.
+  bool has_repetitions() const { return num_compressions == 0 && num_repetitions < compression.repetitions.size(); }
+  // Whether the tokens to compute next are those of a repetition.
+  bool repeats() const { return has_repetitions() && num_computed == next_compression()->num_tokens; }
+  bool awaits_compression() const { return awaits_compression_after(0); }
+  // With so many tokens more, that are computable, computed.
+  bool awaits_compression_after(int32_t num_more) const {
+    const KvCompressionPoint* next = next_compression();
+    if (next == nullptr) return false;
+    if (!has_repetitions()) return num_computed + num_more == next->num_tokens;
+    const bool is_last = num_repetitions + 1 == compression.repetitions.size();
+    return repeats() && is_last && num_more == num_computable();
+  }
+  // What may be computed in one slice: none goes beyond a point before entries are judged there, nor beyond a
+  // repetition.
   int32_t num_computable() const {
+    if (repeats()) return compression.repetitions[num_repetitions] - num_repeated;
     const KvCompressionPoint* next = next_compression();
     return next == nullptr ? num_uncomputed() : std::min(num_uncomputed(), next->num_tokens - num_computed);
+  }
+  // Until it generates its next token: what no plan has yet, the repetitions included.
+  int32_t num_unplanned() const {
+    int32_t count = num_uncomputed() - num_planned;
+    if (!has_repetitions()) return count;
+    const std::vector<int32_t>& lengths = compression.repetitions;
+    return std::accumulate(lengths.begin() + static_cast<std::ptrdiff_t>(num_repetitions), lengths.end(),
+                           count - num_repeated);
   }
   // Tokens from the beginning that it may find in the prefix cache; and that it leaves there.
   int32_t num_attachable() const {

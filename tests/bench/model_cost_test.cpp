@@ -62,7 +62,9 @@ TEST(ModelCost, AttentionRunsInTheArithmeticOfItsEntries) {
   EXPECT_EQ(arithmetic("qwen3moe", Precision::kFast, KvCodec::kQ8), Arithmetic::kInt8);
   // Keys and values that are made from latents.
   EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kBF16), Arithmetic::kBf16);
-  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kQ8), Arithmetic::kF32);
+  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kQ8), Arithmetic::kBf16);
+  EXPECT_EQ(arithmetic("deepseek2", Precision::kFast, KvCodec::kLatent4), Arithmetic::kBf16);
+  EXPECT_EQ(arithmetic("deepseek2", Precision::kExact, KvCodec::kQ8), Arithmetic::kF32);
 }
 
 TEST(ModelCost, WindowsBoundIt) {

@@ -32,6 +32,7 @@ constexpr ModelCase kModels[] = {
     {"llama", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kHadamard8Value4},
     {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kF32},
     {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kBF16},
+    {"deepseek2", "tiny", DType::kQ8_0, Precision::kFast, KvCodec::kLatent4},
     {"deepseek2", "tiny", DType::kF32, Precision::kExact, KvCodec::kF16},
     {"gpt-oss", "tiny", DType::kMXFP4, Precision::kFast, KvCodec::kBF16},
 };

@@ -14,6 +14,7 @@ import unittest
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "eval"))
 
+import kv_advice
 import kv_page
 
 WITAN = pathlib.Path(sys.argv[1])
@@ -78,7 +79,7 @@ class ReportTest(FolderTest):
     def test_the_page_says_so(self):
         page = self.folder / "page.html"
         self.run_tool("kv_report", self.folder, "--out", page, "--title", "A <sweep>")
-        text = page.read_text()
+        text = page.read_text().replace("&nbsp;", " ")
         for expected in (
             "A &lt;sweep&gt;",
             "With 20 %, keydiff is right most often (25 % on average over the tasks, dense 75 %), snapkv least (25 %).",
@@ -124,6 +125,85 @@ class ReportTest(FolderTest):
         self.assertFalse(page.exists())
 
 
+class AdviceTest(FolderTest):
+    """What the page says about which method to use, from figures made up for it."""
+
+    def write_run(self, name, right, policy=None, **fields):
+        """`right`: of each task, how many of its twelve samples have their answer right; None: no answer is given."""
+        lines = [sample(f"{task}/{i}", [None if count is None else i < count], task, **fields)
+                 for task, count in right.items() for i in range(12)]  # fmt: skip
+        head = header(**({"kv": policy} if policy else {}))
+        (self.folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
+
+    def page(self):
+        page = self.folder / "page.html"
+        self.run_tool("kv_report", self.folder, "--out", page)
+        return page.read_text().replace("&nbsp;", " ")
+
+    def test_the_best_is_named_with_those_as_good_and_what_it_is_not_for(self):
+        self.write_run("dense", {"retrieval": 12, "lists": 12, "arithmetic": 12})
+        self.write_run("good@0.5", {"retrieval": 12, "lists": 7, "arithmetic": 2})
+        self.write_run("close@0.5", {"retrieval": 12, "lists": 6, "arithmetic": 2})
+        self.write_run("bad@0.5", {"retrieval": 2, "lists": 0, "arithmetic": None})
+        for method, right in (("good", 1), ("close", 0), ("bad", 0)):
+            self.write_run(f"{method}@30", {"retrieval": right, "lists": 0, "arithmetic": 0})
+        page = self.page()
+        for expected in (
+            "50 %: use good (58 % right, dense 100 %). close may be as good: the difference is within two standard errors. "
+            "The replies of good give 100 % of the answers. It keeps 95 % of the dense accuracy in retrieval. Not for "
+            "arithmetic: less than half of the dense accuracy is left.",
+            "30 tokens: use none. good loses least (3 % right, dense 100 %), and more than half in every task.",
+            "lists and arithmetic suffer first: no method at any budget tried keeps 95 %.",
+            "retrieval: 95 % of the dense accuracy can be kept down to 50 %, not below.",
+        ):
+            with self.subTest(expected):
+                self.assertIn(expected, page)
+        self.assertNotIn("At no budget among the best: bad", page, "with 30 tokens it is as good as any")
+        os.remove(self.folder / "bad@30.jsonl")
+        page = self.page()
+        self.assertIn("At no budget among the best: bad.", page)
+        for method in ("good", "close"):
+            os.remove(self.folder / f"{method}@30.jsonl")
+        self.assertIn("retrieval: 95 % of the dense accuracy can be kept down to 50 %, the smallest tried.", self.page())
+
+    def test_of_many_methods_the_best_have_curves_and_all_are_in_the_tables(self):
+        self.write_run("dense", {"retrieval": 12})
+        for right in range(12):
+            self.write_run(f"m{right:02}@0.5", {"retrieval": right})
+        page = self.page()
+        curves = page[page.index("<h2>Right answers") : page.index("<h2>The best method")]
+        self.assertIn("Shown are the 10 methods", curves)
+        for right in range(12):
+            self.assertEqual(f"<span>m{right:02}</span>" in curves, right > 1)
+            self.assertIn(f'<th scope="row">m{right:02}</th>', page)
+
+    def test_schedules_of_one_method_are_compared(self):
+        self.write_run("dense", {"retrieval": 12}, generated_tokens=20)
+        self.write_run("h2o@0.5", {"retrieval": 9}, "h2o,keep=0.5", generated_tokens=10)
+        self.write_run("often@0.5", {"retrieval": 6}, "h2o,keep=0.5,every=16", generated_tokens=30)
+        self.write_run("pool@0.5", {"retrieval": 3}, "h2o,keep=0.5,generated_tokens=32")
+        self.write_run("tova@0.5", {"retrieval": 3}, "tova,keep=0.5")
+        self.write_run("rkv@0.5", {"retrieval": 3}, "rkv,keep=0.5")
+        self.write_run("json@0.5", {"retrieval": 3}, '{"parts": ["h2o"], "keep": 0.5}')
+        page = self.page()
+        section = page[page.index("<h2>The prompt alone") : page.index("<h2>Methods")]
+        for name, judged, figures in (
+            ("h2o", "the prompt, once", "75.0 %<br>0.50"),
+            ("often", "again every 16 tokens", "50.0 %<br>1.50"),
+            ("pool", "generated tokens in a pool of their own, every 64 tokens", "25.0 %<br>0.50"),
+        ):
+            self.assertIn(f'<th scope="row">{name}</th><td>{judged}</td><td>{figures}</td>', section)
+        for name in ("tova", "rkv", "json"):
+            self.assertNotIn(name, section)
+        self.assertEqual(kv_advice.schedule("every=9,rkv,keep=0.5"), "again every 9 tokens")
+        self.assertEqual(kv_advice.schedule("rkv(lambda=0.2),keep=0.5"), "again every 128 tokens")
+        completion = page[page.index("<h2>Completion") : page.index("<h2>The prompt alone")]
+        self.assertIn('<th scope="row">often</th><td>100.0 %<br>1.50</td>', completion)
+        for name in ("often", "pool"):
+            os.remove(self.folder / f"{name}@0.5.jsonl")
+        self.assertNotIn("The prompt alone", self.page(), "nothing to compare")
+
+
 class SweepTest(FolderTest):
     def test_a_sweep_runs_every_method_at_every_budget_once(self):
         tasks = self.folder / "tasks.jsonl"
@@ -146,12 +226,61 @@ class SweepTest(FolderTest):
             self.assertEqual([len(heads) for heads in run.kept_by_head()], [2, 2, 2, 2])
         self.run_tool("kv_report", out, "--out", self.folder / "page.html")
 
+    def test_what_a_model_refuses_is_left_out(self):
+        model = self.folder / "latents.gguf"
+        subprocess.run([WITAN, "make-model", "--arch", "deepseek2", "--preset", "tiny", "--type", "F32", model], check=True,
+                       capture_output=True)  # fmt: skip
+        tasks, out = self.folder / "tasks.jsonl", self.folder / "out"
+        self.run_tool("make_tasks", "--task", "retrieval:one_key", "--lengths", 128, "--samples", 1, "--form", "raw",
+                      "--out", tasks)  # fmt: skip
+        said = self.run_tool("kv_sweep", "-m", model, "--tasks", tasks, "--out", out, "--witan", WITAN, "--budgets", "0.5",
+                             "--only", "keydiff+merge", "--only", "auto")  # fmt: skip
+        self.assertIn("left out, as not one task ran under them: keydiff+merge@0.5", said)
+        self.assertEqual({path.stem for path in out.glob("*.jsonl")}, {"dense", "auto@0.5"})
+        wrong = ["-m", model, "--tasks", tasks, "--out", out, "--witan", WITAN, "--method", "x=nonsense,{budget}"]
+        self.assertIn("x@0.9: witan eval ended with 2", self.run_tool("kv_sweep", *wrong, fails=True))
+
     def test_wrong_arguments_are_named(self):
         base = ["-m", MODEL, "--tasks", self.folder / "none.jsonl", "--out", self.folder / "out", "--witan", WITAN]
         self.assertIn("none.jsonl", self.run_tool("kv_sweep", *base, fails=True))
         self.assertIn("'1.5'", self.run_tool("kv_sweep", *base, "--budgets", "1.5", fails=True))
         self.assertIn("'x'", self.run_tool("kv_sweep", *base, "--budgets", "x", fails=True))
         self.assertIn("NAME=POLICY", self.run_tool("kv_sweep", *base, "--method", "snapkv,keep=0.5", fails=True))
+
+
+class StudyTest(FolderTest):
+    def study(self, *args, **options):
+        return self.run_tool("kv_study", "-m", MODEL, "--out", self.folder / "study", "--witan", WITAN, *args, **options)
+
+    def test_one_command_makes_tasks_results_and_page_and_goes_on(self):
+        flags = ["--task", "retrieval:one_key", "--task", "lists:few_shot", "--lengths", 128, "--samples", 2]
+        self.study(*flags, "--budgets", "0.5,40", "--only", "auto", "--method", "often=h2o,{budget},every=8",
+                   "--title", "Mine", "--", "-t", 1)  # fmt: skip
+        out = self.folder / "study"
+        sweep = kv_page.read(out / "sweep")
+        self.assertEqual((set(sweep.tasks()), sweep.methods()), ({"retrieval", "lists"}, ["auto", "often"]))
+        self.assertEqual(sweep.runs[0].policy, "auto,keep=0.5")
+        self.assertIn("<h1>Mine</h1>", (out / "report.html").read_text())
+        before = (out / "tasks.jsonl").stat().st_mtime_ns, (out / "sweep" / "auto@0.5.jsonl").stat().st_mtime_ns
+        said = self.study(*flags, "--budgets", "0.5", "--only", "tova")
+        self.assertIn("2 of 2: tova@0.5", said)
+        self.assertNotIn("1 of 2", said, "dense is there")
+        after = (out / "tasks.jsonl").stat().st_mtime_ns, (out / "sweep" / "auto@0.5.jsonl").stat().st_mtime_ns
+        self.assertEqual(before, after)
+        self.assertIn("tova", (out / "report.html").read_text())
+        self.assertIn("lengths was \"128\"; name another folder", self.study(*flags[:4], "--samples", 2, fails=True))
+
+    def test_gsm8k_makes_longgenbench(self):
+        file = self.folder / "gsm8k.jsonl"
+        problems = [{"question": f"What is {i} plus 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(40)]
+        file.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+        self.study("--gsm8k", file, "--k", 3, "--samples", 1, "--budgets", "0.5", "--only", "keydiff")
+        self.assertEqual(kv_page.read(self.folder / "study" / "sweep").tasks(), ["gsm8k"])
+
+    def test_what_fails_is_named(self):
+        self.assertIn("make_tasks ended with 1", self.study("--task", "nonsense", fails=True))
+        self.assertIn("kv_sweep ended with 2", self.study("--task", "retrieval:one_key", "--lengths", 128, "--samples", 1,
+                                                          "--budgets", "2.5", fails=True))  # fmt: skip
 
 
 if __name__ == "__main__":

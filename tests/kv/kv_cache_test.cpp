@@ -493,17 +493,22 @@ TEST_F(KvCacheTest, UnusableConfigurationsAreErrorsThatSayWhy) {
     size_t capacity_bytes;
     ErrorCode code;
     std::string message;
+    KvCodec codec = KvCodec::kF32;
   };
+  constexpr ErrorCode kInvalid = ErrorCode::kInvalidArgument;
   for (const Case& c : std::vector<Case>{
-           {{}, 1 << 20, ErrorCode::kInvalidArgument, "at least one layer"},
-           {{{1, 16, 16}, {0, 16, 16}}, 1 << 20, ErrorCode::kInvalidArgument, "layer 1"},
-           {{{1, 0, 16}}, 1 << 20, ErrorCode::kInvalidArgument, "keys of 0"},
-           {{{1, 16, -3}}, 1 << 20, ErrorCode::kInvalidArgument, "values of -3"},
-           {{{1, 16, 32, true}}, 1 << 20, ErrorCode::kInvalidArgument, "within the key"},
+           {{}, 1 << 20, kInvalid, "at least one layer"},
+           {{{1, 16, 16}, {0, 16, 16}}, 1 << 20, kInvalid, "layer 1"},
+           {{{1, 0, 16}}, 1 << 20, kInvalid, "keys of 0"},
+           {{{1, 16, -3}}, 1 << 20, kInvalid, "values of -3"},
+           {{{1, 16, 32, true}}, 1 << 20, kInvalid, "within the key"},
            {{{2, 16, 16}}, 2 * 4096 - 1, ErrorCode::kOutOfMemory, "8191"},
+           {{{1, 40, 32, true}}, 1 << 20, kInvalid, "type int4-hadamard are not for models", KvCodec::kHadamard4},
+           {{{1, 32, 32}}, 1 << 20, kInvalid, "type int4-latent are only for models", KvCodec::kLatent4},
+           {{{1, 32, 32}}, 1 << 20, kInvalid, "int4-kivi: its entries are written in whole blocks", KvCodec::kKivi4},
        }) {
     try {
-      KvCache cache(pool_, {c.layers, KvCodec::kF32, c.capacity_bytes});
+      KvCache cache(pool_, {c.layers, c.codec, c.capacity_bytes});
       ADD_FAILURE() << c.message;
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), c.code);

@@ -12,11 +12,15 @@ namespace witan {
 namespace {
 
 using test::append;
+using test::entry_pattern;
+using test::extend_chain;
+using test::has_pattern;
 using test::holds_entries;
 using test::ids_of;
 using test::make_tokens;
 using test::roles_of;
 using test::Tokens;
+using test::write_entries;
 
 constexpr int32_t kWindow = 40;
 constexpr int64_t kBlockBytes = 32 * (16 + 16) * 4;
@@ -90,6 +94,40 @@ TEST_F(KvWindowTest, AChunkNeedsItsOwnBlocksUntilItIsCommitted) {
   EXPECT_EQ(cache.stats().peak_block_bytes_held, 10 * (kFullSetBytes + kWindowSetBytes));
   cache.release(id);
   cache.check_integrity();
+}
+
+TEST_F(KvWindowTest, EntriesThatAreNotCommittedStayWhileTheirReservationGrowsAndThenAreGone) {
+  for (const bool prefix_cache : {false, true}) {
+    KvCache cache(pool_, config_of(prefix_cache));
+    const Tokens tokens = make_tokens(150, 1);
+    const Tokens uncommitted = make_tokens(70, 2);
+    const SequenceId id = start(cache, tokens, 50);
+    const int64_t held = cache.held_bytes(id);
+    uint32_t chain = 0;
+    for (const test::Token& token : tokens) chain = extend_chain(chain, token);
+    ASSERT_TRUE(cache.reserve(id, 70));
+    write_entries(cache, id, chain, uncommitted);
+    ASSERT_TRUE(cache.reserve(id, 300));
+    cache.check_integrity();
+    for (int32_t entry = 150; entry < 220; ++entry) {
+      chain = extend_chain(chain, uncommitted[static_cast<size_t>(entry - 150)]);
+      for (const int32_t layer : {0, 1}) {
+        EXPECT_TRUE(has_pattern(cache.view(id, layer, 1, 220), entry, entry_pattern(chain, layer, 1, entry))) << entry;
+      }
+    }
+    EXPECT_TRUE(holds_entries(cache, id, tokens)) << "the window of the next token included";
+    ASSERT_TRUE(cache.reserve(id, 0));
+    EXPECT_EQ(cache.held_bytes(id), held);
+    const Tokens more = make_tokens(30, 3);
+    ASSERT_TRUE(append(cache, id, tokens, more));
+    Tokens all = tokens;
+    all.insert(all.end(), more.begin(), more.end());
+    EXPECT_TRUE(holds_entries(cache, id, all));
+    Tokens repeated = tokens;
+    repeated.insert(repeated.end(), uncommitted.begin(), uncommitted.end());
+    EXPECT_EQ(cache.attach_prefix(cache.create(), ids_of(repeated), roles_of(repeated)), prefix_cache ? 128 : 0);
+    cache.check_integrity();
+  }
 }
 
 TEST_F(KvWindowTest, PlannedBytesSufficeForEveryLengthAndChunk) {

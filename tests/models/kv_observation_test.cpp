@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "base/error.h"
 #include "memory/memory_pool.h"
@@ -18,6 +19,10 @@ constexpr int32_t kHeads = kKvHeads * kGroup;
 constexpr int32_t kDim = 16;
 constexpr int32_t kTokens = 700;  // more than one split
 constexpr float kScale = 0.25f;
+// Where the last tokens repeat a chunk of the others:
+constexpr int32_t kPrompt = 620;
+constexpr int32_t kSinks = 4;
+constexpr KvSpan kChunk{.begin = 70, .end = 590};  // with the repetition more than one split
 
 class KvObservationTest : public testing::TestWithParam<bool> {
  protected:
@@ -59,6 +64,82 @@ class KvObservationTest : public testing::TestWithParam<bool> {
     return masses;
   }
 
+  // What each head's entries have of the repetition of a chunk when the first kPrompt tokens are committed and the
+  // others are the repetition, computed in slices of these lengths: [head][entry].
+  std::vector<std::vector<float>> repetition_after(const std::vector<int32_t>& slices, Isa isa) {
+    KvCache kv(pool_,
+               {.layers = {layer_}, .codec = KvCodec::kF32, .capacity_bytes = size_t{32} << 20, .prefix_cache = false});
+    const SequenceId sequence = kv.create();
+    KvEvidence evidence;
+    evidence.repetition = std::make_unique<RepetitionAttention>(pool_, std::span(&layer_, 1), kPrompt, kSinks);
+    ThreadPool threads(2);
+    Scratch scratch(pool_);
+    RouterTelemetry telemetry(0, 0, 0);
+    ForwardContext ctx{.compute = {.threads = threads, .scratch = scratch, .isa = isa, .precision = Precision::kExact},
+                       .kv = kv,
+                       .telemetry = telemetry};
+    const auto compute = [&](int32_t first, int32_t count) {
+      const bool repeats = first >= kPrompt;
+      EXPECT_TRUE(kv.reserve(sequence, repeats ? first - kPrompt + count : count));
+      ForwardBatch batch;
+      batch.slices.push_back({.kv_sequence = sequence,
+                              .num_tokens = count,
+                              .first_token = first,
+                              .evidence = &evidence,
+                              .repeated_chunk = repeats ? kChunk : KvSpan(),
+                              .num_uncommitted = repeats ? first - kPrompt : 0});
+      for (int32_t i = 0; i < count; ++i) {
+        batch.tokens.push_back(i);
+        batch.positions.push_back(first + i);
+        batch.roles.push_back(TokenRole::kPrompt);
+      }
+      EXPECT_EQ(std::ssize(observed_rows(batch)), repeats ? count : 0);
+      write_kv(ctx, batch, 0, spec(), keys_.data() + first * kKvHeads * kDim, values_.data() + first * kKvHeads * kDim);
+      observe_queries(ctx, batch, 0, spec(), queries_.data() + first * kHeads * kDim);
+      if (!repeats) kv.commit(sequence, batch.tokens, batch.roles);
+    };
+    compute(0, kPrompt);
+    int32_t first = kPrompt;
+    for (const int32_t count : slices) {
+      compute(first, count);
+      first += count;
+    }
+    EXPECT_EQ(first, kTokens);
+    std::vector<std::vector<float>> largest;
+    for (int32_t head = 0; head < kKvHeads; ++head) {
+      const float* of_head = evidence.repetition->of(0, head);
+      largest.emplace_back(of_head, of_head + kPrompt);
+    }
+    return largest;
+  }
+
+  std::vector<std::vector<double>> expected_repetition() const {
+    std::vector<std::vector<double>> largest(kKvHeads, std::vector<double>(kPrompt));
+    for (int32_t token = kPrompt; token < kTokens; ++token) {
+      for (int32_t head = 0; head < kHeads; ++head) {
+        std::map<int32_t, double> weights;
+        double total = GetParam() ? std::exp(static_cast<double>(sinks_[static_cast<size_t>(head)])) : 0.0;
+        for (int32_t i = 0; i <= token; ++i) {
+          if (i >= kSinks && !(i >= kChunk.begin && i < kChunk.end) && i < kPrompt) continue;
+          total += weights[i] = std::exp(dot(token, head, i) * static_cast<double>(kScale));
+        }
+        std::vector<double>& of_head = largest[static_cast<size_t>(head / kGroup)];
+        for (int32_t i = kChunk.begin; i < kChunk.end; ++i) {
+          of_head[static_cast<size_t>(i)] = std::max(of_head[static_cast<size_t>(i)], weights[i] / total);
+        }
+      }
+    }
+    return largest;
+  }
+
+  double dot(int32_t token, int32_t head, int32_t entry) const {
+    const float* query = queries_.data() + (int64_t{token} * kHeads + head) * kDim;
+    const float* key = keys_.data() + (int64_t{entry} * kKvHeads + head / kGroup) * kDim;
+    double dot = 0.0;
+    for (int32_t d = 0; d < kDim; ++d) dot += static_cast<double>(query[d]) * static_cast<double>(key[d]);
+    return dot;
+  }
+
   AttentionSpec spec() const {
     return {.num_heads = kHeads,
             .num_kv_heads = kKvHeads,
@@ -75,12 +156,7 @@ class KvObservationTest : public testing::TestWithParam<bool> {
         std::vector<double> weights;
         double total = GetParam() ? std::exp(static_cast<double>(sinks_[static_cast<size_t>(head)])) : 0.0;
         for (int32_t i = 0; i <= token; ++i) {
-          double dot = 0.0;
-          for (int32_t d = 0; d < kDim; ++d) {
-            dot += static_cast<double>(queries_[static_cast<size_t>((token * kHeads + head) * kDim + d)]) *
-                   static_cast<double>(keys_[static_cast<size_t>((i * kKvHeads + head / kGroup) * kDim + d)]);
-          }
-          weights.push_back(std::exp(dot * static_cast<double>(kScale)));
+          weights.push_back(std::exp(dot(token, head, i) * static_cast<double>(kScale)));
           total += weights.back();
         }
         for (size_t i = 0; i < weights.size(); ++i) masses[static_cast<size_t>(head / kGroup)][i] += weights[i] / total;
@@ -114,6 +190,27 @@ TEST_P(KvObservationTest, AttentionMassHasTheSameBitsHoweverTheTextIsCut) {
   const auto whole = mass_after({kTokens}, select_isa());
   EXPECT_EQ(mass_after({1, 1, 5, 17, 31, 600, 45}, select_isa()), whole);
   EXPECT_EQ(mass_after({350, 350}, select_isa()), whole);
+}
+
+TEST_P(KvObservationTest, ARepetitionGivesTheLargestAttentionAmongSinksChunkAndItself) {
+  const auto expected = expected_repetition();
+  for (const Isa isa : kAllIsas) {
+    if (!cpu_supports(isa)) continue;
+    const auto largest = repetition_after({kTokens - kPrompt}, isa);
+    for (size_t head = 0; head < kKvHeads; ++head) {
+      for (size_t i = 0; i < kPrompt; ++i) {
+        EXPECT_NEAR(largest[head][i], expected[head][i], 1e-5 * expected[head][i]) << isa_name(isa) << " " << i;
+      }
+      EXPECT_EQ(largest[head][static_cast<size_t>(kChunk.begin - 1)], 0.0f);
+      EXPECT_EQ(largest[head][static_cast<size_t>(kChunk.end)], 0.0f);
+    }
+  }
+}
+
+TEST_P(KvObservationTest, ARepetitionGivesTheSameBitsHoweverItIsCut) {
+  const auto whole = repetition_after({kTokens - kPrompt}, select_isa());
+  EXPECT_EQ(repetition_after({1, 1, 5, 17, 31, 25}, select_isa()), whole);
+  EXPECT_EQ(repetition_after({40, 40}, select_isa()), whole);
 }
 
 INSTANTIATE_TEST_SUITE_P(Sinks, KvObservationTest, testing::Bool());

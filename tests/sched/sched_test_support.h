@@ -49,6 +49,7 @@ inline TestConfig with_budget(int32_t max_step_tokens, int64_t num_rows = 64) {
 // end of the prompt and whenever `every` tokens were generated since, if that is not 0.
 struct Dropping {
   int32_t every = 0;
+  std::vector<int32_t> repetitions = {};  // lengths, before the first time
 
   std::vector<int32_t> kept(int32_t num_entries) const {
     std::vector<int32_t> kept;
@@ -86,6 +87,7 @@ struct Dropping {
       num_entries = static_cast<int32_t>(kept(num_entries).size());
       plan.points.push_back({.num_tokens = n, .num_kept = num_entries});
     }
+    if (judges_at(num_prompt_tokens, num_prompt_tokens)) plan.repetitions = repetitions;
     return plan;
   }
 };
@@ -211,14 +213,12 @@ class SchedulerHarness {
             .prefix_cache = config.prefix_cache};
   }
 
-  void compute(const ScheduledSlice& slice, std::vector<TokenId>& sampled) {
-    const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
-    const int32_t end = slice.first_token + slice.num_tokens;
-    ASSERT_EQ(kv_.num_tokens(slice.kv_sequence), slice.first_token);
-    const int32_t num_entries = kv_.num_entries(slice.kv_sequence, 0, 0);
+  // Writes the entries of tokens behind those that the sequence has, and returns all of them.
+  std::vector<TokenId> write(const ScheduledSlice& slice, std::span<const TokenId> tokens) {
+    const int32_t num_entries = kv_.num_entries(slice.kv_sequence, 0, 0) + slice.num_uncommitted;
     for (int32_t i = 0; i < slice.num_tokens; ++i) {
       const KvCache::Slot slot = kv_.slot(slice.kv_sequence, 0, 0, num_entries + i);
-      reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(tokens[slice.first_token + i]);
+      reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(tokens[i]);
     }
     const KvView view = kv_.view(slice.kv_sequence, 0, 0, num_entries + slice.num_tokens);
     std::vector<TokenId> seen(view.num_entries);
@@ -226,6 +226,34 @@ class SchedulerHarness {
       seen[entry] =
           static_cast<TokenId>(reinterpret_cast<const float*>(view.blocks[entry / kKvBlockSize])[entry % kKvBlockSize]);
     }
+    return seen;
+  }
+
+  // A slice of a repetition: its tokens are found nowhere else, and see the prompt and those before them.
+  void repeat(const ScheduledSlice& slice) {
+    const std::vector<int32_t>& lengths = dropping_.at(slice.sequence).repetitions;
+    auto& [repetition, num_repeated] = repeated_[slice.sequence];
+    ASSERT_EQ(*slice.repetition, repetition);
+    ASSERT_EQ(slice.num_uncommitted, num_repeated);
+    ASSERT_EQ(slice.first_token, scheduler_.num_prompt_tokens(slice.sequence) + num_repeated);
+    ASSERT_LT(repetition, std::ssize(lengths));
+    num_repeated += slice.num_tokens;
+    const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
+    std::vector<TokenId> expected(tokens.begin(), tokens.begin() + slice.first_token - slice.num_uncommitted);
+    for (int32_t i = 0; i < num_repeated; ++i) expected.push_back(200000 + 1000 * repetition + i);
+    EXPECT_EQ(write(slice, std::span(expected).last(slice.num_tokens)), expected) << "sequence " << slice.sequence;
+    ASSERT_LE(num_repeated, lengths[repetition]);
+    if (num_repeated == lengths[repetition]) repeated_[slice.sequence] = {repetition + 1, 0};
+    EXPECT_EQ(slice.compresses, repeated_[slice.sequence] == std::pair(static_cast<int32_t>(lengths.size()), 0));
+    EXPECT_FALSE(slice.samples);
+  }
+
+  void compute(const ScheduledSlice& slice, std::vector<TokenId>& sampled) {
+    ASSERT_EQ(kv_.num_tokens(slice.kv_sequence), slice.first_token - slice.num_uncommitted);
+    if (slice.repetition) return repeat(slice);
+    const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
+    const int32_t end = slice.first_token + slice.num_tokens;
+    const std::vector<TokenId> seen = write(slice, tokens.subspan(slice.first_token, slice.num_tokens));
     std::vector<TokenId> expected(tokens.begin(), tokens.begin() + slice.first_token);
     if (const auto found = dropping_.find(slice.sequence); found != dropping_.end()) {
       const int32_t num_prompt_tokens = scheduler_.num_prompt_tokens(slice.sequence);
@@ -233,7 +261,9 @@ class SchedulerHarness {
       for (int32_t n = slice.first_token + 1; n < end; ++n) {
         EXPECT_FALSE(found->second.judges_at(n, num_prompt_tokens)) << "sequence " << slice.sequence << " at " << n;
       }
-      EXPECT_EQ(slice.compresses, found->second.judges_at(end, num_prompt_tokens));
+      const bool repeats_first = end == num_prompt_tokens && !found->second.repetitions.empty();
+      if (end == num_prompt_tokens) repeated_[slice.sequence] = {};
+      EXPECT_EQ(slice.compresses, found->second.judges_at(end, num_prompt_tokens) && !repeats_first);
     }
     expected.insert(expected.end(), tokens.begin() + slice.first_token, tokens.begin() + end);
     EXPECT_EQ(seen, expected) << "sequence " << slice.sequence;
@@ -244,8 +274,10 @@ class SchedulerHarness {
   void compress(const ScheduledSlice& slice) {
     if (std::ssize(scheduler_.tokens(slice.sequence)) >= scheduler_.max_tokens(slice.sequence)) return;  // it ends
     std::vector<SequenceId> preempted;
-    scheduler_.compress(slice.sequence, {{dropping_.at(slice.sequence).kept(kv_.num_entries(slice.kv_sequence, 0, 0))}},
-                        preempted);
+    const std::vector<std::vector<int32_t>> kept{
+        dropping_.at(slice.sequence).kept(kv_.num_entries(slice.kv_sequence, 0, 0))};
+    scheduler_.compress(
+        slice.sequence, [&](SequenceId kv_sequence) { return kv_.keep(kv_sequence, kept); }, preempted);
     for (const SequenceId id : preempted) {
       EXPECT_TRUE(id == slice.sequence || more_valuable(slice.sequence, id));
       running_.erase(id);
@@ -295,6 +327,7 @@ class SchedulerHarness {
   std::set<SequenceId> live_;
   std::set<SequenceId> running_;
   std::map<SequenceId, Dropping> dropping_;
+  std::map<SequenceId, std::pair<int32_t, int32_t>> repeated_;  // repetitions that are over, and tokens of the next
   std::map<SequenceId, std::vector<TokenId>> done_;
   std::optional<SequenceId> taken_;
 };

@@ -18,6 +18,7 @@ struct RandomCase {
   int32_t max_new_tokens;
   int32_t num_prompt_kinds;  // few: much is shared
   bool compresses = false;   // half of the sequences
+  bool repeats = false;      // most of these, before
 };
 
 class SchedulerRandomTest : public ::testing::TestWithParam<RandomCase> {};
@@ -45,6 +46,9 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
     const int32_t priority = pick(1, c.num_priorities);
     std::optional<Dropping> dropping;
     if (c.compresses && pick(0, 1) == 0) dropping = {.every = pick(0, 20)};
+    if (c.repeats && dropping) {
+      for (int n = pick(0, 3); n > 0; --n) dropping->repetitions.push_back(pick(1, 70));
+    }
     const SequenceId id = harness.add(prompt, max_new_tokens, priority, dropping);
     requests[id] = {std::move(prompt), max_new_tokens, dropping};
   };
@@ -109,6 +113,16 @@ INSTANTIATE_TEST_SUITE_P(
                    100,
                    80,
                    2,
+                   true},
+        RandomCase{"Repeated", {.num_rows = 12}, 3, 150, 120, 3, true, true},
+        RandomCase{"RepeatedWithoutPrefixCache", {.num_rows = 9, .prefix_cache = false}, 3, 150, 120, 3, true, true},
+        RandomCase{"RepeatedInSmallSteps",
+                   {.num_rows = 14, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
+                   2,
+                   100,
+                   80,
+                   2,
+                   true,
                    true},
         RandomCase{"OneSequence",
                    {.num_rows = 12, .scheduler = {.max_step_tokens = 64, .max_sequences = 1, .context_length = 400}},

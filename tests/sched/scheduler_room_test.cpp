@@ -290,5 +290,19 @@ TEST(SchedulerRoomTest, CompressingPreemptsTheLessValuableForItsCopies) { compre
 
 TEST(SchedulerRoomTest, CompressingPreemptsItselfWhereItIsTheLeastValuable) { compress_without_room(false); }
 
+TEST(Scheduler, WhatAllHoldInTheEndCountsThoseThatWaitAndWhatIsDropped) {
+  SchedulerHarness harness(with_budget(64, 64));
+  EXPECT_EQ(harness.scheduler().final_bytes(), 0);
+  const auto bytes_of_rows = [&](int64_t rows) { return harness.kv().bytes_for_tokens(rows * kKvBlockSize); };
+  harness.add(make_prompt(20), 109);  // the last of its tokens has no entry: 4 rows
+  EXPECT_EQ(harness.scheduler().final_bytes(), bytes_of_rows(4));
+  harness.add(make_prompt(96, 1), 33, 0, Dropping{});  // 32 of 128 entries go: 3 rows
+  EXPECT_EQ(harness.scheduler().final_bytes(), bytes_of_rows(7)) << "none of them runs yet";
+  harness.step();
+  EXPECT_EQ(harness.scheduler().final_bytes(), bytes_of_rows(7));
+  harness.run_to_end(1000);
+  EXPECT_EQ(harness.scheduler().final_bytes(), 0);
+}
+
 }  // namespace
 }  // namespace witan

@@ -14,6 +14,8 @@ namespace {
 // The reference has its own signature.
 constexpr IsaTable<SplitFunction> kSplit{{nullptr, attention_split_avx2, attention_split_avx512}};
 constexpr IsaTable<SplitFunction> kSplitBf16{{nullptr, nullptr, nullptr, nullptr, attention_split_bf16_avx512_bf16}};
+constexpr IsaTable<SplitFunction> kSplitDecoded{
+    {nullptr, nullptr, nullptr, nullptr, attention_split_decoded_avx512_bf16}};
 constexpr IsaTable<SplitFunction> kSplitQ8{{nullptr, nullptr, nullptr, attention_split_q8_avx512_vnni}};
 constexpr IsaTable<SplitFunction> kSplitHadamard{{nullptr, nullptr, nullptr, attention_split_hadamard_avx512_vnni}};
 constexpr IsaTable<SplitFunction> kWeights{{nullptr, attention_weights_avx2, attention_weights_avx512}};
@@ -29,18 +31,25 @@ int64_t num_int8_groups(const KvBlockFormat& format) {
   return format.is_hadamard() ? 1 : (format.key_dim + kKvQ8Group - 1) / kKvQ8Group;
 }
 
+// Whether entries that are no bf16 ones are decoded to these, block by block, where bf16 is multiplied.
+bool is_decoded_to_bf16(const KvBlockFormat& format) {
+  return format.is_latent() || format.is_kivi() || (format.codec == KvCodec::kQ8 && format.value_in_key);
+}
+
 // Of one row's rounded or turned query, see SplitTask.
 int64_t query_words_of(const KvBlockFormat& format) {
+  const int64_t num_pairs = (format.key_dim + 1) / 2;
   const int64_t num_int8 = num_int8_words(format) + 2 * num_int8_groups(format);
   if (format.is_hadamard()) return std::max<int64_t>(num_int8, format.key_dim);
-  switch (format.codec) {
-    case KvCodec::kBF16:
-      return (format.key_dim + 1) / 2;
-    case KvCodec::kQ8:
-      return num_int8;
-    default:
-      return 0;
-  }
+  if (format.is_latent()) return format.key_dim;
+  if (format.codec == KvCodec::kBF16 || is_decoded_to_bf16(format)) return num_pairs;
+  return format.codec == KvCodec::kQ8 ? num_int8 : 0;
+}
+
+// The keys of one block, decoded.
+int64_t decoded_bytes(const KvBlockFormat& format) {
+  if (!is_decoded_to_bf16(format)) return 0;
+  return KvBlockFormat{.codec = KvCodec::kBF16, .key_dim = format.key_dim}.key_bytes();
 }
 
 // How attention_split divides its scratch; offsets in bytes, each a multiple of 64.
@@ -52,6 +61,7 @@ struct ScratchLayout {
   int64_t tile;
   int64_t query_words;
   int64_t turned_queries;
+  int64_t decoded;
   int64_t end;
 
   ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
@@ -63,7 +73,8 @@ struct ScratchLayout {
         query_words(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
                                static_cast<int64_t>(sizeof(float))),
         turned_queries(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))),
-        end(turned_queries + (format.is_hadamard() ? (num_rows + 7) / 8 * 64 : 0)) {}
+        decoded(turned_queries + (format.turned_key_dim() != 0 ? (num_rows + 7) / 8 * 64 : 0)),
+        end(decoded + decoded_bytes(format)) {}
 };
 
 // The entries of one block and the span of their positions.
@@ -73,8 +84,8 @@ struct BlockEntries {
   int32_t min_position;
   int32_t max_position;
 
-  BlockEntries(const KvView& view, int32_t first_entry) {
-    count = std::min(kKvBlockSize, view.num_entries - first_entry);
+  BlockEntries(const KvView& view, int32_t first_entry, int32_t end) {
+    count = std::min(kKvBlockSize, end - first_entry);
     positions = view.positions == nullptr ? nullptr : view.positions + first_entry;
     if (positions == nullptr) {
       min_position = first_entry;
@@ -100,8 +111,9 @@ struct BlockEntries {
 };
 
 void find_visible(const KvView& view, const AttentionRows& rows, int32_t split, int32_t num_blocks, uint32_t* visible) {
+  const int32_t end = view.split_begin(split + 1);
   for (int32_t b = 0; b < num_blocks; ++b) {
-    const BlockEntries entries(view, split * kAttentionSplit + b * kKvBlockSize);
+    const BlockEntries entries(view, view.split_begin(split) + b * kKvBlockSize, end);
     for (int32_t r = 0; r < rows.num_rows; ++r) {
       const int64_t until = rows.positions[r];
       // Heads of one token follow each other.
@@ -114,42 +126,46 @@ void find_visible(const KvView& view, const AttentionRows& rows, int32_t split, 
 }
 
 void check_task(const KvView& view, int32_t split) {
-  const KvBlockFormat& format = view.format;
   WITAN_CHECK(0 <= split && split < view.num_splits(), "split {} of {}", split, view.num_splits());
+  const KvBlockFormat& format = view.format_of_split(split);
   WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
   WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
               format.value_dim, format.key_dim);
-  WITAN_CHECK(!format.value_in_key || !format.is_hadamard(), "values in keys of {}", kv_codec_name(format.codec));
+  WITAN_CHECK(kv_codec_fits(format.codec, format.value_in_key), "{} with values {} keys", kv_codec_name(format.codec),
+              format.value_in_key ? "in" : "beside");
 }
 
 SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
                     std::byte* scratch) {
-  const KvBlockFormat& format = view.format;
+  const KvBlockFormat& format = view.format_of_split(split);
   const ScratchLayout layout(format, rows.num_rows);
-  const int32_t first_block = split * kBlocksPerSplit;
-  const int32_t num_blocks =
-      std::min(kBlocksPerSplit, (view.num_entries - split * kAttentionSplit + kKvBlockSize - 1) / kKvBlockSize);
+  const int32_t first_block = view.split_first_block(split);
+  const int32_t end_block = view.split_first_block(split + 1);
+  const int32_t num_blocks = end_block - first_block;
   auto* visible = reinterpret_cast<uint32_t*>(scratch);
   find_visible(view, rows, split, num_blocks, visible);
   return {.format = format,
           .blocks = view.blocks + first_block,
           .num_blocks = num_blocks,
-          .next_split = split + 1 < view.num_splits() ? view.blocks[first_block + kBlocksPerSplit] : nullptr,
+          .next_split = split + 1 < view.num_splits() ? view.blocks[end_block] : nullptr,
           .key_scales = format.key_scales_offset(),
+          .rope = format.rope_offset(),
           .values = format.value_in_key ? 0 : format.key_bytes(),
           .value_scales = format.value_scales_offset(),
           .queries = rows.queries,
           .num_rows = rows.num_rows,
           .scale = rows.scale,
           .biases = rows.biases,
-          .first_entry = split * kAttentionSplit,
+          .first_entry = view.split_begin(split),
           .visible = visible,
           .scores = reinterpret_cast<float*>(scratch + layout.scores),
           .sums = reinterpret_cast<float*>(scratch + layout.sums),
           .tile = reinterpret_cast<float*>(scratch + layout.tile),
           .padded_value_dim = layout.padded_value_dim,
-          .key_rotation = format.is_hadamard() ? hadamard_size(format.key_dim) : 1,
-          .value_rotation = format.is_hadamard() ? hadamard_size(format.value_dim) : 1,
+          .decoded = reinterpret_cast<uint8_t*>(scratch + layout.decoded),
+          .turned_key_dim = format.turned_key_dim(),
+          .key_rotation = hadamard_size(format.turned_key_dim()),
+          .value_rotation = hadamard_size(format.value_dim),
           .key_bits = kv_hadamard_bits(format.codec).key,
           .value_bits = kv_hadamard_bits(format.codec).value,
           .query_words = reinterpret_cast<uint32_t*>(scratch + layout.query_words),
@@ -165,7 +181,8 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision) {
   if (precision != Precision::kFast) return AttentionArithmetic::kF32;
   const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
-  if (format.codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
+  const bool is_bf16 = format.codec == KvCodec::kBF16 || is_decoded_to_bf16(format);
+  if (is_bf16 && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
   const bool has_quants = format.codec == KvCodec::kQ8 || format.is_hadamard();
   if (has_quants && !format.value_in_key && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
   return AttentionArithmetic::kF32;
@@ -175,15 +192,22 @@ int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows) {
   return ScratchLayout(format, num_rows).end;
 }
 
+int64_t attention_scratch_bytes(const KvView& view, int32_t num_rows) {
+  const int64_t bytes = attention_scratch_bytes(view.format, num_rows);
+  return view.num_demoted == 0 ? bytes : std::max(bytes, attention_scratch_bytes(view.demoted_format, num_rows));
+}
+
 void attention_split(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, int32_t split,
                      float* const* states, std::byte* scratch) {
   check_task(view, split);
-  const AttentionArithmetic arithmetic = attention_arithmetic(isa, view.format, precision);
+  const KvBlockFormat& format = view.format_of_split(split);
+  const AttentionArithmetic arithmetic = attention_arithmetic(isa, format, precision);
   if (isa == Isa::kReference) return attention_split_reference(arithmetic, view, rows, split, states);
-  const auto& variants = arithmetic == AttentionArithmetic::kBF16  ? kSplitBf16
-                         : arithmetic == AttentionArithmetic::kF32 ? kSplit
-                         : view.format.is_hadamard()               ? kSplitHadamard
-                                                                   : kSplitQ8;
+  const auto& variants = arithmetic == AttentionArithmetic::kF32    ? kSplit
+                         : is_decoded_to_bf16(format)               ? kSplitDecoded
+                         : arithmetic == AttentionArithmetic::kBF16 ? kSplitBf16
+                         : format.is_hadamard()                     ? kSplitHadamard
+                                                                    : kSplitQ8;
   variants[isa](make_task(view, rows, split, states, scratch));
 }
 

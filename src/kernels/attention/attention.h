@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,8 +20,8 @@ inline constexpr int kAttentionSplit = 512;  // entries; a multiple of kKvBlockS
 
 enum class AttentionArithmetic : uint8_t {
   kF32,   // float32 products and sums
-  kBF16,  // queries and the weights exp(score - max) rounded to bfloat16, products of those with the entries summed in
-          // float32; the denominator sums the unrounded weights
+  kBF16,  // entries, queries and the weights exp(score - max) rounded to bfloat16, products summed in float32; the
+          // denominator sums the unrounded weights. What is rounded of turned entries and queries is turned
   // Queries rounded to 8 bits with a scale per group of components, as keys are: of 32 for kQ8; of all, turned, for the
   // kHadamard codecs. Of values: let s be the largest scale of an entry's groups. A row's weight times a group's scale,
   // for the entries of a block that the row sees, is rounded to a whole number, 0..255, of steps of max(weight * s) *
@@ -29,19 +30,70 @@ enum class AttentionArithmetic : uint8_t {
   kInt8,
 };
 
-// For Precision::kFast: kBF16 for bf16 entries and kInt8 for kQ8 and kHadamard ones with values of their own (not
-// latents), on instruction sets that multiply them (and in the reference, whose sums are doubles in all). kF32
-// otherwise.
+// For Precision::kFast, on instruction sets that multiply them (and in the reference, whose sums are doubles in all):
+// kBF16 for bf16 entries, and for kQ8 and kLatent latents and kKivi entries, which are decoded to bf16 block by block;
+// kInt8 for kQ8 entries with values of their own and kHadamard ones. kF32 otherwise.
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision);
 
-// The entries of one kv head of one layer of one sequence, borrowed.
+// The entries of one kv head of one layer of one sequence, borrowed. Those in front may be demoted: rounded to another
+// codec, in blocks of their own, which come before the others'. No split has both kinds.
 struct KvView {
-  KvBlockFormat format;
-  const std::byte* const* blocks = nullptr;  // ceil(num_entries / 32) pointers
+  KvBlockFormat format;                      // of the entries that are not demoted
+  const std::byte* const* blocks = nullptr;  // [num_blocks()]
   int32_t num_entries = 0;
   const int32_t* positions = nullptr;  // [num_entries]; nullptr: entry i is at position i
+  int32_t num_demoted = 0;             // the first so many entries
+  KvBlockFormat demoted_format = {};   // theirs, if there are any
 
-  int32_t num_splits() const { return (num_entries + kAttentionSplit - 1) / kAttentionSplit; }
+  int32_t num_demoted_blocks() const { return ceil_div(num_demoted, kKvBlockSize); }
+  int32_t num_blocks() const { return num_demoted_blocks() + ceil_div(num_entries - num_demoted, kKvBlockSize); }
+  int64_t block_bytes() const {  // of all of them
+    const int64_t of_demoted = num_demoted == 0 ? 0 : num_demoted_blocks() * demoted_format.block_bytes();
+    return of_demoted + (num_blocks() - num_demoted_blocks()) * format.block_bytes();
+  }
+  int32_t num_demoted_splits() const { return ceil_div(num_demoted, kAttentionSplit); }
+  int32_t num_splits() const { return num_demoted_splits() + ceil_div(num_entries - num_demoted, kAttentionSplit); }
+
+  // The entries of a split: from split_begin(split), to split_begin(split + 1).
+  int32_t split_begin(int32_t split) const {
+    const int32_t num_splits = num_demoted_splits();
+    if (split < num_splits) return split * kAttentionSplit;
+    return std::min(num_entries, num_demoted + (split - num_splits) * kAttentionSplit);
+  }
+
+  // The first entry of a block, or behind the last one the number of entries.
+  int32_t block_begin(int32_t block) const {
+    const int32_t num_blocks = num_demoted_blocks();
+    if (block < num_blocks) return block * kKvBlockSize;
+    return std::min(num_entries, num_demoted + (block - num_blocks) * kKvBlockSize);
+  }
+  int32_t split_first_block(int32_t split) const {
+    const int32_t num_splits = num_demoted_splits();
+    constexpr int32_t kBlocks = kAttentionSplit / kKvBlockSize;
+    if (split < num_splits) return split * kBlocks;
+    return std::min(num_blocks(), num_demoted_blocks() + (split - num_splits) * kBlocks);
+  }
+
+  const KvBlockFormat& format_of_split(int32_t split) const {
+    return split < num_demoted_splits() ? demoted_format : format;
+  }
+
+  const KvBlockFormat& format_of(int32_t entry) const { return entry < num_demoted ? demoted_format : format; }
+  const std::byte* block_of(int32_t entry) const {
+    if (entry < num_demoted) return blocks[entry / kKvBlockSize];
+    return blocks[num_demoted_blocks() + (entry - num_demoted) / kKvBlockSize];
+  }
+  int32_t slot_of(int32_t entry) const { return (entry < num_demoted ? entry : entry - num_demoted) % kKvBlockSize; }
+
+  void load(int32_t entry, float* key, float* value) const {  // as kv_load
+    kv_load(format_of(entry), block_of(entry), slot_of(entry), key, value);
+  }
+  void load_value(int32_t entry, float* value) const {  // as kv_load_value
+    kv_load_value(format_of(entry), block_of(entry), slot_of(entry), value);
+  }
+
+ private:
+  static int32_t ceil_div(int32_t value, int32_t by) { return (value + by - 1) / by; }
 };
 
 // Query rows: a row is one (token, query head) pair whose head reads this kv head.
@@ -60,10 +112,13 @@ struct AttentionRows {
 // exp(score - max) * value. Layout in memory: [max, denominator, weighted_sum[value_dim]], f32. Empty: max = -inf, 0s.
 inline int64_t attention_state_floats(int32_t value_dim) { return 2 + static_cast<int64_t>(value_dim); }
 
-// states[r] = the state of row r over split `split` alone, in attention_arithmetic(isa, view.format, precision).
-// `scratch` has attention_scratch_bytes(view.format, rows.num_rows), 64-byte aligned.
+// states[r] = the state of row r over split `split` alone, in attention_arithmetic(isa, format of the split,
+// precision).
+// `scratch` has attention_scratch_bytes(view, rows.num_rows), 64-byte aligned.
 void attention_split(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, int32_t split,
                      float* const* states, std::byte* scratch);
+int64_t attention_scratch_bytes(const KvView& view, int32_t num_rows);
+// Of entries of one format.
 int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows);
 
 // The weights of attention themselves, for those who judge entries by them: weights[r] [kAttentionSplit] = exp(score -

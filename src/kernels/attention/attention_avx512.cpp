@@ -29,6 +29,8 @@ constexpr int vectors_per_row(int num_rows) { return num_rows == 1 ? 8 : num_row
 //
 #include "kernels/attention/split.inl"
 //
+#include "kernels/attention/load_keys.inl"
+//
 #include "kernels/attention/state.inl"
 
 }  // namespace
@@ -38,6 +40,9 @@ void attention_split_avx512(const SplitTask& task) {
 }
 void attention_weights_avx512(const SplitTask& task) {
   with_codec(task, [&](auto codec) { weigh(with_turned_queries(task), SeenBlocks(task), codec); });
+}
+void kv_load_keys_avx512(const SplitTask& task, const std::byte* block, int count, float* keys, int64_t stride) {
+  with_codec(task, [&](auto codec) { load_keys<decltype(codec)>(task, block, count, keys, stride); });
 }
 void merge_attention_state_avx512(float* into, const float* next, int32_t value_dim) {
   merge_states(into, next, value_dim);

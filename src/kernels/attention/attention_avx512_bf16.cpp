@@ -21,6 +21,8 @@ constexpr int vectors_per_row(int num_rows) { return num_rows <= 6 ? 4 : 2; }
 //
 #include "kernels/attention/transpose_avx512.inl"
 //
+#include "kernels/attention/codecs.inl"
+//
 #include "kernels/attention/hadamard_avx512.inl"
 //
 #include "kernels/attention/hadamard.inl"
@@ -31,7 +33,6 @@ constexpr int vectors_per_row(int num_rows) { return num_rows <= 6 ? 4 : 2; }
 //
 #include "kernels/attention/exp_avx512.inl"
 
-constexpr int64_t kLineBytes = 64;                            // of the caches; a vector is one
 constexpr int64_t kRunBytes = kKvBlockSize / 2 * kLineBytes;  // 16 components of the values of a block
 
 using Pairs = __m512bh;
@@ -50,7 +51,7 @@ inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const 
 
 inline int64_t num_query_pairs(const SplitTask& task) { return (task.format.key_dim + 1) / 2; }
 
-// Rounds the queries; behind an odd number of components comes a 0.
+// Rounds the queries, which may lie where their words go; behind an odd number of components comes a 0.
 inline void round_queries(const SplitTask& task) {
   const int64_t key_dim = task.format.key_dim;
   for (int32_t r = 0; r < task.num_rows; ++r) {
@@ -264,6 +265,24 @@ inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) {
   }
 }
 
+// 0, 16, 1, 17, ...
+struct InterleavedHalves {
+  uint16_t halves[2 * kLanes] = {};
+
+  constexpr InterleavedHalves() {
+    for (int i = 0; i < kLanes; ++i) {
+      halves[2 * i] = static_cast<uint16_t>(i);
+      halves[2 * i + 1] = static_cast<uint16_t>(kLanes + i);
+    }
+  }
+};
+
+// Words of one number of the lower half of `halves` and one of the upper half.
+inline __m512i interleave(__m512i halves) {
+  static constexpr InterleavedHalves kOrder;
+  return _mm512_permutexvar_epi16(_mm512_loadu_si512(kOrder.halves), halves);
+}
+
 // The first `count` of 16 floats, rounded, and zeros.
 inline __m256i round_floats(const float* from, int64_t count) {
   const Mask lanes = count >= kLanes ? Mask{0xffff} : first_lanes(count < 0 ? 0 : count);
@@ -294,24 +313,20 @@ inline void store_keys(const KvBlockFormat& format, uint8_t* block, int count, c
 }
 
 inline void store_values(const KvBlockFormat& format, uint8_t* values, int count, const KvRows& rows) {
-  alignas(kLineBytes) uint16_t order[2 * kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    order[2 * i] = static_cast<uint16_t>(i);
-    order[2 * i + 1] = static_cast<uint16_t>(kLanes + i);
-  }
-  const __m512i interleave = _mm512_load_si512(order);
   for (int64_t c = 0; c < format.value_dim; c += kLanes) {
     for (int entry = 0; entry < kKvBlockSize; entry += 2, values += kLineBytes) {
       const float* value = rows.values + entry * rows.value_stride + c;
       const int64_t left = format.value_dim - c;
       const __m512i pair = join(round_floats(value, entry < count ? left : 0),
                                 round_floats(value + rows.value_stride, entry + 1 < count ? left : 0));
-      _mm512_storeu_si512(values, _mm512_permutexvar_epi16(interleave, pair));
+      _mm512_storeu_si512(values, interleave(pair));
     }
   }
 }
 
 #include "kernels/attention/rounded_split.inl"
+//
+#include "kernels/attention/decoded_split.inl"
 
 }  // namespace
 
@@ -322,5 +337,20 @@ void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, i
 }
 
 void attention_split_bf16_avx512_bf16(const SplitTask& task) { split_rounded(task); }
+
+void attention_split_decoded_avx512_bf16(const SplitTask& task) {
+  switch (task.format.codec) {
+    case KvCodec::kLatent8:
+      return split_decoded(task, LatentCodec<8>{});
+    case KvCodec::kLatent4:
+      return split_decoded(task, LatentCodec<4>{});
+    case KvCodec::kKivi4:
+      return split_decoded(task, KiviCodec<4>{});
+    case KvCodec::kKivi2:
+      return split_decoded(task, KiviCodec<2>{});
+    default:
+      return split_decoded(task, Q8Codec{});
+  }
+}
 
 }  // namespace witan

@@ -36,8 +36,8 @@ struct Entries {
   std::vector<float> keys;    // [count][key_dim]
   std::vector<float> values;  // [count][value_dim]
 
-  Entries(const KvView& view, const AttentionRows& rows, int32_t split)
-      : first(split * kAttentionSplit), count(std::min(kAttentionSplit, view.num_entries - first)) {
+  Entries(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows, int32_t split)
+      : first(view.split_begin(split)), count(view.split_begin(split + 1) - first) {
     const int64_t key_dim = view.format.key_dim;
     const int64_t value_dim = view.format.value_dim;
     keys.resize(static_cast<size_t>(count * key_dim));
@@ -45,12 +45,22 @@ struct Entries {
     for (int32_t i = 0; i < count; ++i) {
       const int32_t entry = first + i;
       if (!any_row_sees(view, rows, entry)) continue;
-      const auto load = view.format.is_hadamard() ? load_turned_hadamard : kv_load;
-      load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, keys.data() + i * key_dim,
+      const auto load = view.format.turned_key_dim() != 0 ? load_turned : kv_load;
+      load(view.format, view.block_of(entry), view.slot_of(entry), keys.data() + i * key_dim,
            values.data() + i * value_dim);
     }
+    if (arithmetic != AttentionArithmetic::kBF16) return;
+    for (float& x : keys) x = bf16_to_f32(f32_to_bf16(x));
+    for (float& x : values) x = bf16_to_f32(f32_to_bf16(x));
   }
 };
+
+// The view as if all of it had the format of one split, the only one that is then read.
+KvView with_format_of(const KvView& view, int32_t split) {
+  KvView of_split = view;
+  of_split.format = view.format_of_split(split);
+  return of_split;
+}
 
 double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
 
@@ -79,7 +89,7 @@ std::vector<double> round_to_int8(const float* x, int32_t dim, int32_t group) {
 std::vector<double> round_query(AttentionArithmetic arithmetic, const KvBlockFormat& format, const float* query) {
   const int32_t dim = format.key_dim;
   std::vector<float> turned(query, query + dim);
-  if (format.is_hadamard()) hadamard_rotate(turned.data(), dim);
+  if (format.turned_key_dim() != 0) hadamard_rotate(turned.data(), format.turned_key_dim());
   if (arithmetic == AttentionArithmetic::kInt8) return round_to_int8(turned.data(), dim, scale_group(format, dim));
   std::vector<double> rounded(turned.begin(), turned.end());
   if (arithmetic == AttentionArithmetic::kBF16) std::ranges::transform(rounded, rounded.begin(), round_to_bf16);
@@ -166,7 +176,7 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
                         [](double weight) { return weight == kNothing; })) {
           continue;  // the block may be gone
         }
-        round_weights_to_int8(view, begin / group, view.blocks[(entries.first + i) / kKvBlockSize], rounded.data() + i,
+        round_weights_to_int8(view, begin / group, view.block_of(entries.first + i), rounded.data() + i,
                               std::min(kKvBlockSize, entries.count - i));
       }
       add_components(rounded, begin, std::min(value_dim, begin + group));
@@ -177,20 +187,22 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
     add_components(rounded, 0, value_dim);
   }
   for (int32_t c = 0; c < value_dim; ++c) state[2 + c] = static_cast<float>(sum[static_cast<size_t>(c)]);
-  if (view.format.is_hadamard()) hadamard_rotate(state + 2, value_dim);
+  if (view.format.turned_key_dim() != 0) hadamard_rotate(state + 2, value_dim);
 }
 
 }  // namespace
 
-void attention_split_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
+void attention_split_reference(AttentionArithmetic arithmetic, const KvView& all, const AttentionRows& rows,
                                int32_t split, float* const* states) {
-  const Entries entries(view, rows, split);
+  const KvView view = with_format_of(all, split);
+  const Entries entries(arithmetic, view, rows, split);
   for (int32_t r = 0; r < rows.num_rows; ++r) attend_row(arithmetic, view, rows, r, entries, states[r]);
 }
 
-void attention_weights_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
+void attention_weights_reference(const KvView& all, const AttentionRows& rows, int32_t split, float* const* states,
                                  float* const* weights) {
-  const Entries entries(view, rows, split);
+  const KvView view = with_format_of(all, split);
+  const Entries entries(AttentionArithmetic::kF32, view, rows, split);
   for (int32_t r = 0; r < rows.num_rows; ++r) {
     const std::vector<double> row = weigh_row(AttentionArithmetic::kF32, view, rows, r, entries, states[r]);
     std::fill_n(weights[r], kAttentionSplit, 0.0f);

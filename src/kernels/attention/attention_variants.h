@@ -19,7 +19,8 @@ struct SplitTask {
   const std::byte* const* blocks = nullptr;  // [num_blocks] of this split
   int32_t num_blocks = 0;                    // 1..kBlocksPerSplit
   const std::byte* next_split = nullptr;     // the next split's first block if there is one; only prefetched
-  int64_t key_scales = 0;                    // kQ8 and kHadamard: byte offsets within a block
+  int64_t key_scales = 0;                    // byte offsets within a block, of what the codec has
+  int64_t rope = 0;
   int64_t values = 0;
   int64_t value_scales = 0;
 
@@ -34,17 +35,20 @@ struct SplitTask {
   // Scratch, 64-byte aligned.
   float* scores = nullptr;  // [num_rows][kScoreStride]
   float* sums = nullptr;    // [num_rows][padded_value_dim]
-  float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block; for kBF16, its
-                            // values of keys as KvBlockFormat lays values out
+  float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block; for kBF16,
+                            // values of keys, or decoded ones, as KvBlockFormat lays values out
   int64_t padded_value_dim = 0;
-  // kHadamard: in blocks of so many components keys and values are turned; 1: they are not.
+  uint8_t* decoded = nullptr;  // kBF16 of other codecs: the keys of one block as those of kBF16
+  // kHadamard and kLatent: so many components of a key are turned, and all of a value, in blocks of so many.
+  int64_t turned_key_dim = 0;
   int64_t key_rotation = 1;
   int64_t value_rotation = 1;
-  int key_bits = 0;
+  int key_bits = 0;  // kHadamard
   int value_bits = 0;
   // The rounded queries, [num_rows][query_stride]. kBF16: words of two components. kInt8: words of four, up to 32
   // components or a multiple; then of each group its float32 scale; then of each group -128 times the sum of its
-  // quants. A group is 32 components for kQ8, and all for kHadamard. Turned queries in kF32: floats.
+  // quants. A group is 32 components for kQ8, and all for kHadamard. Turned queries in kF32, and in kBF16 before they
+  // are rounded: floats.
   uint32_t* query_words = nullptr;
   int64_t num_query_words = 0;  // kInt8: before the scales
   int64_t num_key_groups = 0;   // kInt8
@@ -59,10 +63,17 @@ void attention_split_avx2(const SplitTask& task);
 void attention_split_avx512(const SplitTask& task);
 void attention_split_q8_avx512_vnni(const SplitTask& task);        // kInt8 of kQ8
 void attention_split_hadamard_avx512_vnni(const SplitTask& task);  // kInt8 of kHadamard
-void attention_split_bf16_avx512_bf16(const SplitTask& task);      // kBF16
+void attention_split_bf16_avx512_bf16(const SplitTask& task);      // kBF16 of bf16 entries
+void attention_split_decoded_avx512_bf16(const SplitTask& task);   // kBF16 of other ones
 
 // kv_store_block of bf16 entries with values of their own.
 void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows);
+
+// kv_load_keys; of the task, what does not follow from its format alone is not looked at.
+using LoadKeysFunction = void (*)(const SplitTask& task, const std::byte* block, int count, float* keys,
+                                  int64_t stride);
+void kv_load_keys_avx2(const SplitTask& task, const std::byte* block, int count, float* keys, int64_t stride);
+void kv_load_keys_avx512(const SplitTask& task, const std::byte* block, int count, float* keys, int64_t stride);
 
 // As far as the weights in task.scores and the states' first two numbers; scores of blocks that a row does not see are
 // left as they are.

@@ -182,6 +182,95 @@ struct HadamardValues {
   }
 };
 
+// Turned latents.
+template <int kBits>
+struct LatentQuants {
+  const uint8_t* data;
+  const float* scales;  // [ceil(value_dim / 128)][32 entries]
+
+  Float vector(int64_t d, int64_t entry) const {
+    return HadamardKeys{data, scales + d / kKvLatentGroup * kKvBlockSize, kBits}.vector(d, entry);
+  }
+};
+
+// Latents, and behind them words of two bf16 components.
+template <int kBits>
+struct LatentKeys {
+  static constexpr int kStoredBytes = 1;
+  LatentQuants<kBits> latent;
+  Bf16Keys rope;
+  int64_t latent_dim;
+
+  static LatentKeys of(const SplitTask& task, const uint8_t* block) {
+    return {
+        {block, reinterpret_cast<const float*>(block + task.key_scales)}, {block + task.rope}, task.format.value_dim};
+  }
+  Float vector(int64_t d, int64_t entry) const {
+    return d < latent_dim ? latent.vector(d, entry) : rope.vector(d - latent_dim, entry);
+  }
+};
+
+// The smallest number of a group of components and the step between quants: float16 halves of a word.
+struct KiviRange {
+  float step;
+  float least;
+
+  static KiviRange of(const uint32_t* word) {
+    const __m128 halves = _mm_cvtph_ps(_mm_cvtsi32_si128(static_cast<int>(*word)));
+    return {_mm_cvtss_f32(halves), _mm_cvtss_f32(_mm_movehdup_ps(halves))};
+  }
+  Float vector(Float quants) const { return multiply_add(quants, broadcast(step), broadcast(least)); }
+  // As a quant times a step is exact, this has the bits of an fma.
+  float single(uint32_t quant) const { return static_cast<float>(quant) * step + least; }
+};
+
+// Words of consecutive components.
+template <int kBits>
+struct KiviKeys {
+  static constexpr int kStoredBytes = 1;
+  static constexpr int64_t kPerWord = 32 / kBits;
+  const uint8_t* data;
+  const uint32_t* ranges;  // [key_dim]
+
+  static KiviKeys of(const SplitTask& task, const uint8_t* block) {
+    return {block, reinterpret_cast<const uint32_t*>(block + task.key_scales)};
+  }
+  Float vector(int64_t d, int64_t entry) const {
+    const uint8_t* words = data + (d / kPerWord * kKvBlockSize + entry) * 4;
+    const auto end = static_cast<int>((d % kPerWord + 1) * kBits);
+    return KiviRange::of(ranges + d).vector(load_unsigned_field_of_words(words, 32 - end, 32 - kBits));
+  }
+};
+
+// Words of consecutive entries.
+template <int kBits>
+struct KiviValues {
+  static constexpr int kStoredBytes = 1;
+  static constexpr int64_t kRun = 16;  // components
+  static constexpr int64_t kPerWord = 32 / kBits;
+  const uint8_t* data;
+  const uint32_t* ranges;  // [ceil(value_dim / 32)][32 entries]
+
+  static KiviValues of(const SplitTask& task, const uint8_t* block) {
+    return {block + task.values, reinterpret_cast<const uint32_t*>(block + task.value_scales)};
+  }
+  const uint8_t* words(int64_t entry, int64_t c) const {
+    return data + ((c / kRun * kBits + entry / kPerWord) * kRun + c % kRun) * 4;
+  }
+  KiviRange range(int64_t entry, int64_t c) const {
+    return KiviRange::of(ranges + c / kKvKiviValueGroup * kKvBlockSize + entry);
+  }
+  Float quants(int64_t entry, int64_t c) const {
+    const auto end = static_cast<int>((entry % kPerWord + 1) * kBits);
+    return load_unsigned_field_of_words(words(entry, c), 32 - end, 32 - kBits);
+  }
+  Float vector(int64_t entry, int64_t c) const { return range(entry, c).vector(quants(entry, c)); }
+  float single(int64_t entry, int64_t c) const {
+    const uint32_t word = *reinterpret_cast<const uint32_t*>(words(entry, c));
+    return range(entry, c).single(word >> (entry % kPerWord * kBits) & ((1u << kBits) - 1u));
+  }
+};
+
 struct F32Codec {
   using Keys = PlainKeys<F32Element>;
   using Values = PlainValues<F32Element>;
@@ -201,4 +290,14 @@ struct Q8Codec {
 struct HadamardCodec {
   using Keys = HadamardKeys;
   using Values = HadamardValues;
+};
+template <int kBits>
+struct LatentCodec {
+  using Keys = LatentKeys<kBits>;
+  using Values = HadamardValues;  // of no entries: latents have their values in their keys
+};
+template <int kBits>
+struct KiviCodec {
+  using Keys = KiviKeys<kBits>;
+  using Values = KiviValues<kBits>;
 };

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "kernels/attention/hadamard.h"
+#include "tensor/half.h"
 
 namespace witan {
 namespace {
@@ -51,6 +52,27 @@ EntryPart value_part(const KvBlockFormat& format, std::byte* block, int slot) {
           .is_key = false};
 }
 
+int32_t num_latent_groups(const KvBlockFormat& format) {
+  return (format.value_dim + kKvLatentGroup - 1) / kKvLatentGroup;
+}
+
+// Of a latent, the components that share the scale `group`.
+EntryPart latent_part(const KvBlockFormat& format, std::byte* block, int slot, int32_t group) {
+  const int bits = kv_latent_bits(format.codec);
+  return {.data = reinterpret_cast<uint8_t*>(block) + group * kKvLatentGroup * bits / 8 * kKvBlockSize + slot * 4,
+          .scale = reinterpret_cast<float*>(block + format.key_scales_offset()) + group * kKvBlockSize + slot,
+          .dim = std::min(kKvLatentGroup, format.value_dim - group * kKvLatentGroup),
+          .bits = bits,
+          .is_key = true};
+}
+
+int32_t rope_dim(const KvBlockFormat& format) { return format.key_dim - format.value_dim; }
+
+// bf16 component d of the RoPE part of a latent's entry.
+uint16_t& rope_component(const KvBlockFormat& format, std::byte* block, int slot, int32_t d) {
+  return reinterpret_cast<uint16_t*>(block + format.rope_offset())[(d / 2 * kKvBlockSize + slot) * 2 + d % 2];
+}
+
 // 0 when all components are next to nothing; NaN when one is not finite, so that the whole entry reads as NaN instead
 // of as plausible numbers.
 float scale_for(const float* x, int32_t dim, int bits) {
@@ -88,10 +110,9 @@ struct Buffers {
   std::vector<uint8_t> fields;
 };
 
-void store_part(const EntryPart& part, const float* x, Buffers& buffers) {
+// Stores the turned components [part.dim] in `buffers`, which grow to whole groups.
+void store_turned(const EntryPart& part, Buffers& buffers) {
   auto& [turned, fields] = buffers;
-  turned.assign(x, x + part.dim);
-  hadamard_rotate(turned.data(), part.dim);
   const float scale = scale_for(turned.data(), part.dim, part.bits);
   *part.scale = scale;
   // Behind the last component, and where nothing can be said, quants are those of 0.
@@ -110,6 +131,12 @@ void store_part(const EntryPart& part, const float* x, Buffers& buffers) {
       part.byte(group, index) = static_cast<uint8_t>(packed);
     }
   }
+}
+
+void store_part(const EntryPart& part, const float* x, Buffers& buffers) {
+  buffers.turned.assign(x, x + part.dim);
+  hadamard_rotate(buffers.turned.data(), part.dim);
+  store_turned(part, buffers);
 }
 
 void load_part(const EntryPart& part, float* x) {
@@ -132,10 +159,21 @@ void copy_part(const EntryPart& from, const EntryPart& to) {
   *to.scale = *from.scale;
 }
 
+void load_turned_latent(const KvBlockFormat& format, std::byte* block, int slot, float* key, float* value) {
+  for (int32_t group = 0; group < num_latent_groups(format); ++group) {
+    load_part(latent_part(format, block, slot, group), key + group * kKvLatentGroup);
+  }
+  for (int32_t d = 0; d < rope_dim(format); ++d) {
+    key[format.value_dim + d] = bf16_to_f32(rope_component(format, block, slot, d));
+  }
+  if (value != nullptr) std::copy_n(key, format.value_dim, value);
+}
+
 }  // namespace
 
 int64_t hadamard_key_bytes(const KvBlockFormat& format) {
-  return (int64_t{format.key_dim} + 31) / 32 * 32 * kKvBlockSize * kv_hadamard_bits(format.codec).key / 8;
+  const int bits = format.is_latent() ? kv_latent_bits(format.codec) : kv_hadamard_bits(format.codec).key;
+  return (int64_t{format.turned_key_dim()} + 31) / 32 * 32 * kKvBlockSize * bits / 8;
 }
 
 int64_t hadamard_value_bytes(const KvBlockFormat& format) {
@@ -155,16 +193,46 @@ void store_hadamard_value(const KvBlockFormat& format, std::byte* block, int slo
   store_part(value_part(format, block, slot), value, buffers);
 }
 
-void load_turned_hadamard(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
+void store_latent(const KvBlockFormat& format, std::byte* block, int slot, const float* key) {
+  WITAN_CHECK(format.value_in_key, "{} of keys without values", kv_codec_name(format.codec));
+  thread_local std::vector<float> latent;
+  thread_local Buffers buffers;
+  latent.assign(key, key + format.value_dim);
+  hadamard_rotate(latent.data(), format.value_dim);
+  for (int32_t group = 0; group < num_latent_groups(format); ++group) {
+    const EntryPart part = latent_part(format, block, slot, group);
+    const float* x = latent.data() + group * kKvLatentGroup;
+    buffers.turned.assign(x, x + part.dim);
+    store_turned(part, buffers);
+  }
+  const int32_t dim = rope_dim(format);
+  for (int32_t d = 0; d < dim; ++d) {
+    rope_component(format, block, slot, d) = f32_to_bf16(key[format.value_dim + d]);
+  }
+  if (dim % 2 != 0) rope_component(format, block, slot, dim) = 0;
+}
+
+void load_turned(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
   auto* bytes = const_cast<std::byte*>(block);  // EntryPart serves both directions; nothing is written here
+  if (format.is_latent()) return load_turned_latent(format, bytes, slot, key, value);
   if (key != nullptr) load_part(key_part(format, bytes, slot), key);
   if (value != nullptr) load_part(value_part(format, bytes, slot), value);
 }
 
-void copy_hadamard(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
+void copy_turned(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
   auto* bytes = const_cast<std::byte*>(from);
-  copy_part(key_part(format, bytes, from_slot), key_part(format, to, to_slot));
-  copy_part(value_part(format, bytes, from_slot), value_part(format, to, to_slot));
+  if (!format.is_latent()) {
+    copy_part(key_part(format, bytes, from_slot), key_part(format, to, to_slot));
+    copy_part(value_part(format, bytes, from_slot), value_part(format, to, to_slot));
+    return;
+  }
+  for (int32_t group = 0; group < num_latent_groups(format); ++group) {
+    copy_part(latent_part(format, bytes, from_slot, group), latent_part(format, to, to_slot, group));
+  }
+  const int32_t padded_dim = (rope_dim(format) + 1) / 2 * 2;
+  for (int32_t d = 0; d < padded_dim; ++d) {
+    rope_component(format, to, to_slot, d) = rope_component(format, bytes, from_slot, d);
+  }
 }
 
 }  // namespace witan

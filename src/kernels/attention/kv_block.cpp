@@ -10,10 +10,15 @@
 #include "kernels/attention/attention_variants.h"
 #include "kernels/attention/hadamard.h"
 #include "kernels/attention/hadamard_entries.h"
+#include "kernels/attention/kivi_entries.h"
+#include "kernels/isa_table.h"
 #include "tensor/half.h"
 
 namespace witan {
 namespace {
+
+// The reference has kv_load.
+constexpr IsaTable<LoadKeysFunction> kLoadKeys{{nullptr, kv_load_keys_avx2, kv_load_keys_avx512}};
 
 int64_t num_groups(int32_t dim) { return (dim + kKvQ8Group - 1) / kKvQ8Group; }
 
@@ -43,18 +48,37 @@ int64_t element_bytes(KvCodec codec, int64_t dim, int32_t run) {
 }
 
 int64_t key_element_bytes(const KvBlockFormat& format) {
-  if (format.is_hadamard()) return hadamard_key_bytes(format);
+  if (format.is_hadamard() || format.is_latent()) return hadamard_key_bytes(format);
+  if (format.is_kivi()) return kivi_key_bytes(format);
   return element_bytes(format.codec, format.key_dim, per_word(format.codec));
 }
 
 int64_t value_element_bytes(const KvBlockFormat& format) {
   if (format.is_hadamard()) return hadamard_value_bytes(format);
+  if (format.is_kivi()) return kivi_value_bytes(format);
+  if (format.is_latent()) return 0;
   return element_bytes(format.codec, format.value_dim, per_word(format.codec) == 1 ? 1 : kValueRun);
 }
 
-int64_t scale_bytes(const KvBlockFormat& format, int32_t dim) {
-  const int64_t num_scales = format.codec == KvCodec::kQ8 ? num_groups(dim) : format.is_hadamard() ? 1 : 0;
+// Of `dim` components of a block's entries. The ranges of kKivi values are as large as scales.
+int64_t scale_bytes(const KvBlockFormat& format, int64_t dim) {
+  const int64_t group = format.codec == KvCodec::kQ8 ? kKvQ8Group
+                        : format.is_hadamard()       ? dim
+                        : format.is_latent()         ? kKvLatentGroup
+                        : format.is_kivi()           ? kKvKiviValueGroup
+                                                     : 0;
+  const int64_t num_scales = group == 0 ? 0 : (dim + group - 1) / group;
   return kKvBlockSize * num_scales * static_cast<int64_t>(sizeof(float));
+}
+
+int64_t key_scale_bytes(const KvBlockFormat& format) {
+  if (format.is_kivi()) return format.key_dim * static_cast<int64_t>(sizeof(uint32_t));
+  return scale_bytes(format, format.is_latent() ? format.value_dim : format.key_dim);
+}
+
+int64_t rope_bytes(const KvBlockFormat& format) {
+  if (!format.is_latent()) return 0;
+  return (format.key_dim - format.value_dim + 1) / 2 * kKvBlockSize * static_cast<int64_t>(sizeof(uint32_t));
 }
 
 // One entry within the keys or the values of a block: where its components, and its scales if any, lie.
@@ -210,6 +234,10 @@ void copy_part(KvCodec codec, const EntryPart& from, const EntryPart& to) {
   }
 }
 
+void check_single_entries(const KvBlockFormat& format) {
+  WITAN_CHECK(!kv_codec_is_blockwise(format.codec), "a single entry of a block of {}", kv_codec_name(format.codec));
+}
+
 void store_f32_block(const KvBlockFormat& format, std::byte* block, int count, const KvRows& rows) {
   auto* keys = reinterpret_cast<float*>(block);
   for (int32_t d = 0; d < format.key_dim; ++d, keys += kKvBlockSize) {
@@ -245,8 +273,31 @@ std::string_view kv_codec_name(KvCodec codec) {
       return "k4v2-hadamard";
     case KvCodec::kHadamard2:
       return "int2-hadamard";
+    case KvCodec::kLatent8:
+      return "int8-latent";
+    case KvCodec::kLatent4:
+      return "int4-latent";
+    case KvCodec::kKivi4:
+      return "int4-kivi";
+    case KvCodec::kKivi2:
+      return "int2-kivi";
   }
   return "unknown";
+}
+
+std::optional<KvCodec> kv_codec_of(std::string_view key_type, std::string_view value_type) {
+  for (const KvCodec codec : kKvCodecs) {
+    const auto [key_bits, value_bits] = kv_hadamard_bits(codec);
+    std::string key(kv_codec_name(codec));
+    std::string value = key;
+    if (key_bits > 0) {
+      key = "int" + std::to_string(key_bits) + "-hadamard";
+      value = "int" + std::to_string(value_bits) + "-hadamard";
+    }
+    const bool same_value = value == value_type || (value_bits > 0 && value == std::string(value_type) + "-hadamard");
+    if (key == key_type && same_value) return codec;
+  }
+  return std::nullopt;
 }
 
 KvHadamardBits kv_hadamard_bits(KvCodec codec) {
@@ -266,11 +317,22 @@ KvHadamardBits kv_hadamard_bits(KvCodec codec) {
   }
 }
 
-int64_t KvBlockFormat::key_bytes() const {
-  return round_up(key_element_bytes(*this) + scale_bytes(*this, key_dim), 64);
+int kv_latent_bits(KvCodec codec) { return codec == KvCodec::kLatent8 ? 8 : codec == KvCodec::kLatent4 ? 4 : 0; }
+
+int kv_kivi_bits(KvCodec codec) { return codec == KvCodec::kKivi4 ? 4 : codec == KvCodec::kKivi2 ? 2 : 0; }
+
+bool kv_codec_is_blockwise(KvCodec codec) { return kv_kivi_bits(codec) != 0; }
+
+bool kv_codec_fits(KvCodec codec, bool value_in_key) {
+  if (value_in_key) return kv_hadamard_bits(codec).key == 0 && kv_kivi_bits(codec) == 0;
+  return kv_latent_bits(codec) == 0;
 }
 
+int64_t KvBlockFormat::key_bytes() const { return round_up(rope_offset() + rope_bytes(*this), 64); }
+
 int64_t KvBlockFormat::key_scales_offset() const { return key_element_bytes(*this); }
+
+int64_t KvBlockFormat::rope_offset() const { return key_scales_offset() + key_scale_bytes(*this); }
 
 int64_t KvBlockFormat::value_scales_offset() const { return key_bytes() + value_element_bytes(*this); }
 
@@ -282,6 +344,8 @@ int64_t KvBlockFormat::block_bytes() const {
 void kv_store(const KvBlockFormat& format, std::byte* block, int slot, const float* key, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
   if (format.is_hadamard()) return store_hadamard(format, block, slot, key, value);
+  if (format.is_latent()) return store_latent(format, block, slot, key);
+  check_single_entries(format);
   const EntryPart keys = key_part(format, block, slot);
   store_part(format.codec, keys, key);
   complete_pair(format.codec, keys);
@@ -292,6 +356,10 @@ void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int 
   WITAN_CHECK(0 <= count && count <= kKvBlockSize, "{} entries", count);
   if (format.codec == KvCodec::kBF16 && !format.value_in_key && isa >= Isa::kAvx512Bf16) {
     return kv_store_block_avx512_bf16(format, block, count, rows);
+  }
+  if (format.is_kivi()) {
+    WITAN_CHECK(count == kKvBlockSize, "{} entries of {}", count, kv_codec_name(format.codec));
+    return store_kivi_block(format, block, rows);
   }
   if (format.codec == KvCodec::kF32 && !format.value_in_key) return store_f32_block(format, block, count, rows);
   for (int slot = 0; slot < count; ++slot) {
@@ -304,12 +372,13 @@ void kv_store_block(Isa isa, const KvBlockFormat& format, std::byte* block, int 
 
 void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, float* key, float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize, "slot {}", slot);
-  if (format.is_hadamard()) {
-    load_turned_hadamard(format, block, slot, key, value);
-    hadamard_rotate(key, format.key_dim);
+  if (format.turned_key_dim() != 0) {
+    load_turned(format, block, slot, key, value);
+    hadamard_rotate(key, format.turned_key_dim());
     if (value != nullptr) hadamard_rotate(value, format.value_dim);
     return;
   }
+  if (format.is_kivi()) return load_kivi(format, block, slot, key, value);
   auto* bytes = const_cast<std::byte*>(block);  // EntryPart serves both directions; nothing is written here
   load_part(format.codec, key_part(format, bytes, slot), key);
   if (value == nullptr) return;
@@ -320,25 +389,44 @@ void kv_load(const KvBlockFormat& format, const std::byte* block, int slot, floa
   }
 }
 
+void kv_load_keys(Isa isa, const KvBlockFormat& format, const std::byte* block, int count, float* keys,
+                  int64_t stride) {
+  WITAN_CHECK(0 <= count && count <= kKvBlockSize, "{} entries", count);
+  if (isa == Isa::kReference) {
+    for (int slot = 0; slot < count; ++slot) kv_load(format, block, slot, keys + slot * stride, nullptr);
+    return;
+  }
+  const SplitTask task{.format = format,
+                       .key_scales = format.key_scales_offset(),
+                       .rope = format.rope_offset(),
+                       .turned_key_dim = format.turned_key_dim(),
+                       .key_rotation = hadamard_size(format.turned_key_dim()),
+                       .key_bits = kv_hadamard_bits(format.codec).key};
+  kLoadKeys[isa](task, block, count, keys, stride);
+}
+
 void kv_store_value(const KvBlockFormat& format, std::byte* block, int slot, const float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
   if (format.is_hadamard()) return store_hadamard_value(format, block, slot, value);
+  check_single_entries(format);
   store_part(format.codec, value_part(format, block, slot), value);
 }
 
 void kv_load_value(const KvBlockFormat& format, const std::byte* block, int slot, float* value) {
   WITAN_CHECK(0 <= slot && slot < kKvBlockSize && !format.value_in_key, "the value of slot {}", slot);
   if (format.is_hadamard()) {
-    load_turned_hadamard(format, block, slot, nullptr, value);
+    load_turned(format, block, slot, nullptr, value);
     return hadamard_rotate(value, format.value_dim);
   }
+  if (format.is_kivi()) return load_kivi(format, block, slot, nullptr, value);
   load_part(format.codec, value_part(format, const_cast<std::byte*>(block), slot), value);  // as in kv_load
 }
 
 void kv_copy(const KvBlockFormat& format, const std::byte* from, int from_slot, std::byte* to, int to_slot) {
   WITAN_CHECK(0 <= from_slot && from_slot < kKvBlockSize && 0 <= to_slot && to_slot < kKvBlockSize, "slots {} and {}",
               from_slot, to_slot);
-  if (format.is_hadamard()) return copy_hadamard(format, from, from_slot, to, to_slot);
+  if (format.turned_key_dim() != 0) return copy_turned(format, from, from_slot, to, to_slot);
+  check_single_entries(format);
   auto* bytes = const_cast<std::byte*>(from);  // as in kv_load
   const EntryPart keys = key_part(format, to, to_slot);
   copy_part(format.codec, key_part(format, bytes, from_slot), keys);

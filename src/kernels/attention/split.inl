@@ -221,19 +221,6 @@ void weigh(const SplitTask& task, const SeenBlocks& seen, Codec codec) {
   weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
 }
 
-// The task with queries as its keys are: turned.
-inline SplitTask with_turned_queries(const SplitTask& task) {
-  if (task.key_bits == 0) return task;
-  SplitTask turned = task;
-  for (int32_t r = 0; r < task.num_rows; ++r) {
-    auto* query = reinterpret_cast<float*>(task.query_words + r * task.query_stride);
-    turn(task.queries[r], task.format.key_dim, task.key_rotation, query);
-    task.turned_queries[r] = query;
-  }
-  turned.queries = task.turned_queries;
-  return turned;
-}
-
 template <typename Codec>
 void attend(const SplitTask& task, Codec codec) {
   const SeenBlocks seen(task);
@@ -255,6 +242,14 @@ void with_codec(const SplitTask& task, const Body& body) {
       return body(Bf16Codec{});
     case KvCodec::kQ8:
       return body(Q8Codec{});
+    case KvCodec::kLatent8:
+      return body(LatentCodec<8>{});
+    case KvCodec::kLatent4:
+      return body(LatentCodec<4>{});
+    case KvCodec::kKivi4:
+      return body(KiviCodec<4>{});
+    case KvCodec::kKivi2:
+      return body(KiviCodec<2>{});
     default:
       return body(HadamardCodec{});
   }

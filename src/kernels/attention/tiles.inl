@@ -35,6 +35,22 @@ struct SeenBlocks {
   }
 };
 
+// The task with queries as its keys are: turned, as far as these are.
+inline SplitTask with_turned_queries(const SplitTask& task) {
+  if (task.turned_key_dim == 0) return task;
+  SplitTask turned = task;
+  const int64_t num_plain = task.format.key_dim - task.turned_key_dim;
+  for (int32_t r = 0; r < task.num_rows; ++r) {
+    auto* query = reinterpret_cast<float*>(task.query_words + r * task.query_stride);
+    turn(task.queries[r], task.turned_key_dim, task.key_rotation, query);
+    __builtin_memcpy(query + task.turned_key_dim, task.queries[r] + task.turned_key_dim,
+                     static_cast<size_t>(num_plain) * sizeof(float));
+    task.turned_queries[r] = query;
+  }
+  turned.queries = task.turned_queries;
+  return turned;
+}
+
 inline void clear_sums(const SplitTask& task) {
   const int64_t num_sums = task.num_rows * task.padded_value_dim;
   for (int64_t i = 0; i < num_sums; i += kLanes) store(task.sums + i, zero());
@@ -44,7 +60,7 @@ inline void clear_sums(const SplitTask& task) {
 inline void write_sums(const SplitTask& task) {
   for (int32_t r = 0; r < task.num_rows; ++r) {
     float* const sums = task.sums + r * task.padded_value_dim;
-    if (task.value_bits != 0) turn(sums, task.format.value_dim, task.value_rotation, sums);
+    if (task.turned_key_dim != 0) turn(sums, task.format.value_dim, task.value_rotation, sums);
     __builtin_memcpy(task.states[r] + 2, sums, static_cast<size_t>(task.format.value_dim) * sizeof(float));
   }
 }

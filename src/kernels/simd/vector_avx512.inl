@@ -55,6 +55,11 @@ inline Float load_field_of_words(const void* words, int left, int right, int fli
   const __m512i top = _mm512_sll_epi32(bytes, _mm_cvtsi32_si128(left));
   return _mm512_cvtepi32_ps(_mm512_sra_epi32(top, _mm_cvtsi32_si128(right)));
 }
+// The same of a number without a sign.
+inline Float load_unsigned_field_of_words(const void* words, int left, int right) {
+  const __m512i top = _mm512_sll_epi32(_mm512_loadu_si512(words), _mm_cvtsi32_si128(left));
+  return _mm512_cvtepi32_ps(_mm512_srl_epi32(top, _mm_cvtsi32_si128(right)));
+}
 // Byte `byte` of every 32-bit word, as a signed number; less 128 if the bytes are unsigned and `flip` is 128.
 inline Float load_byte_of_words(const void* words, int byte, int flip) {
   return load_field_of_words(words, 24 - 8 * byte, 24, flip);

@@ -97,9 +97,7 @@ float dot(const float* a, const float* b, int32_t n) {
   return static_cast<float>(sum);
 }
 
-void load(const KvView& view, int32_t entry, float* key, float* value) {
-  kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, key, value);
-}
+void load(const KvView& view, int32_t entry, float* key, float* value) { view.load(entry, key, value); }
 
 class ExpectedAttention : public KvScorer {
  public:

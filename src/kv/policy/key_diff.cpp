@@ -38,7 +38,7 @@ class DistinctKeys : public KvScorer {
   }
 
   static void load_direction(const KvView& view, int32_t entry, float* key) {
-    kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, key, nullptr);
+    view.load(entry, key, nullptr);
     normalize(key, view.format.key_dim);
   }
 };

@@ -13,7 +13,7 @@ class SmallKeys : public KvScorer {
   void score(const HeadEvidence& head, std::span<float> scores, float* key) const override {
     const KvView& view = head.view;
     for (int32_t i = 0; i < view.num_entries; ++i) {
-      kv_load(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize, key, nullptr);
+      view.load(i, key, nullptr);
       double squares = 0.0;
       for (int32_t d = 0; d < view.format.key_dim; ++d)
         squares += static_cast<double>(key[d]) * static_cast<double>(key[d]);

@@ -46,6 +46,7 @@ struct HeadTask {
       evidence.first_query_head = head * evidence.group;
     }
     if (collected->mass != nullptr) evidence.mass = collected->mass->of(judged.layer, head);
+    if (collected->repetition != nullptr) evidence.repetition = collected->repetition->of(judged.layer, head);
     const QueryWindow* queries = collected->window.get();
     if (queries == nullptr) return evidence;
     evidence.group = queries->num_heads() / judged.num_heads();
@@ -126,10 +127,11 @@ class Judge {
     KvChoice choice{.kept = std::vector<std::vector<int32_t>>(static_cast<size_t>(num_tables))};
     if (judged_.empty()) return choice;
     score();
-    const int32_t num_generated = kv_.num_tokens(sequence_) - text_.num_prompt_tokens;
+    const int32_t num_prompt = std::min(kv_.num_tokens(sequence_), text_.num_prompt_tokens);  // so far
+    const int32_t num_generated = kv_.num_tokens(sequence_) - num_prompt;
     const bool apart = policy_.generated_budget && num_generated > 0;
     const int32_t num_kept =
-        apart ? policy_.generated_budget->of(num_generated) : policy_.num_kept(text_.num_prompt_tokens, num_generated);
+        apart ? policy_.generated_budget->of(num_generated) : policy_.num_kept(num_prompt, num_generated);
     std::vector<std::vector<int32_t>> selected =
         select_entries(policy_, layer_scores(apart), num_kept, text_.span_starts);
     if (policy_.guard > 0.0) {

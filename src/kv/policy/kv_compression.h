@@ -14,8 +14,9 @@ namespace witan {
 // What a policy has to know of the text, beside its entries.
 struct KvText {
   int32_t num_prompt_tokens = 0;
-  std::vector<KvSpan> pinned = {};        // of the prompt: their entries are worth more than all others
-  std::vector<int32_t> span_starts = {};  // of the prompt, ascending: where policies that keep spans together cut it
+  std::vector<KvSpan> pinned = {};           // of the prompt: their entries are worth more than all others
+  std::vector<int32_t> span_starts = {};     // of the prompt, ascending: where policies that keep spans together cut it
+  std::vector<Repetition> repetitions = {};  // of policies that read the prompt a second time
 };
 
 struct KvChoice {

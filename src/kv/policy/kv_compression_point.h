@@ -4,10 +4,13 @@
 
 namespace witan {
 
-// A moment at which a sequence's KV entries are judged, and some of them dropped.
+// A moment at which a sequence's KV entries are judged, and some of them dropped, or at which older ones are demoted.
 struct KvCompressionPoint {
   int32_t num_tokens = 0;  // computed by then
-  int32_t num_kept = 0;    // entries that each kv head keeps, or the heads on average; fewer than there are by then
+  // Entries that each kv head keeps, or the heads on average: fewer than there are by then, or all where none is
+  // judged.
+  int32_t num_kept = 0;
+  bool judges = true;
 
   bool operator==(const KvCompressionPoint&) const = default;
 };

@@ -6,6 +6,7 @@
 #include "kv/policy/page_bounds.h"
 #include "kv/policy/query_moments.h"
 #include "kv/policy/query_window.h"
+#include "kv/policy/repetition.h"
 #include "kv/policy/value_norms.h"
 
 namespace witan {
@@ -17,7 +18,8 @@ struct KvEvidence {
   std::unique_ptr<AttentionMass> mass;
   std::unique_ptr<QueryMoments> moments;
   std::unique_ptr<ValueNorms> value_norms;  // of what was judged, and at that time of all
-  std::unique_ptr<PageBounds> pages;        // for generated tokens that do not read all entries
+  std::unique_ptr<RepetitionAttention> repetition;
+  std::unique_ptr<PageBounds> pages;  // for generated tokens that do not read all entries
 };
 
 }  // namespace witan

@@ -2,6 +2,9 @@
 #include "kv/policy/kv_policy.h"
 
 #include <algorithm>
+#include <utility>
+
+#include "base/error.h"
 
 namespace witan {
 namespace {
@@ -66,20 +69,76 @@ int32_t KvPolicy::num_entries(int32_t num_prompt_tokens, int32_t num_tokens) con
   return points.empty() ? num_tokens : points.back().num_kept + num_tokens - points.back().num_tokens;
 }
 
-std::vector<KvCompressionPoint> KvPolicy::compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const {
-  std::vector<KvCompressionPoint> points;
-  int64_t num_entries = num_prompt_tokens;
-  for (int64_t num_judged = num_prompt_tokens; num_judged <= num_tokens; num_judged += every, num_entries += every) {
-    // Whether a layer is lazy is found out each time anew.
-    const auto so_far = static_cast<int32_t>(num_judged);
-    const int32_t kept = layers == KvLayerBudget::kLazy ? num_kept_by_itself(*this, static_cast<int32_t>(num_entries))
-                                                        : num_kept(num_prompt_tokens, so_far - num_prompt_tokens);
-    if (kept < num_entries) {
-      points.push_back({.num_tokens = static_cast<int32_t>(num_judged), .num_kept = kept});
-      num_entries = kept;
+KvDemotion KvDemotionRule::of(std::span<const KvLayerSpec> layers, KvCodec own) const {
+  const auto num_layers = std::ranges::count(layers, 0, &KvLayerSpec::window);
+  if (is_by_layer && std::ssize(codecs) != num_layers) {
+    fail(ErrorCode::kInvalidArgument,
+         "the KV policy has the types of entries of {} layers; the model has {} without a window", codecs.size(),
+         num_layers);
+  }
+  KvDemotion demotion{.codecs = {}, .num_recent = num_recent};
+  for (size_t next = 0; const KvLayerSpec& layer : layers) {
+    if (layer.window > 0) {
+      demotion.codecs.push_back(own);
+    } else {
+      demotion.codecs.push_back(codecs[is_by_layer ? next++ : 0]);
     }
+  }
+  return demotion;
+}
+
+std::vector<KvCompressionPoint> KvPolicy::judgements(int32_t num_prompt_tokens, int32_t num_tokens) const {
+  std::vector<KvCompressionPoint> points;
+  if (scorer == nullptr) return points;
+  int64_t num_entries = 0;
+  int64_t reached = 0;
+  const auto judge_at = [&](int64_t so_far) {
+    num_entries += so_far - std::exchange(reached, so_far);
+    const auto num_prompt = static_cast<int32_t>(std::min<int64_t>(so_far, num_prompt_tokens));
+    // Whether a layer is lazy is found out each time anew.
+    const int32_t kept = layers == KvLayerBudget::kLazy
+                             ? num_kept_by_itself(*this, static_cast<int32_t>(num_entries))
+                             : num_kept(num_prompt, static_cast<int32_t>(so_far) - num_prompt);
+    if (kept >= num_entries) return;
+    points.push_back({.num_tokens = static_cast<int32_t>(so_far), .num_kept = kept});
+    num_entries = kept;
+  };
+  for (const int32_t so_far : times_in_prompt(num_prompt_tokens, num_tokens)) judge_at(so_far);
+  for (int64_t so_far = num_prompt_tokens; so_far <= num_tokens; so_far += every) {
+    judge_at(so_far);
     if (every == 0) break;
   }
+  return points;
+}
+
+std::vector<int32_t> KvPolicy::times_in_prompt(int32_t num_prompt_tokens, int32_t num_tokens) const {
+  std::vector<int32_t> times;
+  if (prefill_every == 0) return times;
+  const int64_t end = std::min<int64_t>(num_prompt_tokens, int64_t{num_tokens} + 1);
+  for (int64_t so_far = prefill_every; so_far < end; so_far += prefill_every) {
+    times.push_back(static_cast<int32_t>(so_far));
+  }
+  return times;
+}
+
+std::vector<KvCompressionPoint> KvPolicy::compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const {
+  std::vector<KvCompressionPoint> judged = judgements(num_prompt_tokens, num_tokens);
+  if (!demotion) return judged;
+  std::vector<int32_t> times = times_in_prompt(num_prompt_tokens, num_tokens);
+  for (int64_t so_far = num_prompt_tokens; so_far <= num_tokens; so_far += kKvBlockSize) {
+    times.push_back(static_cast<int32_t>(so_far));
+  }
+  std::vector<KvCompressionPoint> points;
+  size_t next = 0;
+  for (const int32_t so_far : times) {
+    while (next < judged.size() && judged[next].num_tokens <= so_far) points.push_back(judged[next++]);
+    const KvCompressionPoint last = points.empty() ? KvCompressionPoint() : points.back();
+    const int32_t num_entries = last.num_kept + so_far - last.num_tokens;
+    const bool is_too_few = heads_keep_alike() && guard == 0.0 && num_entries < demotion->num_recent + kKvBlockSize;
+    if (last.num_tokens == so_far || is_too_few) continue;
+    points.push_back({.num_tokens = so_far, .num_kept = num_entries, .judges = false});
+  }
+  points.insert(points.end(), judged.begin() + static_cast<int64_t>(next), judged.end());
   return points;
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/attention/kv_block.h"
 #include "kv/policy/kv_compression_point.h"
 #include "kv/policy/kv_scorer.h"
+#include "kv/policy/kv_span.h"
 
 namespace witan {
 
@@ -39,14 +40,6 @@ struct KvBudget {
 
   // At most num_entries.
   int32_t of(int32_t num_entries) const;
-};
-
-// Tokens [begin, end) of a text.
-struct KvSpan {
-  int32_t begin = 0;
-  int32_t end = 0;
-
-  bool operator==(const KvSpan&) const = default;
 };
 
 // Generated tokens read only the pages of entries that may matter to them, the prompt's tokens all (Quest, Tang et
@@ -88,6 +81,24 @@ struct KvSecondStage {
   double epsilon = 1e-4;
 };
 
+// Entries that are no longer among the most recent of their head are demoted: rounded to a codec of fewer bits (as the
+// residual of KIVI, Liu et al., arXiv 2402.02750; codecs by layer: KVTuner, Li et al., arXiv 2502.04420).
+struct KvDemotionRule {
+  std::vector<KvCodec> codecs = {};  // one for all layers, or if is_by_layer one for each without a window
+  bool is_by_layer = false;
+  int32_t num_recent = 128;
+
+  // For a model whose cache has entries of type `own`. Throws Error(kInvalidArgument) for one of other layers.
+  KvDemotion of(std::span<const KvLayerSpec> layers, KvCodec own) const;
+};
+
+// What a policy leaves to be chosen when a request arrives: see kv_auto.h.
+struct KvAuto {
+  double floor = 0.5;    // the least share of the prompt that is ever chosen
+  bool by_room = false;  // the budget is chosen too, by the room that the KV cache has
+  std::string rest;      // the policy's text without the part that leaves the choice
+};
+
 // How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a
 // budget of everything.
 //
@@ -97,12 +108,16 @@ struct KvPolicy {
   std::string text;                        // as parse_kv_policy reads it
   std::shared_ptr<const KvScorer> scorer;  // nullptr: nothing is dropped
   std::optional<KvPageReader> pages;
-  std::optional<KvMerging> merging;  // of what is dropped; none: it is lost
+  std::optional<KvMerging> merging;        // of what is dropped; none: it is lost
+  std::optional<KvDemotionRule> demotion;  // of what stays, older entries
 
   KvBudget budget;  // of what a head keeps of all tokens, or of the prompt where generated ones have a budget
 
   // When so many tokens were generated since, entries are judged again; 0: never, what is generated is kept.
   int32_t every = 0;
+  // > 0: while the prompt is computed entries are judged too, whenever so many tokens of it were, with the budget of
+  // those so far. So heads never hold more than that and so many, on average, but for a guard.
+  int32_t prefill_every = 0;
   // Generated tokens have a pool of their own: what the prompt has left stays for good, and only they are judged.
   std::optional<KvBudget> generated_budget;
 
@@ -133,6 +148,9 @@ struct KvPolicy {
   // protected entries (DuoAttention, arXiv 2410.10819).
   std::vector<std::string> head_kinds;
 
+  // Then the other members are of a choice that may be made: the method that fits any model, and the least budget.
+  std::optional<KvAuto> automatic;
+
   KvWants wants() const;
 
   // Of num_entries entries of which num_kept stay: the sinks, if they are among them, and the most recent that stay in
@@ -147,6 +165,9 @@ struct KvPolicy {
   // Whether the policy itself says how much stays, and no budget does.
   bool has_own_budget() const { return layers == KvLayerBudget::kLazy || !head_kinds.empty(); }
 
+  // Whether entries that stayed once may be dropped later.
+  bool judges_again() const { return every > 0 || prefill_every > 0; }
+
   // Whether all heads keep equally many entries.
   bool heads_keep_alike() const {
     return scope == KvScope::kHead && layers == KvLayerBudget::kUniform && head_kinds.empty();
@@ -159,8 +180,13 @@ struct KvPolicy {
   // The same when so many tokens are computed, since the last time that they were judged.
   int32_t num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const;
 
-  // When entries are judged in a text of so many tokens, as long as there is something to drop.
+  // When entries are judged in a text of so many tokens, as long as there is something to drop; and demoted: where
+  // entries of the prompt are judged, and from its end on whenever a block of them is no longer recent.
   std::vector<KvCompressionPoint> compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const;
+
+ private:
+  std::vector<KvCompressionPoint> judgements(int32_t num_prompt_tokens, int32_t num_tokens) const;
+  std::vector<int32_t> times_in_prompt(int32_t num_prompt_tokens, int32_t num_tokens) const;
 };
 
 // A policy from parts with commas between them:
@@ -168,8 +194,8 @@ struct KvPolicy {
 //   snapkv(window=32),adakv(floor=0.2),keep=0.2,every=64
 //
 // Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks,
-// recent, every, generated_keep, generated_tokens and guard. The same may be said as a JSON object. Throws
-// Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
+// recent, every, prefill_every, generated_keep, generated_tokens, guard, k, v and residual. The same may be said as a
+// JSON object. Throws Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
 KvPolicy parse_kv_policy(std::string_view text);
 
 // What parts there are, for help texts and tests.

@@ -19,6 +19,8 @@ struct HeadEvidence {
   const float* sinks = nullptr;  // [group] see finish_attention; nullptr: none
   int32_t group = 1;             // query heads that read this kv head
   const float* mass = nullptr;   // [num_entries] attention that each had from all tokens so far, of all query heads
+  // [num_entries] the largest attention that each had when the prompt was read a second time: RepetitionAttention
+  const float* repetition = nullptr;
 
   // Of all tokens' queries before RoPE: those of query heads first_query_head .. + group of the layer are this
   // head's.
@@ -66,6 +68,13 @@ struct KvWants {
   std::optional<Moments> moments = {};
 
   bool value_norms = false;  // KvEvidence::value_norms
+
+  // HeadEvidence::repetition: the prompt is read a second time, in chunks of so many tokens. See RepetitionView.
+  struct Repetitions {
+    int32_t chunk_tokens = 2048;
+    int32_t num_sinks = 4;
+  };
+  std::optional<Repetitions> repetitions = {};
 
   // Then nothing is taken from the prefix cache.
   bool sees_all_tokens() const { return attention_mass || moments.has_value(); }

@@ -75,9 +75,7 @@ class LaggedSpread : public KvScorer {
     Range value_range(view.format.value_dim);
     std::vector<float> key(static_cast<size_t>(view.format.key_dim));
     std::vector<float> value(static_cast<size_t>(view.format.value_dim));
-    const auto load = [&](int32_t i) {
-      kv_load(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize, key.data(), value.data());
-    };
+    const auto load = [&](int32_t i) { view.load(i, key.data(), value.data()); };
     for (int32_t i = begin + lag_; i < begin + 2 * lag_; ++i) {
       load(i);
       key_range.include(key);

@@ -94,7 +94,7 @@ void PageBounds::learn(int32_t layer, int32_t index, const KvView& view) {
     std::fill_n(largest, key_dim, -std::numeric_limits<float>::infinity());
     std::fill_n(least, key_dim, std::numeric_limits<float>::infinity());
     for (int32_t entry = page * page_entries(); entry < (page + 1) * page_entries(); ++entry) {
-      kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, key.data(), nullptr);
+      view.load(entry, key.data(), nullptr);
       for (int32_t d = 0; d < key_dim; ++d) {
         largest[d] = std::max(largest[d], key[static_cast<size_t>(d)]);
         least[d] = std::min(least[d], key[static_cast<size_t>(d)]);

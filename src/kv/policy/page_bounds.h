@@ -31,8 +31,8 @@ class PageBounds {
   // Of a head with so many entries, at most.
   int32_t num_pages_read(int32_t num_entries) const { return reader_.num_pages(num_entries); }
 
-  // Learns the bounds of those whole pages of a head that it does not know yet. Pages do not change once they are
-  // whole.
+  // Learns the bounds of those whole pages of a head that it does not know yet. Those of pages whose
+  // entries are demoted later stay: they are of the entries as they were written.
   void learn(int32_t layer, int32_t head, const KvView& view);
 
   // All pages are new: what was known is of no more use.

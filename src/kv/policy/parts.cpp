@@ -20,7 +20,13 @@ struct Part {
   MakePart make;
 };
 
+constexpr std::string_view kAutoName = "auto";
+
 constexpr Part kParts[] = {
+    {{kAutoName, true,
+      "the best method measured for the budget; without one, as large a share as there is room for: floor=0.5 (the "
+      "least share)"},
+     choose_automatically},
     {{"streamingllm", true, "the first tokens and the most recent: sinks=4"}, streaming_llm},
     {{"keynorm", true, "keys of small norm"}, key_norm},
     {{"keydiff", true, "keys unlike the mean key"}, key_diff},
@@ -36,6 +42,10 @@ constexpr Part kParts[] = {
      expected_attention},
     {{"h2o", true, "what all tokens so far attended to, and the most recent: recent=0.5 (their share of the budget)"},
      heavy_hitters},
+    {{"kvzip", true,
+      "what the model attends to when it reads the prompt again to repeat it, heads of all layers compete: chunk=2048, "
+      "sinks=4, heads=compete|alike"},
+     kv_zip},
     {{"rkv", true,
       "what the last tokens attend to, less what repeats: window=8, lambda=0.1, threshold=0.5, kernel=7; every=128"},
      r_kv},
@@ -69,6 +79,13 @@ constexpr Part kParts[] = {
       "values of dropped entries go into the one with the most similar key: threshold=0 (of the cosine)"},
      merge_similar},
     {{"cam", false, "values of dropped entries that had attention go into the next ones: next=32"}, merge_next},
+    {{"kivi", false,
+      "older keys are rounded by channel, values by entry: bits=2|4, residual=128 (most recent that stay as they are)"},
+     kivi},
+    {{"kvtuner", false,
+      "types of older entries by layer: layers=k8v4-hadamard/int4-hadamard*3/..., residual=128 (most recent that "
+      "stay)"},
+     kv_tuner},
     {{"global", false, "heads of all layers compete: floor=0"}, shared_budget},
 };
 
@@ -115,14 +132,16 @@ std::string known_names() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+std::string_view part_name(std::string_view text) { return trimmed(text.substr(0, text.find('('))); }
+
 void add_part(PolicyBuilder& builder, std::string_view text) {
   const size_t open = text.find('(');
-  const std::string_view name = trimmed(text.substr(0, open));
+  const std::string_view name = part_name(text);
   const auto* part = std::ranges::find(kParts, name, [](const Part& p) { return p.part.name; });
   if (part == std::end(kParts)) {
     fail(ErrorCode::kInvalidArgument,
          "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, every=, "
-         "generated_keep=, generated_tokens=, guard=",
+         "prefill_every=, generated_keep=, generated_tokens=, guard=, k=, v=, residual=",
          name, known_names());
   }
   Arguments values;
@@ -156,29 +175,70 @@ std::optional<KvBudget> read_budget(const std::string& prefix, const Arguments& 
   return keys.contains(keep) || keys.contains(tokens) ? std::optional(budget) : std::nullopt;
 }
 
+// Takes the keys of entries' types out of `keys`.
+void add_entry_types(PolicyBuilder& builder, Arguments& keys) {
+  Arguments types;
+  for (const char* key : {"k", "v", "residual"}) {
+    if (auto found = keys.extract(key)) types.insert(std::move(found));
+  }
+  if (types.empty()) return;
+  PartArguments arguments("k, v, residual", std::move(types));
+  entry_types(builder, arguments);
+}
+
+// Entries are demoted for good.
+void check_demotion(const KvPolicy& policy) {
+  constexpr std::string_view kAgain =
+      "where some are dropped again and again (by every, which rkv sets, or prefill_every)";
+  if (!policy.demotion || !policy.judges_again() || policy.scorer == nullptr) return;
+  if (policy.merging) {
+    fail(ErrorCode::kInvalidArgument, "values of entries cannot be merged into those of fewer bits {}", kAgain);
+  }
+  if (policy.pages) {
+    fail(ErrorCode::kInvalidArgument,
+         "pages cannot be read of entries of fewer bits {}: what stays would not be whole pages", kAgain);
+  }
+  for (const KvCodec codec : policy.demotion->codecs) {
+    if (!kv_codec_is_blockwise(codec)) continue;
+    fail(ErrorCode::kInvalidArgument,
+         "entries of type {} share what they are rounded by, 32 at a time, and are not to be had {}",
+         kv_codec_name(codec), kAgain);
+  }
+}
+
 void set_budget(KvPolicy& policy, const Arguments& keys) {
   PartArguments arguments("a KV policy", keys);
   policy.generated_budget = read_budget("generated_", keys, arguments);
   const std::optional<KvBudget> budget = read_budget("", keys, arguments);
   for (const auto& [key, value] : keys) {
-    if (policy.has_own_budget() && key != "every" && key != "guard") {
+    if (policy.has_own_budget() && key != "every" && key != "prefill_every" && key != "guard") {
       fail(ErrorCode::kInvalidArgument, "{} is given, but the policy decides by itself how much stays", key);
     }
   }
-  if (policy.scorer == nullptr && !keys.empty()) {
+  const bool only_demotes = keys.size() == 1 && keys.contains("prefill_every") && policy.demotion;
+  if (policy.scorer == nullptr && !keys.empty() && !only_demotes) {
     fail(ErrorCode::kInvalidArgument, "{} is given, but no part says which entries stay; add a method, such as snapkv",
          keys.begin()->first);
   }
-  if (policy.scorer != nullptr && !policy.has_own_budget() && !budget && !policy.generated_budget) {
+  if (policy.automatic) policy.automatic->by_room = !budget && !policy.generated_budget;
+  const bool finds_budget = policy.has_own_budget() || (policy.automatic && policy.automatic->by_room);
+  if (policy.scorer != nullptr && !finds_budget && !budget && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument, "no budget: say how much to keep, by keep=0.2 (a ratio) or tokens=1024");
   }
   policy.budget = budget.value_or(KvBudget());
+  if (policy.automatic && policy.automatic->by_room) policy.budget.ratio = policy.automatic->floor;
   policy.budget.floor = arguments.integer("floor", 0, 0, kMost);
   policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
   policy.guard = arguments.number("guard", 0.0, 0.0, 1.0);
   policy.every = arguments.integer("every", policy.generated_budget && policy.every == 0 ? 64 : policy.every, 1, kMost);
+  policy.prefill_every = arguments.integer("prefill_every", 0, 1, kMost);
   arguments.check_all_known();
+}
+
+std::string without_auto(std::vector<std::string_view> parts) {
+  std::erase_if(parts, [](std::string_view part) { return part_name(part) == kAutoName; });
+  return fmt::format("{}", fmt::join(parts, ","));
 }
 
 }  // namespace
@@ -189,7 +249,8 @@ KvPolicy parse_kv_policy(std::string_view text) {
   if (trimmed(text).starts_with('{')) return parse_kv_policy(kv_policy_text_of_json(text));
   PolicyBuilder builder;
   Arguments keys;
-  for (const std::string_view part : split_parts(text)) {
+  const std::vector<std::string_view> parts = split_parts(text);
+  for (const std::string_view part : parts) {
     if (part.empty()) fail(ErrorCode::kInvalidArgument, "'{}': a part is empty", text);
     if (part.find('=') < part.find('(')) {
       auto [key, value] = split_assignment(part);
@@ -198,23 +259,36 @@ KvPolicy parse_kv_policy(std::string_view text) {
       add_part(builder, part);
     }
   }
+  add_entry_types(builder, keys);
   KvPolicy policy = builder.finish();
   set_budget(policy, keys);
+  check_demotion(policy);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument,
          "generated tokens are to be judged every {} tokens, but only the prompt has parts that stay together; give "
          "generated tokens a budget of their own, by generated_keep or generated_tokens",
          policy.every);
   }
+  if (policy.judges_again() && policy.wants().repetitions) {
+    fail(ErrorCode::kInvalidArgument,
+         "entries are to be judged again and again, but only the whole prompt is read a second time to judge it; leave "
+         "every and prefill_every out");
+  }
   const bool layers_stay_alike = policy.layers == KvLayerBudget::kUniform && policy.scope != KvScope::kModel;
-  if (policy.reused_layers > 1 && policy.every > 0 && !layers_stay_alike) {
-    fail(
-        ErrorCode::kInvalidArgument,
-        "reuse={} cannot be combined with layers of different budgets when generated tokens are judged: what one layer "
-        "keeps, another may have dropped",
-        policy.reused_layers);
+  if ((!policy.span_separator.empty() || policy.share_chunk > 0) && policy.prefill_every > 0) {
+    fail(ErrorCode::kInvalidArgument,
+         "prefill_every is not for this policy: what stays together, or an equal share of each chunk, is of a whole "
+         "prompt");
+  }
+  if (policy.reused_layers > 1 && policy.judges_again() && !layers_stay_alike) {
+    fail(ErrorCode::kInvalidArgument,
+         "reuse={} cannot be combined with layers of different budgets when entries are judged again: what one layer "
+         "keeps, "
+         "another may have dropped",
+         policy.reused_layers);
   }
   policy.text = text;
+  if (policy.automatic) policy.automatic->rest = without_auto(parts);
   return policy;
 }
 

@@ -1,6 +1,7 @@
 #include "kv/policy/policy_builder.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <utility>
 
@@ -47,6 +48,11 @@ std::string PartArguments::text(std::string_view name) {
   const std::string* text = find(name);
   if (text == nullptr) fail(ErrorCode::kInvalidArgument, "{}: {} is missing", part_, name);
   return *text;
+}
+
+std::string PartArguments::text_or(std::string_view name, const std::string& otherwise) {
+  const std::string* text = find(name);
+  return text == nullptr ? otherwise : *text;
 }
 
 std::string_view PartArguments::choice(std::string_view name, std::initializer_list<std::string_view> choices) {
@@ -118,6 +124,22 @@ void PolicyBuilder::choose_merging(const PartArguments& by, const KvMerging& mer
   policy.merging = merging;
 }
 
+void PolicyBuilder::choose_demotion(const PartArguments& by, KvDemotionRule demotion) {
+  claim("the types of older entries", by);
+  policy.demotion = std::move(demotion);
+}
+
+void PolicyBuilder::choose_later(const PartArguments& by, double floor) {
+  claim("how heads share their budget", by);
+  claim("how layers share their budget", by);
+  claim("which entries are judged twice", by);
+  claim("which entries stay together", by);
+  claim("what becomes of the values of dropped entries", by);
+  claim("which entries are read", by);
+  claim("the types of older entries", by);
+  policy.automatic = KvAuto{.floor = floor, .by_room = false, .rest = {}};
+}
+
 void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
   policy.num_sinks = std::max(policy.num_sinks, num_sinks);
   policy.num_recent = std::max(policy.num_recent, num_recent);
@@ -125,8 +147,13 @@ void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {
 
 KvPolicy PolicyBuilder::finish() {
   if (policy.scorer == nullptr) policy.scorer = suggested_;
-  const bool only_reads = policy.pages && chosen_by_.size() == 1;
-  if (policy.scorer == nullptr && !only_reads) {
+  const bool decides_sharing = std::ranges::any_of(
+      std::array{"how heads share their budget", "how layers share their budget", "which entries stay together"},
+      [&](const char* what) { return chosen_by_.contains(what); });
+  if (suggested_scope_ && !decides_sharing) policy.scope = *suggested_scope_;
+  const size_t num_without_score = (policy.pages ? 1 : 0) + (policy.demotion ? 1 : 0);
+  const bool needs_none = num_without_score > 0 && chosen_by_.size() == num_without_score;
+  if (policy.scorer == nullptr && !needs_none) {
     fail(ErrorCode::kInvalidArgument, "no part says which entries stay; add a method, such as snapkv");
   }
   if (policy.scope == KvScope::kModel && policy.layers != KvLayerBudget::kUniform) {

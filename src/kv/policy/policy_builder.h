@@ -4,6 +4,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -23,6 +24,7 @@ class PartArguments {
   int32_t odd_integer(std::string_view name, int32_t otherwise, int32_t min, int32_t max);
   double number(std::string_view name, double otherwise, double min, double max);
   std::string text(std::string_view name);  // throws where there is none
+  std::string text_or(std::string_view name, const std::string& otherwise);
   // One of `choices`, the first where none is given.
   std::string_view choice(std::string_view name, std::initializer_list<std::string_view> choices);
 
@@ -46,12 +48,17 @@ class PolicyBuilder {
   // The score of refinements that stand alone, if no other part chooses one.
   void suggest_score(std::shared_ptr<const KvScorer> scorer);
   void choose_scope(const PartArguments& by, KvScope scope, double head_floor);
+  // The scope where no part decides how heads or layers share their budget, nor which entries stay together.
+  void suggest_scope(KvScope scope) { suggested_scope_ = scope; }
   void choose_layers(const PartArguments& by, KvLayerBudget layers);
   void choose_second_stage(const PartArguments& by, const KvSecondStage& stage);
   void choose_pages(const PartArguments& by, const KvPageReader& pages);
   void choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds);
   void choose_grouping(const PartArguments& by);
   void choose_merging(const PartArguments& by, const KvMerging& merging);
+  void choose_demotion(const PartArguments& by, KvDemotionRule demotion);
+  // Leaves all of these to be chosen when a request arrives.
+  void choose_later(const PartArguments& by, double floor);
   void protect(int32_t num_sinks, int32_t num_recent);  // at least so many
 
   // Throws where parts are missing or cannot be combined.
@@ -63,9 +70,11 @@ class PolicyBuilder {
 
   std::map<std::string, std::string> chosen_by_;  // what -> part
   std::shared_ptr<const KvScorer> suggested_;
+  std::optional<KvScope> suggested_scope_;
 };
 
 // The methods, each in a file of its own: see parts.cpp.
+void choose_automatically(PolicyBuilder& builder, PartArguments& arguments);
 void streaming_llm(PolicyBuilder& builder, PartArguments& arguments);
 void key_norm(PolicyBuilder& builder, PartArguments& arguments);
 void key_diff(PolicyBuilder& builder, PartArguments& arguments);
@@ -82,6 +91,7 @@ void critical_kv(PolicyBuilder& builder, PartArguments& arguments);
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments);
 void quest(PolicyBuilder& builder, PartArguments& arguments);
 void rocket_kv(PolicyBuilder& builder, PartArguments& arguments);
+void kv_zip(PolicyBuilder& builder, PartArguments& arguments);
 void sim_layer_kv(PolicyBuilder& builder, PartArguments& arguments);
 void duo_attention(PolicyBuilder& builder, PartArguments& arguments);
 void shot_kv(PolicyBuilder& builder, PartArguments& arguments);
@@ -89,5 +99,9 @@ void chunk_kv(PolicyBuilder& builder, PartArguments& arguments);
 void merge_similar(PolicyBuilder& builder, PartArguments& arguments);
 void merge_next(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
+void kivi(PolicyBuilder& builder, PartArguments& arguments);
+void kv_tuner(PolicyBuilder& builder, PartArguments& arguments);
+// The keys k, v and residual of a policy.
+void entry_types(PolicyBuilder& builder, PartArguments& arguments);
 
 }  // namespace witan

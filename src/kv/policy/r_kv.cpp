@@ -83,7 +83,7 @@ class ImportanceLessRedundancy : public KvScorer {
     float* cosines = scratch + dim * stride;
     std::vector<float> key(static_cast<size_t>(dim));
     for (int32_t i = 0; i < n; ++i) {
-      kv_load(head.view.format, head.view.blocks[i / kKvBlockSize], i % kKvBlockSize, key.data(), nullptr);
+      head.view.load(i, key.data(), nullptr);
       double squares = 0.0;
       for (const float x : key) squares += static_cast<double>(x) * static_cast<double>(x);
       const auto factor = static_cast<float>(1.0 / (std::sqrt(squares) + 1e-8));

@@ -20,7 +20,7 @@ int64_t whole_splits(const KvView& view) { return int64_t{view.num_splits()} * k
 
 int64_t RowWeights::scratch_floats(const KvView& view) {
   return kMaxRows * whole_splits(view) + state_floats(view) +
-         (attention_scratch_bytes(view.format, kMaxRows) / static_cast<int64_t>(sizeof(float)) + 15) / 16 * 16;
+         (attention_scratch_bytes(view, kMaxRows) / static_cast<int64_t>(sizeof(float)) + 15) / 16 * 16;
 }
 
 RowWeights::RowWeights(const KvView& view, float* scratch)
@@ -44,17 +44,37 @@ void RowWeights::compute(Isa isa, const AttentionRows& rows) {
   }
 }
 
-void RowWeights::add_to(Isa isa, int32_t r, const float* sink, float factor, float* sums) const {
+RowWeights::Total RowWeights::total(int32_t r, const float* sink) const {
   const auto max_of = [&](int32_t split) { return static_cast<double>(state(r, split)[0]); };
   double max = sink == nullptr ? -std::numeric_limits<double>::infinity() : static_cast<double>(*sink);
   for (int32_t split = 0; split < num_splits_; ++split) max = std::fmax(max, max_of(split));
-  double total = sink == nullptr ? 0.0 : std::exp(static_cast<double>(*sink) - max);
+  double sum = sink == nullptr ? 0.0 : std::exp(static_cast<double>(*sink) - max);
   for (int32_t split = 0; split < num_splits_; ++split) {
-    total += static_cast<double>(state(r, split)[1]) * std::exp(max_of(split) - max);
+    sum += static_cast<double>(state(r, split)[1]) * std::exp(max_of(split) - max);
   }
+  return {.max = max, .sum = sum};
+}
+
+float RowWeights::share(const Total& total, int32_t r, int32_t split) const {
+  return static_cast<float>(std::exp(static_cast<double>(state(r, split)[0]) - total.max) / total.sum);
+}
+
+void RowWeights::add_to(Isa isa, int32_t r, const float* sink, float factor, float* sums) const {
+  const Total of_row = total(r, sink);
   for (int32_t split = 0; split < num_splits_; ++split) {
-    const auto share = static_cast<float>(std::exp(max_of(split) - max) / total);
-    axpy(isa, factor * share, weights(r, split), kAttentionSplit, sums + int64_t{split} * kAttentionSplit);
+    const int32_t begin = view_.split_begin(split);
+    axpy(isa, factor * share(of_row, r, split), weights(r, split), view_.split_begin(split + 1) - begin, sums + begin);
+  }
+}
+
+void RowWeights::raise_to(int32_t r, const float* sink, float* largest) const {
+  const Total of_row = total(r, sink);
+  for (int32_t split = 0; split < num_splits_; ++split) {
+    const float factor = share(of_row, r, split);
+    const float* of_split = weights(r, split);
+    const int32_t begin = view_.split_begin(split);
+    const int32_t end = view_.split_begin(split + 1);
+    for (int32_t i = begin; i < end; ++i) largest[i] = std::max(largest[i], factor * of_split[i - begin]);
   }
 }
 
@@ -80,8 +100,8 @@ float RowWeights::max(int32_t r) const {
 void RowWeights::exponentials(int32_t r, float shift, float* out) const {
   for (int32_t split = 0; split < num_splits_; ++split) {
     const float factor = std::exp(state(r, split)[0] - shift);
-    const int32_t begin = split * kAttentionSplit;
-    const int32_t end = std::min(begin + kAttentionSplit, view_.num_entries);
+    const int32_t begin = view_.split_begin(split);
+    const int32_t end = view_.split_begin(split + 1);
     for (int32_t i = begin; i < end; ++i) out[i] = factor * weights(r, split)[i - begin];
   }
 }

@@ -27,6 +27,9 @@ class RowWeights {
   // entries. sums has row_floats().
   void add_to(Isa isa, int32_t r, const float* sink, float factor, float* sums) const;
 
+  // largest[e] = max(largest[e], the weight that row r gives entry e), otherwise the same.
+  void raise_to(int32_t r, const float* sink, float* largest) const;
+
   // largest[e] = exp(score - max), the largest over any number of rows, where max is that over all entries too; 0 for
   // entries that no row sees. rows_of(first, count) gives count rows from the first on. largest and of_row have room
   // for the view's entries.
@@ -47,6 +50,14 @@ class RowWeights {
  private:
   // Of the rows that were computed last; `largest` is exp(score - shift) so far. Returns the shift that it has then.
   float merge_largest(int32_t num_rows, float shift, float* largest, float* of_row) const;
+  // Of row r over all splits: the largest score, and the sum of exp(score - that).
+  struct Total {
+    double max;
+    double sum;
+  };
+  Total total(int32_t r, const float* sink) const;
+  // What the weights of a split are to be multiplied by.
+  float share(const Total& total, int32_t r, int32_t split) const;
   // The largest scaled score of row r, -inf where it sees nothing.
   float max(int32_t r) const;
   // exp(score - shift) of all entries, 0 for those that row r does not see: out [num_entries].

@@ -27,13 +27,13 @@ double norm(const float* x, int32_t dim) {
 }
 
 double value_norm(const KvView& view, int32_t entry, float* value) {
-  kv_load_value(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, value);
+  view.load_value(entry, value);
   return norm(value, view.format.value_dim);
 }
 
 // A key divided by its length.
 void load_direction(const KvView& view, int32_t entry, float* key) {
-  kv_load(view.format, view.blocks[entry / kKvBlockSize], entry % kKvBlockSize, key, nullptr);
+  view.load(entry, key, nullptr);
   const auto factor = static_cast<float>(1.0 / std::max(norm(key, view.format.key_dim), kEpsilon));
   for (int32_t d = 0; d < view.format.key_dim; ++d) key[d] *= factor;
 }

@@ -102,6 +102,11 @@ class CommandTest(ChatTestCase):
         self.assertRegex(result.err, program.STATISTICS)
         self.assertEqual(len(result.out.splitlines()), 1)
 
+    def test_stats_say_what_kv_auto_chose(self):
+        self.assertNotIn("--kv auto", self.chat("/stats\nHello\n", "--kv", "auto").err, "before there is an answer")
+        self.assertIn("--kv auto: every entry stays: ", self.chat("Hello\n/stats\n", "--kv", "auto").err)
+        self.assertNotIn("--kv auto", self.chat("Hello\n/stats\n").err)
+
     def test_mistakes_are_told_and_change_nothing(self):
         path = self.folder / "c.json"
         bad = self.file("bad.json", '{"messages": [{"role": "user"}]}')

@@ -225,6 +225,7 @@ class EvalErrorTest(EvalTestCase):
             self.fails("eval", "--replies", self.tasks(line, name="r"), "--tasks", tasks, "--out", self.out, says=says)
         twice = self.tasks({"id": "a", "reply": ""}, {"id": "a", "reply": ""}, name="r")
         self.fails("eval", "--replies", twice, "--tasks", tasks, "--out", self.out, says='line 2: a second reply to "a"')
+        self.fails("eval", "-m", self.model, "--tasks", tasks, "--out", self.folder / "q", "--kv", "auto", says="give it a budget")
 
 
 class PerplexityTest(program.WitanTestCase):

@@ -83,8 +83,9 @@ class HelpTest(program.WitanTestCase):
     def test_version_and_list_print_to_standard_output(self):
         self.assertRegex(self.succeeds("--version").out, r"^witan \d+\.\d+\.\d+\n$")
         listing = self.succeeds("--list").out
-        for word in ["qwen3moe", "deepseek2", "Q4_K", "q8_0", "reference", "selected"]:
+        for word in ["qwen3moe", "deepseek2", "Q4_K", "q8_0", "int4-latent", "reference", "selected"]:
             self.assertIn(word, listing)
+        self.assertNotIn("int4-kivi", listing, "no type of a whole cache")
 
 
 class UsageErrorTest(program.WitanTestCase):

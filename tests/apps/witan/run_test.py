@@ -188,10 +188,23 @@ class AnswersTest(RunTestCase):
         sizes = [held[kv_type] for kv_type in ("f16", *quantised)]
         self.assertEqual(sizes, sorted(set(sizes), reverse=True), "each smaller than the one before")
 
-    def test_turned_kv_types_are_not_for_latents(self):
-        model = made_model("deepseek2")
-        says = ["int4-hadamard", "latents", "q8_0"]
-        self.fails("run", "-m", model, "-p", "Hello", "-n", 2, "--kv-type", "int4-hadamard", says=says)
+    def test_latent_kv_types_take_the_memory_they_should(self):
+        model, held = made_model("deepseek2"), {}
+        for kv_type in ("f32", "bf16", "int8-latent", "int4-latent"):
+            path = self.folder / "stats.json"
+            self.succeeds("run", "-m", model, "-p", "Hello", "-n", 8, "--kv-type", kv_type, "--stats-json", path)
+            held[kv_type] = json.loads(path.read_text())["kv_peak_bytes"]
+        self.assertEqual(list(held.values()), sorted(set(held.values()), reverse=True), "each smaller than the one before")
+
+    def test_kv_types_are_refused_where_they_are_not_for_the_model(self):
+        cases = [
+            (made_model("deepseek2"), "int4-hadamard", ["int4-hadamard", "latents", "int4-latent"]),
+            (TINY, "int4-latent", ["int4-latent", "latents", "hadamard"]),
+            (TINY, "int4-kivi", ["int4-kivi", "whole blocks"]),
+        ]
+        for model, kv_type, says in cases:
+            with self.subTest(kv_type):
+                self.fails("run", "-m", model, "-p", "Hello", "-n", 2, "--kv-type", kv_type, says=says)
 
     def test_a_kv_policy_keeps_what_it_says(self):
         text = "The quick brown fox jumps over the lazy dog. " * 4
@@ -216,6 +229,32 @@ class AnswersTest(RunTestCase):
         some = self.answers(*prompt, "--kv", "quest(keep=0.25,dense=0)")[0]["usage"]["kv_read"]
         self.assertEqual(self.answers(*prompt, "--kv", "quest")[0]["usage"]["kv_read"]["bytes"], some["bytes_of_all"])
         self.assertTrue(0.15 * some["bytes_of_all"] < some["bytes"] < 0.3 * some["bytes_of_all"], some)
+
+    def test_demoted_entries_are_reported(self):
+        prompt = ["-p", "The quick brown fox jumps over the lazy dog. " * 12, "-n", 6]
+        kv = self.answers(*prompt, "--kv", "k=q8_0,residual=16")[0]["usage"]["kv"]
+        self.assertEqual(kv["times"], 0)
+        for kept, demoted in zip(sum(kv["kept_entries"], []), sum(kv["demoted_entries"], [])):
+            self.assertEqual(demoted, (kept - 16) // 32 * 32)
+            self.assertGreater(demoted, 0)
+        self.assertLess(kv["bytes_after"], kv["bytes_before"])
+
+    def test_kv_auto_says_what_it_chose(self):
+        prompt = ["-p", cases()[1]["prompt"] * 8, "-n", 8]
+        dense = self.answers(*prompt)[0]
+        self.assertNotIn("kv_auto", dense["usage"])
+        roomy = self.answers(*prompt, "--kv", "auto")[0]
+        self.assertEqual(roomy["usage"]["kv_auto"],
+                         {"policy": None, "reason": "the KV cache has room for every entry"})  # fmt: skip
+        self.assertEqual(roomy["tokens"], dense["tokens"])
+        kept = self.answers(*prompt, "--kv", "auto,keep=0.4")[0]
+        self.assertEqual(kept["usage"]["kv_auto"]["policy"], "kvzip,keep=0.4")
+        self.assertEqual(kept["tokens"], self.answers(*prompt, "--kv", "kvzip,keep=0.4")[0]["tokens"])
+        both = self.run_model(*prompt, "-p", "a longer one " * 8, "--kv", "auto,keep=0.5").err
+        self.assertEqual(both.count("--kv auto: keydiff,merge,keep=0.5: the best one measured for this budget\n"), 1)
+        self.assertNotIn("--kv auto", self.run_model(*prompt, "--kv", "auto", "-q").err)
+        text = self.run_model(*prompt, "--kv", "auto").err
+        self.assertIn("--kv auto: every entry stays: the KV cache has room for every entry\n", text)
 
     def test_pinned_tokens_stay_before_what_a_kv_policy_chooses(self):
         before, middle, after = "The quick brown fox jumps. ", "The code is 4711. ", "over the lazy dog. " * 4
@@ -257,6 +296,9 @@ class AnswersTest(RunTestCase):
             ("snapkv", "keep=0.2"),
             ("snipkv,keep=0.2", "'snipkv' is no part of a KV policy"),
             ("snapkv,keydiff,keep=0.2", "cannot be combined"),
+            ("k=int3", "keys of type int3"),
+            ("auto,snapkv,keep=0.2", "auto and snapkv cannot be combined"),
+            ("auto(floor=2)", "auto: floor must be a number from 0.01 to 1, not '2'"),
             ("snapkv(window=x),keep=0.2", "window must be a number"),
         ):
             self.fails("run", "-m", "nowhere", "-p", "x", "--kv", policy, code=2, says=["--kv", says])

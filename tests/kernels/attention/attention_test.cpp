@@ -30,15 +30,23 @@ struct Dims {
   bool value_in_key;
 };
 
-constexpr Dims kDims[] = {{16, 16, false},  {20, 20, false},   {64, 64, false},   {80, 80, false},
-                          {96, 64, false},  {128, 128, false}, {192, 128, false}, {33, 7, false},
-                          {24, 136, false}, {576, 512, true},  {20, 16, true},    {45, 37, true}};
+constexpr Dims kDims[] = {{16, 16, false},   {20, 20, false},   {64, 64, false}, {80, 80, false},  {96, 64, false},
+                          {128, 128, false}, {192, 128, false}, {33, 7, false},  {24, 136, false}, {576, 512, true},
+                          {20, 16, true},    {45, 37, true},    {192, 160, true}};
 
 KvBlockFormat format_of(const Dims& dims, KvCodec codec) {
   return {.codec = codec, .key_dim = dims.key_dim, .value_dim = dims.value_dim, .value_in_key = dims.value_in_key};
 }
 
-bool is_hadamard(KvCodec codec) { return kv_hadamard_bits(codec).key != 0; }
+// One of each way to store and to multiply entries.
+constexpr KvCodec kSomeCodecs[] = {KvCodec::kF16,       KvCodec::kBF16,    KvCodec::kQ8,   KvCodec::kHadamard8Value4,
+                                   KvCodec::kHadamard2, KvCodec::kLatent4, KvCodec::kKivi2};
+
+// The dimensions, or of a latent within its key where the codec is for these.
+Dims fitting(const Dims& dims, KvCodec codec) {
+  if (kv_codec_fits(codec, dims.value_in_key)) return dims;
+  return {dims.key_dim, std::min(dims.value_dim, dims.key_dim - 8), true};
+}
 
 std::string describe(const Variant& variant, const KvBlockFormat& format, int32_t num_entries) {
   return fmt::format("{} {} keys {} values {}{} entries {}", test::describe(variant), kv_codec_name(format.codec),
@@ -66,7 +74,7 @@ void expect_all_rows_match(const Variant& variant, const KvView& view, const Que
 TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
   for (const Dims& dims : kDims) {
     for (KvCodec codec : kKvCodecs) {
-      if (is_hadamard(codec) && dims.value_in_key) continue;
+      if (!kv_codec_fits(codec, dims.value_in_key)) continue;
       for (int32_t num_entries : {1, 33, 513}) {
         const KvEntries entries(format_of(dims, codec), num_entries);
         const Queries queries(dims.key_dim, last_positions(3, 2, num_entries));
@@ -80,7 +88,7 @@ TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
 TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
   for (KvCodec codec : kKvCodecs) {
     for (int32_t num_entries : {1, 2, 31, 32, 33, 64, 511, 512, 513, 1500}) {
-      const KvEntries entries(format_of({64, 64, false}, codec), num_entries);
+      const KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), num_entries);
       for (int32_t num_rows : {1, 2, 5, 8, 13}) {
         const Queries queries(64, last_positions(num_rows, 4, num_entries));
         for (const Variant& variant : test::variants(entries.format)) {
@@ -95,7 +103,7 @@ TEST(Attention, MatchesTheOracleForAnyNumberOfEntriesAndRows) {
 TEST(Attention, BiasesAreAddedToTheScaledScores) {
   for (KvCodec codec : kKvCodecs) {
     for (int32_t num_entries : {1, 33, 600}) {
-      const KvEntries entries(format_of({20, 20, false}, codec), num_entries);
+      const KvEntries entries(format_of(fitting({20, 20, false}, codec), codec), num_entries);
       const Queries queries(20, last_positions(5, 1, num_entries));
       AttentionRows rows = queries.tile(0, queries.rows.size());
       // Readable to the end of the last block, where no bias is.
@@ -123,7 +131,7 @@ TEST(Attention, BiasesAreAddedToTheScaledScores) {
 TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
   for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{80, 128, false}, Dims{96, 80, true}}) {
     for (KvCodec codec : kKvCodecs) {
-      if (is_hadamard(codec) && dims.value_in_key) continue;
+      if (!kv_codec_fits(codec, dims.value_in_key)) continue;
       const KvEntries entries(format_of(dims, codec), 150);
       // Row positions with repeats, jumps and rows that see next to nothing.
       std::vector<int32_t> positions;
@@ -148,18 +156,19 @@ TEST(Attention, ARowHasTheSameBitsWhateverElseIsInTheTile) {
 }
 
 TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
-  constexpr int32_t kSeen = 77;
   for (const Dims& dims : {Dims{64, 64, false}, Dims{20, 20, false}, Dims{48, 32, true}}) {
     for (KvCodec codec : kKvCodecs) {
-      if (is_hadamard(codec) && dims.value_in_key) continue;
-      const KvEntries seen(format_of(dims, codec), kSeen, 5);
-      const Queries queries(dims.key_dim, {kSeen - 1, kSeen, 1199, kSeen - 1, 500});
+      if (!kv_codec_fits(codec, dims.value_in_key)) continue;
+      // What is rounded in whole blocks depends on all entries of these.
+      const int32_t num_seen = kv_codec_is_blockwise(codec) ? 64 : 77;
+      const KvEntries seen(format_of(dims, codec), num_seen, 5);
+      const Queries queries(dims.key_dim, {num_seen - 1, num_seen, 1199, num_seen - 1, 500});
       // Scores far above all others and scores of NaN; values that even a weight of 0 would turn into NaN.
       for (float unseen_key : {1e4f, -1e4f, kNaN}) {
         KvEntries more(format_of(dims, codec), 1200, 5);
         const std::vector<float> key(static_cast<size_t>(dims.key_dim), unseen_key);
         const std::vector<float> value(static_cast<size_t>(dims.value_dim), kInfinity);
-        for (int32_t i = kSeen; i < more.num_entries; ++i) more.store(i, key, value);
+        for (int32_t i = num_seen; i < more.num_entries; ++i) more.store(i, key, value);
         for (const Variant& variant : test::variants(seen.format)) {
           const State expected = test::attend(variant, seen.view(), queries.tile(0, 1))[0];
           for (int32_t num_entries : {78, 79, 95, 96, 97, 511, 512, 513, 1200}) {
@@ -177,24 +186,25 @@ TEST(Attention, EntriesThatARowDoesNotSeeContributeNothing) {
 }
 
 TEST(Attention, ASplitThatARowDoesNotSeeGivesTheEmptyState) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
-    const KvEntries entries(format_of({32, 24, false}, codec), 1100);
+  for (KvCodec codec : kSomeCodecs) {
+    const KvEntries entries(format_of(fitting({32, 24, false}, codec), codec), 1100);
     for (const Variant& variant : test::variants(entries.format)) {
       const Queries queries(32, {-1, 511, 1099});
       const std::vector<State> states = test::split_states(variant, entries.view(), queries.tile(0, 3), 1);
-      EXPECT_EQ(states[0], test::empty_state(24)) << test::describe(variant);
-      EXPECT_EQ(states[1], test::empty_state(24)) << test::describe(variant);
+      const int32_t value_dim = entries.format.value_dim;
+      EXPECT_EQ(states[0], test::empty_state(value_dim)) << test::describe(variant);
+      EXPECT_EQ(states[1], test::empty_state(value_dim)) << test::describe(variant);
       EXPECT_GT(states[2][1], 1.0f) << test::describe(variant);
       // Nothing was seen at all: zeros, not NaN.
       EXPECT_EQ(test::finish(variant.isa, test::attend(variant, entries.view(), queries.tile(0, 1))[0]),
-                std::vector<float>(24, 0.0f));
+                std::vector<float>(static_cast<size_t>(value_dim), 0.0f));
     }
   }
 }
 
 TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
-  for (KvCodec codec : {KvCodec::kQ8, KvCodec::kBF16, KvCodec::kHadamard4}) {
-    const KvEntries entries(format_of({64, 64, false}, codec), 1500);
+  for (KvCodec codec : kSomeCodecs) {
+    const KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 1500);
     const Queries queries(64, last_positions(24, 8, 1500));
     for (const Variant& variant : test::variants(entries.format)) {
       const std::vector<State> walked = test::attend(variant, entries.view(), queries.tile(0, 24));
@@ -207,8 +217,9 @@ TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
         }
       }
       for (size_t r = 0; r < 24; ++r) {
-        State merged = test::empty_state(64);
-        for (const auto& split : splits) merge_attention_state(variant.isa, merged.data(), split[r].data(), 64);
+        const int32_t value_dim = entries.format.value_dim;
+        State merged = test::empty_state(value_dim);
+        for (const auto& split : splits) merge_attention_state(variant.isa, merged.data(), split[r].data(), value_dim);
         EXPECT_TRUE(test::same_bits(merged, walked[r])) << test::describe(variant) << " row " << r;
       }
     }
@@ -216,24 +227,26 @@ TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
 }
 
 TEST(Attention, PositionsDecideWhatIsSeenNotTheOrderOfEntries) {
-  for (int32_t num_entries : {40, 600}) {
-    KvEntries entries(format_of({40, 40, false}, KvCodec::kBF16), num_entries, 6);
-    // A permutation with gaps, as after compaction: 3 (7 i mod n).
-    for (int32_t i = 0; i < num_entries; ++i) {
-      entries.positions.push_back(static_cast<int32_t>(3 * (int64_t{7} * i % num_entries)));
-    }
-    for (int32_t window : {0, 1, 100, 2000000000}) {
-      Queries queries(40, {0, 5, 50, 60, 60, 3 * num_entries / 2, 3 * num_entries, 3 * num_entries + 70, INT32_MAX});
-      queries.window = window;
-      for (const Variant& variant : test::variants(entries.format))
-        expect_all_rows_match(variant, entries.view(), queries);
+  for (KvCodec codec : {KvCodec::kBF16, KvCodec::kLatent8, KvCodec::kKivi4}) {
+    for (int32_t num_entries : {40, 600}) {
+      KvEntries entries(format_of(fitting({40, 40, false}, codec), codec), num_entries, 6);
+      // A permutation with gaps, as after compaction: 3 (7 i mod n).
+      for (int32_t i = 0; i < num_entries; ++i) {
+        entries.positions.push_back(static_cast<int32_t>(3 * (int64_t{7} * i % num_entries)));
+      }
+      for (int32_t window : {0, 1, 100, 2000000000}) {
+        Queries queries(40, {0, 5, 50, 60, 60, 3 * num_entries / 2, 3 * num_entries, 3 * num_entries + 70, INT32_MAX});
+        queries.window = window;
+        for (const Variant& variant : test::variants(entries.format))
+          expect_all_rows_match(variant, entries.view(), queries);
+      }
     }
   }
 }
 
 TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
-    KvEntries entries(format_of({64, 64, false}, codec), 700);
+  for (KvCodec codec : kSomeCodecs) {
+    KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 700);
     Queries queries(64, {699, 650, 3, 512, 511});
     queries.window = 300;
     for (const Variant& variant : test::variants(entries.format)) {
@@ -246,9 +259,54 @@ TEST(Attention, PositionsThatEqualTheEntriesChangeNoBit) {
   }
 }
 
+// A view of two kinds of entries is split where the second begins.
+TEST(Attention, DemotedEntriesAreAttendedInTheirOwnFormatBeforeTheOthers) {
+  for (const KvCodec codec : {KvCodec::kBF16, KvCodec::kF16, KvCodec::kQ8}) {
+    for (const int32_t num_demoted : {1, 40, 512, 700}) {
+      KvEntries demoted(format_of({64, 64, false}, KvCodec::kHadamard4), num_demoted, 3);
+      KvEntries others(format_of({64, 64, false}, codec), 530, 4);
+      const int32_t count = num_demoted + others.num_entries;
+      std::vector<const std::byte*> blocks = demoted.blocks;
+      blocks.insert(blocks.end(), others.blocks.begin(), others.blocks.end());
+      const KvView view{.format = others.format,
+                        .blocks = blocks.data(),
+                        .num_entries = count,
+                        .num_demoted = num_demoted,
+                        .demoted_format = demoted.format};
+      for (int32_t i = 0; i < others.num_entries; ++i) others.positions.push_back(num_demoted + i);
+      const Queries queries(64, {count - 1, num_demoted, num_demoted / 2, count - 3});
+      ASSERT_EQ(view.num_splits(), demoted.view().num_splits() + others.view().num_splits());
+      EXPECT_EQ(view.split_begin(view.num_splits()), count);
+      for (const int32_t entry : {0, num_demoted - 1, num_demoted, count - 1}) {
+        const bool is_demoted = entry < num_demoted;
+        std::vector<float> key(64), value(64), expected_key(64), expected_value(64);
+        view.load(entry, key.data(), value.data());
+        (is_demoted ? demoted : others)
+            .view()
+            .load(is_demoted ? entry : entry - num_demoted, expected_key.data(), expected_value.data());
+        EXPECT_EQ(key, expected_key);
+        EXPECT_EQ(value, expected_value);
+      }
+      for (const Variant& variant : test::variants(others.format)) {
+        std::vector<State> expected = test::attend(variant, demoted.view(), queries.tile(0, 4));
+        for (int32_t split = 0; split < others.view().num_splits(); ++split) {
+          const std::vector<State> next = test::split_states(variant, others.view(), queries.tile(0, 4), split);
+          for (size_t r = 0; r < 4; ++r) {
+            merge_attention_state(variant.isa, expected[r].data(), next[r].data(), 64);
+          }
+        }
+        const std::vector<State> states = test::attend(variant, view, queries.tile(0, 4));
+        for (size_t r = 0; r < 4; ++r) {
+          EXPECT_TRUE(test::same_bits(states[r], expected[r])) << test::describe(variant) << " row " << r;
+        }
+      }
+    }
+  }
+}
+
 TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
-  for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard4Value2}) {
-    const KvEntries entries(format_of({64, 64, false}, codec), 1100);
+  for (KvCodec codec : kSomeCodecs) {
+    const KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 1100);
     for (int32_t window : {1, 31, 32, 33, 64, 512, 513, 1099, 1100, 5000}) {
       Queries queries(64, {0, 30, 31, 32, 511, 512, 1000, 1099, 1099, 1099, 1098});
       queries.window = window;
@@ -259,9 +317,9 @@ TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
 }
 
 TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
+  for (KvCodec codec : kSomeCodecs) {
     // A sliding-window layer gives back the blocks that no row can see any more.
-    KvEntries entries(format_of({64, 64, false}, codec), 1100);
+    KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 1100);
     Queries queries(64, {1098, 1098, 1099, 1099});
     queries.window = 40;
     for (const Variant& variant : test::variants(entries.format)) {
@@ -276,8 +334,8 @@ TEST(Attention, BlocksBeforeTheWindowAreNotRead) {
 }
 
 TEST(Attention, ASinkTakesItsShareOfTheDenominator) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
-    const KvEntries entries(format_of({32, 19, false}, codec), 520);
+  for (KvCodec codec : kSomeCodecs) {
+    const KvEntries entries(format_of(fitting({32, 19, false}, codec), codec), 520);
     const Queries queries(32, {519});
     const AttentionRows rows = queries.tile(0, 1);
     for (float sink : {-3.0f, 0.0f, 2.5f, 30.0f, -200.0f}) {
@@ -303,26 +361,32 @@ TEST(Attention, SinksOfEmptyStatesAndOfMinusInfinityAreSane) {
 }
 
 TEST(Attention, FastPrecisionRoundsWithBf16AndQuantisedEntriesOnly) {
+  const auto fast_arithmetic = [](Isa isa, KvCodec codec, bool value_in_key) {
+    const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
+    const bool has_values = !value_in_key;
+    const bool is_float = codec == KvCodec::kF32 || codec == KvCodec::kF16;
+    const bool is_int8 = has_values && (codec == KvCodec::kQ8 || kv_hadamard_bits(codec).key != 0);
+    if (is_int8 && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
+    if (!is_int8 && !is_float && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
+    return AttentionArithmetic::kF32;
+  };
   for (Isa isa : test::supported_isas()) {
     for (KvCodec codec : kKvCodecs) {
-      const KvBlockFormat format = format_of({64, 64, false}, codec);
-      const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
-      const AttentionArithmetic expected =
-          codec == KvCodec::kBF16 && from(Isa::kAvx512Bf16)                         ? AttentionArithmetic::kBF16
-          : (codec == KvCodec::kQ8 || is_hadamard(codec)) && from(Isa::kAvx512Vnni) ? AttentionArithmetic::kInt8
-                                                                                    : AttentionArithmetic::kF32;
-      const Variant exact{isa, Precision::kExact};
-      const Variant fast{isa, Precision::kFast};
-      EXPECT_EQ(exact.arithmetic(format), AttentionArithmetic::kF32);
-      EXPECT_EQ(fast.arithmetic(format), expected);
-      const KvBlockFormat latent = format_of({64, 32, true}, codec);
-      EXPECT_EQ(fast.arithmetic(latent), expected == AttentionArithmetic::kInt8 ? AttentionArithmetic::kF32 : expected);
-      const KvEntries entries(format, 600);
-      const Queries queries(64, {599});
-      const State in_exact = test::attend(exact, entries.view(), queries.tile(0, 1))[0];
-      const State in_fast = test::attend(fast, entries.view(), queries.tile(0, 1))[0];
-      EXPECT_EQ(test::same_bits(in_exact, in_fast), expected == AttentionArithmetic::kF32)
-          << describe(fast, format, 600);
+      for (const bool value_in_key : {false, true}) {
+        if (!kv_codec_fits(codec, value_in_key)) continue;
+        const KvBlockFormat format = format_of({64, 32, value_in_key}, codec);
+        const AttentionArithmetic expected = fast_arithmetic(isa, codec, value_in_key);
+        const Variant exact{isa, Precision::kExact};
+        const Variant fast{isa, Precision::kFast};
+        EXPECT_EQ(exact.arithmetic(format), AttentionArithmetic::kF32);
+        EXPECT_EQ(fast.arithmetic(format), expected) << describe(fast, format, 0);
+        const KvEntries entries(format, 600);
+        const Queries queries(64, {599});
+        const State in_exact = test::attend(exact, entries.view(), queries.tile(0, 1))[0];
+        const State in_fast = test::attend(fast, entries.view(), queries.tile(0, 1))[0];
+        EXPECT_EQ(test::same_bits(in_exact, in_fast), expected == AttentionArithmetic::kF32)
+            << describe(fast, format, 600);
+      }
     }
   }
 }
@@ -330,7 +394,7 @@ TEST(Attention, FastPrecisionRoundsWithBf16AndQuantisedEntriesOnly) {
 // Models attend most to a first token whose value is next to nothing.
 TEST(Attention, AnEntryOfLargeWeightAndSmallValueDoesNotHideTheOthersOfItsBlock) {
   for (KvCodec codec : {KvCodec::kQ8, KvCodec::kHadamard8, KvCodec::kHadamard4}) {
-    KvEntries entries(format_of({64, 64, false}, codec), 32);
+    KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 32);
     const Queries queries(64, {31});
     std::vector<float> key = queries.rows[0];
     for (float& k : key) k *= 0.25f;
@@ -439,8 +503,8 @@ TEST(AttentionState, MergingMatchesTheReferenceAndStaysInBounds) {
 }
 
 TEST(Attention, ANaNStaysInItsRowAndIsNotHidden) {
-  for (KvCodec codec : {KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8, KvCodec::kHadamard8Value4, KvCodec::kHadamard2}) {
-    const KvEntries entries(format_of({32, 32, false}, codec), 600);
+  for (KvCodec codec : kSomeCodecs) {
+    const KvEntries entries(format_of(fitting({32, 32, false}, codec), codec), 600);
     Queries queries(32, {599, 599, 599});
     const Queries clean = queries;
     queries.rows[1][4] = kNaN;
@@ -476,7 +540,7 @@ struct Weights {
 TEST(AttentionWeights, AreThoseOfTheAttentionOfEverySplit) {
   for (const Dims& dims : {Dims{64, 64, false}, Dims{33, 7, false}, Dims{576, 512, true}}) {
     for (KvCodec codec : kKvCodecs) {
-      if (is_hadamard(codec) && dims.value_in_key) continue;
+      if (!kv_codec_fits(codec, dims.value_in_key)) continue;
       const KvEntries entries(format_of(dims, codec), 700);
       const Queries queries(dims.key_dim, last_positions(37, 2, 690));
       const AttentionRows rows = queries.tile(0, queries.rows.size());
@@ -529,7 +593,7 @@ TEST(AttentionWeights, OfARowHaveTheSameBitsWhateverElseIsInTheTile) {
 TEST(Attention, LargeScoresPickTheirEntry) {
   for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
     // Scores of about +-1e6: all weight goes to the best entry, whatever split it is in.
-    KvEntries entries(format_of({16, 16, false}, codec), 1030, 9, 0.25f);
+    KvEntries entries(format_of(fitting({16, 16, false}, codec), codec), 1030, 9, 0.25f);
     for (int32_t best : {0, 511, 512, 1029}) {
       KvEntries with_best(entries.format, 1030, 9, 0.25f);
       std::vector<float> value(16);

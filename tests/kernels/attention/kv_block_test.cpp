@@ -90,6 +90,14 @@ TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
        32 * (32 + 4),
        32 * (32 + 4) + 32 * (32 + 4)},  // keys of 64, values of 128
       {{KvCodec::kHadamard2, 128, 128, false}, 32 * (32 + 4), 2 * 32 * (32 + 4)},
+      {{KvCodec::kLatent8, 576, 512, true}, 32 * (512 + 16 + 128), 32 * (512 + 16 + 128)},
+      {{KvCodec::kLatent4, 576, 512, true}, 32 * (256 + 16 + 128), 32 * (256 + 16 + 128)},
+      {{KvCodec::kLatent4, 45, 40, true}, 32 * (32 + 4 + 12), 32 * (32 + 4 + 12)},  // latents of 64, pairs
+      {{KvCodec::kKivi4, 128, 128, false}, 128 * (16 + 4), 128 * (16 + 4) + 32 * (64 + 4 * 4)},
+      {{KvCodec::kKivi2, 128, 128, false}, 128 * (8 + 4), 128 * (8 + 4) + 32 * (32 + 4 * 4)},
+      {{KvCodec::kKivi2, 40, 33, false},  // keys of 48, values of 48 with 2 ranges; 40 ranges are 160 bytes
+       48 * 8 + 192,
+       48 * 8 + 192 + 32 * (12 + 2 * 4)},
   };
   for (const Row& row : rows) {
     EXPECT_EQ(row.format.key_bytes(), row.key_bytes) << kv_codec_name(row.format.codec);
@@ -193,8 +201,10 @@ TEST(KvBlock, EverySlotReadsBackWhatWasStoredInIt) {
 TEST(KvBlock, ABlockStoredAtOnceHoldsWhatItsEntriesWouldAndZeros) {
   for (const Isa isa : test::supported_isas()) {
     for (KvCodec codec : kKvCodecs) {
+      if (kv_codec_is_blockwise(codec)) continue;
       for (const auto& [key_dim, value_dim] : {std::pair(192, 128), std::pair(33, 7), std::pair(20, 17)}) {
-        const KvBlockFormat format{.codec = codec, .key_dim = key_dim, .value_dim = value_dim};
+        const KvBlockFormat format{
+            .codec = codec, .key_dim = key_dim, .value_dim = value_dim, .value_in_key = !kv_codec_fits(codec, false)};
         const std::string where = fmt::format("{} {} {} {}", isa_name(isa), kv_codec_name(codec), key_dim, value_dim);
         for (const int count : {0, 1, 16, 31, 32}) {
           // Strides of more than an entry; the floats between and behind entries are not to be read.
@@ -282,7 +292,7 @@ TEST(KvBlock, NonFiniteComponentsAreNeverReadAsPlausibleNumbers) {
 TEST(KvBlock, ACopiedEntryHasTheBitsOfAStoredOneAndTheOthersStay) {
   for (const KvCodec codec : kKvCodecs) {
     for (const bool value_in_key : {false, true}) {
-      if (value_in_key && kv_hadamard_bits(codec).key != 0) continue;
+      if (!kv_codec_fits(codec, value_in_key) || kv_codec_is_blockwise(codec)) continue;
       SCOPED_TRACE(kv_codec_name(codec));
       const KvBlockFormat format{.codec = codec, .key_dim = 70, .value_dim = 33, .value_in_key = value_in_key};
       const auto store = [&](std::vector<std::byte>& block, int slot, uint64_t seed) {
@@ -411,6 +421,7 @@ TEST(KvBlockHadamard, ZerosAndNonFiniteEntries) {
 
 TEST(KvBlock, AValueCanBeReadAndReplacedAlone) {
   for (const KvCodec codec : kKvCodecs) {
+    if (!kv_codec_fits(codec, false) || kv_codec_is_blockwise(codec)) continue;
     const KvBlockFormat format{.codec = codec, .key_dim = 40, .value_dim = 36};
     std::vector<std::byte> block = empty_block(format);
     std::vector<std::byte> expected = empty_block(format);

@@ -3,10 +3,10 @@
 //   kv_policy_dump FOLDER POLICY...
 //
 // Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
-// dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads, entries], attention had so far and
-// weights of values, unrotated.f32 [layers, entries, heads * group, dim], the queries of all tokens before RoPE, and
-// sinks.f32 [heads * group], of the last layer alone, and prints a JSON line with these numbers, then one per policy
-// with what it keeps, and with the values [tables, kept, dim] then if it merges any.
+// dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads, entries], attention had so far (or
+// when the text was repeated) and weights of values, unrotated.f32 [layers, entries, heads * group, dim], the queries
+// of all tokens before RoPE, and sinks.f32 [heads * group], of the last layer alone, and prints a JSON line with these
+// numbers, then one per policy with what it keeps, and with the values [tables, kept, dim] then if it merges any.
 #include <nlohmann/json.hpp>
 
 #include <cmath>
@@ -101,10 +101,14 @@ struct MadeUp {
     if (wants.attention_mass) evidence.mass = std::make_unique<AttentionMass>(pool, layers, kEntries);
     if (wants.value_norms) evidence.value_norms = std::make_unique<ValueNorms>(pool, layers, kEntries);
     if (wants.moments) evidence.moments = moments(pool, layers, *wants.moments);
+    if (wants.repetitions) {
+      evidence.repetition = std::make_unique<RepetitionAttention>(pool, layers, kEntries, wants.repetitions->num_sinks);
+    }
     for (int32_t layer = 0; layer < kLayers; ++layer) {
       for (int32_t head = 0; head < kHeads; ++head) {
         const int64_t at = (int64_t{layer} * kHeads + head) * kEntries;
         if (wants.attention_mass) std::copy_n(masses.at(at), kEntries, evidence.mass->of(layer, head));
+        if (wants.repetitions) std::copy_n(masses.at(at), kEntries, evidence.repetition->of(layer, head));
         if (!wants.value_norms) continue;
         std::copy_n(norms.at(at), kEntries, evidence.value_norms->of(layer, head));
         evidence.value_norms->set_num_known(layer, head, kEntries);

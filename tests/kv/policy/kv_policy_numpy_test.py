@@ -266,6 +266,20 @@ def all_layers(e, k, window=32):
     return [sorted(s) + [*range(e.n - window, e.n)] for s in kept]
 
 
+def kv_zip(e, k, sinks=4):
+    """The budget of KVzip, arXiv 2505.23416, over scores that were made up."""
+    scores = e.masses.reshape(-1, e.n)[:, sinks:]
+    order = sorted((-score, table, i) for table, s in enumerate(scores) for i, score in enumerate(s))
+    kept = [[*range(sinks)] for _ in scores]
+    for _, table, i in order[: len(scores) * (k - sinks)]:
+        kept[table].append(sinks + i)
+    return kept
+
+
+def kv_zip_alike(e, k, sinks=4):
+    return keep_top(e, e.masses, k, first=sinks)
+
+
 def heavy_hitters(e, k, recent=0.5):
     return keep_top(e, by_head(e, lambda l, h: e.masses[l, h]), k, recent=int(k * recent))
 
@@ -372,6 +386,9 @@ CASES = {
     "duoattention(heads=10/00/11/01,sinks=5,recent=60)": lambda e: duo_attention(e, ["10", "00", "11", "01"], 5, 60),
     "h2o,tokens=100": lambda e: heavy_hitters(e, 100),
     "h2o(recent=0.2),keep=0.5": lambda e: heavy_hitters(e, 350, 0.2),
+    "kvzip,tokens=100": lambda e: kv_zip(e, 100),
+    "kvzip(sinks=9),keep=0.7": lambda e: kv_zip(e, 490, 9),
+    "kvzip(heads=alike),keep=0.3": lambda e: kv_zip_alike(e, 210),
     "finch,tokens=100": lambda e: finch(e, 100),
     "finch(window=64),keep=0.5": lambda e: finch(e, 350, 64),
     "finch(chunk=100),tokens=200": lambda e: finch(e, 200, 32, 100),
@@ -420,6 +437,8 @@ SAME = {  # two ways to say the same
     "adakv(floor=1),tokens=123": "snapkv,tokens=123",
     "criticalkv(first=1),tokens=123": "snapkv,tokens=123",
     "snapkv,pyramidkv(slope=1),tokens=123": "snapkv,tokens=123",
+    "kvzip,pyramidkv(slope=1),sinks=0,recent=0,tokens=123": "kvzip(heads=alike),sinks=0,tokens=123",
+    "kvzip(heads=alike),global,tokens=123": "kvzip,tokens=123",
 }
 
 

@@ -21,17 +21,99 @@ std::string error_of(const std::string& text) {
   return "none";
 }
 
+using Points = std::vector<KvCompressionPoint>;
+
 TEST(KvPolicy, EveryMethodStandsAlone) {
   for (const KvPolicyPart& part : kv_policy_parts()) {
     const std::string text = std::string(part.name) + ",keep=0.25";
     if (part.is_method) {
       EXPECT_NE(parse_kv_policy(text).scorer, nullptr) << text;
     } else {
-      EXPECT_THAT(error_of(text),
-                  AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"), HasSubstr("heads is missing")))
+      EXPECT_THAT(error_of(text), AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"),
+                                        HasSubstr("heads is missing"), HasSubstr("layers is missing")))
           << text;
     }
   }
+}
+
+TEST(KvPolicy, TypesOfOlderEntriesAreChosenForKeysAndValues) {
+  using Codecs = std::vector<KvCodec>;
+  const auto codecs_of = [](const std::string& text) { return parse_kv_policy(text).demotion.value().codecs; };
+  EXPECT_EQ(codecs_of("k=int4-hadamard"), Codecs{KvCodec::kHadamard4});
+  EXPECT_EQ(codecs_of("k=int8-hadamard,v=int4-hadamard"), Codecs{KvCodec::kHadamard8Value4});
+  EXPECT_EQ(codecs_of("k=int4-hadamard,v=int2"), Codecs{KvCodec::kHadamard4Value2});
+  EXPECT_EQ(codecs_of("k=q8_0,v=q8_0"), Codecs{KvCodec::kQ8});
+  EXPECT_EQ(codecs_of("kvtuner(layers=k8v4-hadamard/int4-hadamard*2)"),
+            (Codecs{KvCodec::kHadamard8Value4, KvCodec::kHadamard4, KvCodec::kHadamard4}));
+  const KvPolicy both = parse_kv_policy(R"({"parts": ["snapkv"], "keep": 0.5, "k": "int4-hadamard", "residual": 16})");
+  EXPECT_EQ(both.demotion->num_recent, 16);
+  EXPECT_EQ(both.num_kept(100), 50);
+  const KvPolicy alone = parse_kv_policy("k=int8-hadamard");
+  EXPECT_EQ(alone.demotion->num_recent, 128);
+  EXPECT_EQ(alone.scorer, nullptr);
+  EXPECT_EQ(alone.num_kept(100), 100);
+
+  EXPECT_THAT(error_of("k=int8-hadamard,v=bf16"), HasSubstr("keys of type int8-hadamard and values of type bf16"));
+  EXPECT_THAT(error_of("k=int3"), HasSubstr("int3"));
+  EXPECT_THAT(error_of("v=int4-hadamard"), HasSubstr("k is missing"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,residual=16"), HasSubstr("k is missing"));
+  EXPECT_THAT(error_of("k=int4-hadamard,residual=-1"), HasSubstr("residual must be a number from 0"));
+  EXPECT_THAT(error_of("kvtuner(layers=int3/bf16)"), HasSubstr("'int3' is no type of KV entries"));
+  EXPECT_THAT(error_of("kvtuner(layers=bf16*0)"), HasSubstr("'bf16*0': behind the * comes a number of layers"));
+  EXPECT_EQ(codecs_of("kivi"), Codecs{KvCodec::kKivi2});
+  EXPECT_EQ(codecs_of("kivi(bits=4,residual=32)"), Codecs{KvCodec::kKivi4});
+  EXPECT_EQ(codecs_of("k=int4-latent"), Codecs{KvCodec::kLatent4});
+  EXPECT_THAT(error_of("kivi(bits=3)"), HasSubstr("bits is one of 2, 4"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,every=8,kivi"), HasSubstr("int2-kivi share what they are rounded by"));
+  EXPECT_THAT(error_of("rkv,keep=0.5,kivi"), HasSubstr("which rkv sets"));
+  EXPECT_TRUE(parse_kv_policy("kivi,prefill_every=64").demotion) << "nothing is dropped";
+  EXPECT_THAT(error_of("kvtuner(layers=bf16),k=q8_0"), HasSubstr("each decides the types of older entries"));
+  EXPECT_THAT(error_of("k=int4-hadamard,keep=0.5"), HasSubstr("add a method"));
+  EXPECT_THAT(error_of("keydiff,merge,keep=0.5,every=8,k=q8_0"), HasSubstr("cannot be merged"));
+  EXPECT_THAT(error_of("rocketkv,keep=0.5,every=8,k=q8_0"), HasSubstr("would not be whole pages"));
+
+  const std::vector<KvLayerSpec> layers = {{2, 64, 64}, {2, 64, 64, false, 128}, {2, 64, 64}};
+  EXPECT_EQ(alone.demotion->of(layers, KvCodec::kF16).codecs,
+            (Codecs{KvCodec::kHadamard8, KvCodec::kF16, KvCodec::kHadamard8}));
+  EXPECT_EQ(parse_kv_policy("kvtuner(layers=q8_0/int4-hadamard)").demotion->of(layers, KvCodec::kF16).codecs,
+            (Codecs{KvCodec::kQ8, KvCodec::kF16, KvCodec::kHadamard4}));
+  for (const char* layers_of_others : {"kvtuner(layers=q8_0*3)", "kvtuner(layers=q8_0)"}) {
+    EXPECT_THROW((void)parse_kv_policy(layers_of_others).demotion->of(layers, KvCodec::kF16), Error);
+  }
+}
+
+TEST(KvPolicy, OlderEntriesAreDemotedByTheBlockFromTheEndOfThePromptOn) {
+  const auto point = [](int32_t num_tokens, int32_t num_kept, bool judges) {
+    return KvCompressionPoint{.num_tokens = num_tokens, .num_kept = num_kept, .judges = judges};
+  };
+  EXPECT_EQ(parse_kv_policy("k=q8_0").compression_points(200, 270),
+            (Points{point(200, 200, false), point(232, 232, false), point(264, 264, false)}));
+  EXPECT_EQ(parse_kv_policy("k=q8_0").compression_points(100, 200),
+            (Points{point(164, 164, false), point(196, 196, false)}))
+      << "nothing is old before";
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,k=q8_0,residual=8").compression_points(100, 150),
+            (Points{point(100, 50, true), point(132, 82, false)}));
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=50,every=20,k=q8_0,residual=8").compression_points(100, 150),
+            (Points{point(100, 50, true), point(120, 50, true), point(132, 62, false), point(140, 50, true)}));
+  // Heads that differ may have older entries where they have few on average.
+  EXPECT_EQ(parse_kv_policy("adakv,keep=0.1,k=q8_0").compression_points(100, 140),
+            (Points{point(100, 10, true), point(132, 42, false)}));
+}
+
+TEST(KvPolicy, EntriesOfAPromptMayBeJudgedWhileItIsComputed) {
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=40,prefill_every=50").compression_points(120, 200),
+            (Points{{50, 40}, {100, 40}, {120, 40}}));
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,prefill_every=50,every=20").compression_points(120, 145),
+            (Points{{50, 25}, {100, 50}, {120, 60}, {140, 70}}));
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=60,prefill_every=50").compression_points(100, 110), (Points{{100, 60}}));
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=40,prefill_every=50").compression_points(120, 80), (Points{{50, 40}}));
+  EXPECT_EQ(parse_kv_policy("k=q8_0,residual=8,prefill_every=50").compression_points(120, 125),
+            (Points{{50, 50, false}, {100, 100, false}, {120, 120, false}}));
+  EXPECT_THAT(error_of("shotkv,keep=0.5,prefill_every=64"), HasSubstr("prefill_every is not for this policy"));
+  EXPECT_THAT(error_of("finch(chunk=64),keep=0.5,prefill_every=64"), HasSubstr("prefill_every is not for this policy"));
+  EXPECT_THAT(error_of("quest,prefill_every=64"), HasSubstr("add a method"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,prefill_every=0"), HasSubstr("prefill_every must be a number from 1"));
+  EXPECT_THAT(error_of("keydiff,merge,keep=0.5,prefill_every=64,k=q8_0"), HasSubstr("cannot be merged"));
 }
 
 TEST(KvPolicy, PartsAndKeysSetWhatTheyName) {
@@ -72,8 +154,6 @@ TEST(KvPolicy, BudgetsAreRatiosOrNumbersWithAFloor) {
   EXPECT_EQ(parse_kv_policy("snapkv,keep=0.29").num_kept(100), 29) << "0.29 has no double of its own";
   EXPECT_EQ(parse_kv_policy("snapkv,keep=0.57").num_kept(100), 57);
 }
-
-using Points = std::vector<KvCompressionPoint>;
 
 TEST(KvPolicy, EntriesAreJudgedWhereThereIsSomethingToDrop) {
   EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5").compression_points(100, 1000), (Points{{100, 50}}));
@@ -232,6 +312,33 @@ TEST(KvPolicy, AttentionMayBeWeighedByWhatTheOutputProjectionMakesOfValues) {
   EXPECT_THAT(error_of("duoattention(heads=10),criticalkv"), HasSubstr("duoattention and criticalkv cannot be"));
   EXPECT_THAT(error_of("criticalkv,criticalkv,keep=0.5"), HasSubstr("criticalkv and criticalkv cannot be combined"));
   EXPECT_THAT(error_of("criticalkv(first=1.5),keep=0.5"), HasSubstr("first must be a number from 0 to 1"));
+}
+
+TEST(KvPolicy, APromptMayBeReadASecondTime) {
+  const KvPolicy policy = parse_kv_policy("kvzip,keep=0.25");
+  EXPECT_EQ(policy.wants().repetitions->chunk_tokens, 2048);
+  EXPECT_EQ(policy.wants().repetitions->num_sinks, 4);
+  EXPECT_FALSE(policy.wants().sees_all_tokens()) << "the prompt may come from the prefix cache";
+  EXPECT_EQ(policy.num_sinks, 4);
+  EXPECT_EQ(policy.scope, KvScope::kModel);
+  EXPECT_EQ(policy.head_floor, 0.0);
+  EXPECT_EQ(parse_kv_policy("kvzip(chunk=100,sinks=2),keep=0.25").wants().repetitions->chunk_tokens, 100);
+  EXPECT_EQ(parse_kv_policy("kvzip(chunk=100,sinks=2),keep=0.25").wants().repetitions->num_sinks, 2);
+  EXPECT_FALSE(parse_kv_policy("snapkv,keep=0.25").wants().repetitions);
+  // Who decides how the budget is shared.
+  EXPECT_EQ(parse_kv_policy("kvzip(heads=alike),keep=0.25").scope, KvScope::kHead);
+  EXPECT_EQ(parse_kv_policy("kvzip,adakv,keep=0.25").scope, KvScope::kLayer);
+  EXPECT_EQ(parse_kv_policy("adakv,kvzip,keep=0.25").scope, KvScope::kLayer);
+  EXPECT_EQ(parse_kv_policy("kvzip,global(floor=0.1),keep=0.25").head_floor, 0.1);
+  EXPECT_EQ(parse_kv_policy("kvzip,pyramidkv,keep=0.25").scope, KvScope::kHead);
+  EXPECT_EQ(parse_kv_policy("kvzip,chunkkv,keep=0.25").scope, KvScope::kHead);
+  EXPECT_EQ(parse_kv_policy("kvzip,criticalkv,keep=0.25").scope, KvScope::kModel);
+  EXPECT_THAT(error_of("kvzip,keep=0.5,every=8"), HasSubstr("only the whole prompt is read a second time"));
+  EXPECT_THAT(error_of("kvzip,keep=0.5,prefill_every=64"), HasSubstr("only the whole prompt is read a second time"));
+  EXPECT_THAT(error_of("kvzip,generated_keep=0.5"), HasSubstr("only the whole prompt is read a second time"));
+  EXPECT_THAT(error_of("kvzip,snapkv,keep=0.5"), HasSubstr("kvzip and snapkv cannot be combined"));
+  EXPECT_THAT(error_of("kvzip(chunk=0),keep=0.5"), HasSubstr("chunk must be a number from 1"));
+  EXPECT_THAT(error_of("kvzip(heads=all),keep=0.5"), HasSubstr("heads is one of compete, alike"));
 }
 
 TEST(KvPolicy, WhatIsWrongIsNamed) {

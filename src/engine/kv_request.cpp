@@ -1,0 +1,205 @@
+#include "engine/kv_request.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/prompt_text.h"
+
+namespace witan {
+namespace {
+
+// Pinned entries have to be there, and to have room beside those that stay in any case.
+void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
+  std::vector<bool> is_pinned(static_cast<size_t>(num_prompt));
+  for (const KvSpan& span : request.kv_pinned) {
+    if (span.begin < 0 || span.begin >= span.end || span.end > num_prompt) {
+      fail(ErrorCode::kInvalidArgument, "pinned tokens {} to {} are not in the prompt of {} tokens", span.begin,
+           span.end, num_prompt);
+    }
+    std::fill(is_pinned.begin() + span.begin, is_pinned.begin() + span.end, true);
+  }
+  if (!request.kv_policy || request.kv_policy->scorer == nullptr || request.kv_pinned.empty()) return;
+  const KvPolicy& policy = *request.kv_policy;
+  if (policy.has_own_budget() || policy.layers != KvLayerBudget::kUniform || !policy.span_separator.empty() ||
+      policy.share_chunk > 0) {
+    fail(ErrorCode::kInvalidArgument,
+         "tokens cannot be pinned with the KV policy {}: not every layer or chunk has room for them", policy.text);
+  }
+  // In a prompt that is judged several times they need their room from the first time on.
+  const std::vector<KvCompressionPoint> points = policy.compression_points(num_prompt, num_prompt);
+  const auto first_judged = std::ranges::find_if(points, &KvCompressionPoint::judges);
+  const int32_t num_kept = first_judged == points.end() ? num_prompt : first_judged->num_kept;
+  // Judged once, the most recent tokens are those of the prompt; later they are others.
+  const bool is_judged_later = policy.every > 0 && !policy.generated_budget;
+  if (num_kept == num_prompt && !is_judged_later) return;
+  const bool is_judged_again = is_judged_later || policy.prefill_every > 0;
+  const auto [num_sinks, num_recent] = policy.num_protected(num_prompt, num_kept);
+  const int32_t last = is_judged_again ? num_prompt : num_prompt - num_recent;
+  int32_t num_taken = 0;
+  for (int32_t first = num_sinks; first < last; first += policy.chunk) {
+    const int32_t end = std::min(first + policy.chunk, last);
+    if (std::find(is_pinned.begin() + first, is_pinned.begin() + end, true) != is_pinned.begin() + end) {
+      num_taken += end - first;  // chunks stay as a whole
+    }
+  }
+  if (num_taken > num_kept - num_sinks - num_recent) {
+    fail(ErrorCode::kInvalidArgument,
+         "pinned tokens need the room of {} entries, but of the {} that the KV policy keeps {} are its first and last",
+         num_taken, num_kept, num_sinks + num_recent);
+  }
+}
+
+// A table of heads has to be of this model.
+void check_head_kinds(const KvPolicy& policy, const ModelInfo& info) {
+  if (policy.head_kinds.empty()) return;
+  std::vector<size_t> num_heads;
+  for (const KvLayerSpec& layer : info.kv_layers) {
+    if (layer.window == 0) num_heads.push_back(static_cast<size_t>(layer.num_kv_heads));
+  }
+  if (policy.head_kinds.size() != num_heads.size()) {
+    fail(ErrorCode::kInvalidArgument, "the KV policy has the heads of {} layers; the model has {} without a window",
+         policy.head_kinds.size(), num_heads.size());
+  }
+  for (size_t layer = 0; layer < num_heads.size(); ++layer) {
+    if (policy.head_kinds[layer].size() == num_heads[layer]) continue;
+    fail(ErrorCode::kInvalidArgument, "the KV policy has {} heads in layer {}; the model has {} KV heads there",
+         policy.head_kinds[layer].size(), layer, num_heads[layer]);
+  }
+}
+
+// Where they are no part of keys.
+bool can_merge_values(const ModelInfo& info) {
+  return std::ranges::none_of(info.kv_layers, &KvLayerSpec::value_in_key);
+}
+
+void check_merging(const KvPolicy& policy, const ModelInfo& info) {
+  if (policy.merging && !can_merge_values(info)) {
+    fail(ErrorCode::kUnsupported,
+         "the KV policy {} merges values of entries, and this model (MLA) has none: they are a part of the keys",
+         policy.text);
+  }
+}
+
+// Where the parts of a prompt begin that a policy keeps together.
+std::vector<int32_t> span_starts(const Tokenizer* tokenizer, std::span<const TokenId> prompt,
+                                 const std::string& separator) {
+  if (tokenizer == nullptr) {
+    fail(ErrorCode::kUnsupported,
+         "the KV policy keeps parts of the text together, for which the model needs a tokenizer");
+  }
+  return PromptText(*tokenizer, prompt).part_starts(separator);
+}
+
+// The prompt's repetitions, of a policy that wants them. Without a tokenizer no words ask for them.
+std::vector<Repetition> repetitions_of_prompt(const LoadedModel& model, std::span<const TokenId> prompt,
+                                              int32_t chunk_tokens) {
+  RepetitionWords words;
+  if (const Tokenizer* tokenizer = model.tokenizer(); tokenizer != nullptr) {
+    const auto encode = [&](const char* text) { return tokenizer->encode(text, AddSpecial::kNo, ParseSpecial::kNo); };
+    words.first = encode("\n\nRepeat the previous context exactly.");
+    words.next = encode("\n\nRepeat the part of the previous context exactly, starting with");
+  }
+  return repetitions_of(prompt, chunk_tokens, words);
+}
+
+bool fits_into_context(const LoadedModel& model, std::span<const TokenId> prompt, const Repetition& repetition) {
+  return std::ssize(prompt) + std::ssize(repetition.tokens) <= model.options().context_length;
+}
+
+bool fits_twice(const LoadedModel& model, std::span<const TokenId> prompt) {
+  const std::vector<Repetition> repetitions = repetitions_of_prompt(model, prompt, KvWants::Repetitions().chunk_tokens);
+  return std::ranges::all_of(repetitions, [&](const Repetition& r) {
+    const int64_t bytes = model.kv().bytes_for_tokens(std::ssize(prompt) + std::ssize(r.tokens));
+    return fits_into_context(model, prompt, r) && std::cmp_less_equal(bytes, model.kv().config().capacity_bytes);
+  });
+}
+
+std::vector<Repetition> make_repetitions(const LoadedModel& model, std::span<const TokenId> prompt,
+                                         int32_t chunk_tokens) {
+  std::vector<Repetition> repetitions = repetitions_of_prompt(model, prompt, chunk_tokens);
+  for (const Repetition& repetition : repetitions) {
+    if (fits_into_context(model, prompt, repetition)) continue;
+    fail(ErrorCode::kInvalidArgument,
+         "the KV policy reads the prompt a second time: its {} tokens and {} that repeat a chunk do not fit into the "
+         "context of {} tokens; smaller chunks, of less than {} tokens, may",
+         prompt.size(), repetition.tokens.size(), model.options().context_length,
+         repetition.chunk.end - repetition.chunk.begin);
+  }
+  return repetitions;
+}
+
+// Tokens of a request when everything is generated.
+int64_t most_tokens(const GenerationRequest& request, const LoadedModel& model) {
+  return std::min<int64_t>(std::ssize(request.prompt) + request.max_new_tokens, model.options().context_length);
+}
+
+CompressionPlan compression_of(const KvPolicy& policy, int32_t num_prompt, int64_t num_tokens,
+                               const LoadedModel& model) {
+  const KvWants wants = policy.wants();
+  CompressionPlan plan{// With the last token but one computed the last is there, and nothing is computed any more.
+                       .points = policy.compression_points(num_prompt, static_cast<int32_t>(num_tokens) - 2),
+                       .is_average = !policy.heads_keep_alike(),
+                       .may_keep_all = policy.guard > 0.0,
+                       .num_query_tokens = wants.sees_all_tokens() ? std::numeric_limits<int32_t>::max()
+                                                                   : std::max(1, wants.num_query_tokens)};
+  if (policy.demotion) {
+    const KvCacheConfig& cache = model.kv().config();
+    plan.demotion = policy.demotion->of(cache.layers, cache.codec);
+    model.kv().check_demotion(*plan.demotion);
+  }
+  return plan;
+}
+
+}  // namespace
+
+KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
+  const auto num_prompt = static_cast<int32_t>(request.prompt.size());
+  KvRequest kv{.text = {.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned}, .compression = {}};
+  check_pinned(request, num_prompt);
+  if (!request.kv_policy) return kv;
+  const KvPolicy& policy = *request.kv_policy;
+  check_head_kinds(policy, model.info());
+  check_merging(policy, model.info());
+  if (num_prompt == 0) return kv;
+  if (!policy.span_separator.empty()) {
+    kv.text.span_starts = span_starts(model.tokenizer(), request.prompt, policy.span_separator);
+  }
+  const int64_t num_tokens = most_tokens(request, model);
+  kv.compression = compression_of(policy, num_prompt, num_tokens, model);
+  const std::vector<KvCompressionPoint>& points = kv.compression.points;
+  if (const KvWants wants = policy.wants(); wants.repetitions && !points.empty() && points[0].judges) {
+    kv.text.repetitions = make_repetitions(model, request.prompt, wants.repetitions->chunk_tokens);
+    for (const Repetition& repetition : kv.text.repetitions) {
+      kv.compression.repetitions.push_back(static_cast<int32_t>(repetition.tokens.size()));
+    }
+  }
+  kv.private_generation = policy.pages.has_value();
+  kv.side_bytes = model.evidence_bytes(policy, kv.compression.most_entries(), static_cast<int32_t>(num_tokens));
+  return kv;
+}
+
+KvAutoRequest kv_auto_request(const GenerationRequest& request, const LoadedModel& model) {
+  const KvPolicy& policy = *request.kv_policy;
+  if (policy.automatic->by_room && !request.kv_pinned.empty()) {
+    fail(ErrorCode::kInvalidArgument,
+         "tokens cannot be pinned with the KV policy {}: whether they have room depends on other requests; give it a "
+         "budget, such as keep=0.5",
+         policy.text);
+  }
+  const int64_t most_entries = most_tokens(request, model) - 1;
+  return {.num_prompt_tokens = static_cast<int32_t>(request.prompt.size()),
+          .num_entries = static_cast<int32_t>(most_entries),
+          .num_texts = request.num_choices,
+          .values_merge = can_merge_values(model.info()),
+          .fits_twice = fits_twice(model, request.prompt),
+          .can_drop = !model.info().has_encoder,
+          .bytes_for = [&kv = model.kv(), most_entries](int32_t num_entries) {
+            return kv.bytes_for_entries(num_entries, most_entries, 1);
+          }};
+}
+
+}  // namespace witan

@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+
+#include "engine/engine.h"
+#include "engine/loaded_model.h"
+#include "kv/policy/kv_auto.h"
+#include "kv/policy/kv_compression.h"
+#include "sched/compression_plan.h"
+
+namespace witan {
+
+// What a request's KV policy becomes with this model and this prompt; nothing without a policy.
+struct KvRequest {
+  KvText text;
+  CompressionPlan compression;
+  bool private_generation = false;  // see SequenceRequest
+  int64_t side_bytes = 0;           // of the memory pool, for what the policy collects while the sequence runs
+};
+
+// Throws Error for a policy that the model cannot have, for pinned tokens that are not in the prompt or have no room in
+// the budget, and for a prompt that does not fit into the context twice where the policy reads it twice. `auto` must
+// have been chosen.
+KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model);
+
+// What `auto` goes by, but for the room that the KV cache has. Throws Error(kInvalidArgument) for pinned tokens without
+// a budget that is known.
+KvAutoRequest kv_auto_request(const GenerationRequest& request, const LoadedModel& model);
+
+}  // namespace witan

@@ -1,0 +1,71 @@
+// Which types older entries are rounded to.
+#include <charconv>
+#include <sstream>
+
+#include "base/error.h"
+#include "kv/policy/policy_builder.h"
+
+namespace witan {
+namespace {
+
+int32_t num_recent(PartArguments& arguments) { return arguments.integer("residual", 128, 0, 1 << 30); }
+
+std::string known_codecs() {
+  std::vector<std::string_view> names;
+  for (const KvCodec codec : kKvCodecs) names.push_back(kv_codec_name(codec));
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+// "int4-hadamard", or "int4-hadamard*3" for three layers.
+void add_layers(const std::string& part, const std::string& text, std::vector<KvCodec>& codecs) {
+  const size_t star = text.find('*');
+  const std::string name = text.substr(0, star);
+  const auto* codec = std::ranges::find(kKvCodecs, name, kv_codec_name);
+  if (codec == std::end(kKvCodecs)) {
+    fail(ErrorCode::kInvalidArgument, "{}: layers: '{}' is no type of KV entries; there are {}", part, name,
+         known_codecs());
+  }
+  int32_t count = 1;
+  if (star != std::string::npos) {
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data() + star + 1, end, count);
+    if (error != std::errc{} || stop != end || count < 1 || count > 1 << 16) {
+      fail(ErrorCode::kInvalidArgument, "{}: layers: '{}': behind the * comes a number of layers", part, text);
+    }
+  }
+  codecs.insert(codecs.end(), static_cast<size_t>(count), *codec);
+}
+
+}  // namespace
+
+// Key and value types by layer, as KVTuner (Li et al., arXiv 2502.04420) searches them. Here the table is given.
+void kv_tuner(PolicyBuilder& builder, PartArguments& arguments) {
+  KvDemotionRule demotion{.codecs = {}, .is_by_layer = true};
+  std::istringstream layers(arguments.text("layers"));
+  for (std::string layer; std::getline(layers, layer, '/');) add_layers(arguments.part(), layer, demotion.codecs);
+  if (demotion.codecs.empty()) fail(ErrorCode::kInvalidArgument, "{}: layers: no layers", arguments.part());
+  demotion.num_recent = num_recent(arguments);
+  builder.choose_demotion(arguments, std::move(demotion));
+}
+
+// KIVI (Liu et al., arXiv 2402.02750). Keys and values are flushed by the block of 32, not the keys by the residual and
+// the values one by one.
+void kivi(PolicyBuilder& builder, PartArguments& arguments) {
+  const KvCodec codec = arguments.choice("bits", {"2", "4"}) == "2" ? KvCodec::kKivi2 : KvCodec::kKivi4;
+  builder.choose_demotion(arguments, {.codecs = {codec}, .num_recent = num_recent(arguments)});
+}
+
+void entry_types(PolicyBuilder& builder, PartArguments& arguments) {
+  const std::string key = arguments.text("k");
+  const std::string value = arguments.text_or("v", key);
+  const std::optional<KvCodec> codec = kv_codec_of(key, value);
+  if (!codec) {
+    fail(ErrorCode::kInvalidArgument,
+         "there are no KV entries with keys of type {} and values of type {}; there are {}, where k8v4-hadamard is "
+         "k=int8-hadamard,v=int4-hadamard",
+         key, value, known_codecs());
+  }
+  builder.choose_demotion(arguments, {.codecs = {*codec}, .num_recent = num_recent(arguments)});
+}
+
+}  // namespace witan

@@ -1,0 +1,158 @@
+// KV policies that round older entries to fewer bits, and those that judge entries while the prompt is computed.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "kv_policy_test_support.h"
+
+namespace witan {
+namespace {
+
+using test::Answer;
+using test::arch_name;
+using test::ask;
+using test::expect_the_same_answer_everywhere;
+using test::expect_the_same_answers_in_little_room;
+using test::kModels;
+using test::kPrompt;
+using test::KvModelTest;
+using test::prompt_tokens;
+using test::request_for;
+
+// Policies that round older entries to fewer bits, alone or of what others keep or read.
+class KvDemotionTest : public KvModelTest {
+ protected:
+  static std::string smaller_type() {
+    switch (GetParam().codec) {
+      case KvCodec::kBF16:  // latents
+        return "k=q8_0";
+      case KvCodec::kF16:
+        return "k=int8-hadamard,v=int4";
+      default:
+        return "k=int2-hadamard";
+    }
+  }
+  // Of the room that four take at once, for some to be preempted. From 4 bits to 2, with windows that are never
+  // demoted, a sequence comes to hold little less than its peak, which it is admitted by.
+  static int64_t preempting_percent() { return GetParam().codec == KvCodec::kHadamard4 ? 90 : 60; }
+  static std::vector<std::string> policies() {
+    std::vector<std::string> all = {"residual=16,", "residual=0,snapkv(window=8),tokens=70,",
+                                    "residual=8,keydiff,tokens=60,every=4,", "residual=16,quest(tokens=96,dense=0),"};
+    if (!std::string_view(GetParam().arch).starts_with("deepseek")) {
+      all.emplace_back("residual=20,adakv(window=8),keep=0.5,generated_tokens=4,every=3,");
+    }
+    for (std::string& policy : all) policy += smaller_type();
+    switch (GetParam().codec) {
+      case KvCodec::kBF16:
+        all.emplace_back("snapkv(window=8),tokens=90,residual=8,k=int4-latent");
+        break;
+      case KvCodec::kF16:
+        all.insert(all.end(), {"kivi(bits=4,residual=8)", "adakv(window=8),keep=0.6,kivi(residual=0)"});
+        break;
+      default:
+        break;
+    }
+    return all;
+  }
+};
+
+TEST_P(KvDemotionTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
+  for (const std::string& policy : policies()) expect_the_same_answer_everywhere(options(), policy);
+}
+
+TEST_P(KvDemotionTest, PreemptionDoesNotChangeAnything) {
+  int64_t num_preemptions = 0;
+  for (const std::string& policy : policies()) {
+    num_preemptions += expect_the_same_answers_in_little_room(options(), policy, preempting_percent());
+  }
+  EXPECT_GT(num_preemptions, 0);
+}
+
+TEST_P(KvDemotionTest, WithNothingOldEnoughOrTheCachesOwnTypeNothingChanges) {
+  Engine engine(options());
+  const Answer dense = ask(engine, request_for(prompt_tokens(kPrompt, 5), ""));
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "residual=200," + smaller_type())).steps, dense.steps);
+  const std::string own = fmt::format("k={},residual=0", kv_codec_name(GetParam().codec));
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), own)).steps, dense.steps);
+}
+
+TEST_P(KvDemotionTest, BytesAndEntriesAreReportedAndFreed) {
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine engine(o);
+  const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), "residual=20," + smaller_type(), 40));
+  ASSERT_NE(answer.usage.kv, nullptr);
+  const KvCompression& kv = *answer.usage.kv;
+  EXPECT_EQ(kv.num_times, 0) << "nothing was judged";
+  EXPECT_EQ(kv.num_tokens, kPrompt + 32);
+  EXPECT_EQ(kv.kept[0][0], kPrompt + 32);
+  EXPECT_EQ(kv.demoted[0][0], (kPrompt + 32 - 20) / 32 * 32);
+  EXPECT_LT(kv.bytes_after, kv.bytes_before);
+  int64_t dense_bytes = 0;  // of the text so far, windows apart
+  int64_t bytes = 0;
+  for (const KvLayerSpec& layer : engine.model_info().kv_layers) {
+    if (layer.window > 0) continue;
+    const KvBlockFormat format{GetParam().codec, layer.key_dim, layer.value_dim, layer.value_in_key};
+    dense_bytes += layer.num_kv_heads * format.block_bytes() * ((kPrompt + 32 + 31) / 32);
+    bytes += layer.num_kv_heads * format.block_bytes() * ((kPrompt + 32 - kv.demoted[0][0] + 31) / 32);
+  }
+  EXPECT_GE(kv.bytes_before, dense_bytes);
+  EXPECT_GT(kv.bytes_before - kv.bytes_after, 0);
+  EXPECT_LT(kv.bytes_before - kv.bytes_after, dense_bytes - bytes) << "demoted entries take some";
+  EXPECT_EQ(engine.stats().kv.block_bytes_held, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KvDemotionTest, testing::ValuesIn(kModels), arch_name);
+
+// Policies that judge entries while the prompt is computed.
+class KvPrefillTest : public KvDemotionTest {
+ protected:
+  static std::vector<std::string> policies() {
+    return {"snapkv(window=8),tokens=40,prefill_every=50",
+            "keydiff,keep=0.4,prefill_every=33",
+            "h2o,tokens=30,prefill_every=40,every=5",
+            "expectedattention,tokens=30,prefill_every=64",
+            "pyramidkv(window=8),keep=0.4,prefill_every=70,residual=8," + smaller_type(),
+            "prefill_every=64,residual=8," + smaller_type()};
+  }
+};
+
+TEST_P(KvPrefillTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
+  for (const std::string& policy : policies()) expect_the_same_answer_everywhere(options(), policy);
+}
+
+TEST_P(KvPrefillTest, PreemptionDoesNotChangeAnything) {
+  int64_t num_preemptions = 0;
+  for (const char* policy : {"keydiff,keep=0.8,prefill_every=33", "snapkv(window=8),keep=0.7,prefill_every=40"}) {
+    num_preemptions += expect_the_same_answers_in_little_room(options(), policy, 60);
+  }
+  EXPECT_GT(num_preemptions, 0);
+}
+
+TEST_P(KvPrefillTest, APromptNeverHoldsMoreThanItsBudgetAndWhatIsComputedUntilItIsJudged) {
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  o.max_step_tokens = 32;
+  const auto peak = [&](const std::string& policy) {
+    Engine engine(o);
+    const Answer answer = ask(engine, request_for(prompt_tokens(400, 5), policy, 2));
+    if (!policy.empty()) {
+      EXPECT_EQ(answer.usage.kv->kept[0][0], 64);
+      EXPECT_EQ(answer.usage.kv->num_tokens, 400);
+      EXPECT_EQ(answer.usage.kv->num_times,
+                policy.find("prefill_every") == std::string::npos ? 1 : 6);  // from 128 tokens on
+    }
+    return engine.stats().kv.peak_block_bytes_held;
+  };
+  const int64_t dense = peak("");
+  EXPECT_EQ(peak("keydiff,tokens=64"), dense);
+  EXPECT_LE(peak("keydiff,tokens=64,prefill_every=64"), dense * 60 / 100);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KvPrefillTest, testing::ValuesIn(kModels), arch_name);
+
+}  // namespace
+}  // namespace witan

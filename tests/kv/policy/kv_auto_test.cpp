@@ -1,0 +1,116 @@
+#include "kv/policy/kv_auto.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace witan {
+namespace {
+
+using testing::HasSubstr;
+
+// A prompt of 1000 tokens of which an entry takes a byte, and an answer of 100.
+KvAutoRequest request(int64_t free_bytes = 1 << 20) {
+  return {
+      .num_prompt_tokens = 1000, .num_entries = 1100, .free_bytes = free_bytes, .bytes_for = [](int32_t num_entries) {
+        return int64_t{num_entries};
+      }};
+}
+
+std::string chosen(const std::string& policy, const KvAutoRequest& of) {
+  return choose_kv_policy(parse_kv_policy(policy), of).policy;
+}
+
+TEST(KvAuto, TheBudgetChoosesTheMethod) {
+  EXPECT_EQ(chosen("auto,keep=0.9", request()), "keydiff,merge,keep=0.9");
+  EXPECT_EQ(chosen("auto,keep=0.5", request()), "keydiff,merge,keep=0.5");
+  EXPECT_EQ(chosen("keep=0.4, auto", request()), "kvzip,keep=0.4");
+  EXPECT_EQ(chosen("auto,keep=0.2", request()), "kvzip,keep=0.2");
+  EXPECT_EQ(chosen("auto,tokens=500", request()), "keydiff,merge,tokens=500");
+  EXPECT_EQ(chosen("auto,tokens=100,floor=400,every=16,sinks=2", request()),
+            "keydiff,tokens=100,floor=400,every=16,sinks=2");
+  EXPECT_EQ(chosen(R"({"parts": ["auto"], "keep": 0.2})", request()), "kvzip,keep=0.2");
+}
+
+TEST(KvAuto, WithABudgetTheRoomDoesNotMatter) {
+  for (const char* policy : {"auto,keep=0.5", "auto(floor=0.9),keep=0.1", "auto,generated_tokens=10"}) {
+    EXPECT_EQ(chosen(policy, request(0)), chosen(policy, request())) << policy;
+  }
+  EXPECT_EQ(chosen("auto,keep=1", request(0)), "");
+  EXPECT_EQ(chosen("auto,tokens=1000", request(0)), "");
+}
+
+TEST(KvAuto, EveryEntryStaysWhereThereIsRoom) {
+  const KvAutoChoice choice = choose_kv_policy(parse_kv_policy("auto"), request(1100));
+  EXPECT_EQ(choice.policy, "");
+  EXPECT_THAT(choice.reason, HasSubstr("room for every entry"));
+}
+
+TEST(KvAuto, TheLargestShareThatFitsIsChosen) {
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(1099)), "keydiff,merge,keep=0.9") << "of the prompt, and the answer";
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(1000)), "keydiff,merge,keep=0.9");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(999)), "keydiff,merge,keep=0.7");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(600)), "keydiff,merge,keep=0.5");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(599)), "kvzip,keep=0.3");
+  const KvAutoChoice choice = choose_kv_policy(parse_kv_policy("auto,every=50"), request(1000));
+  EXPECT_EQ(choice.policy, "keydiff,merge,every=50,keep=0.9");
+  EXPECT_EQ(choice.reason,
+            "the KV cache has 1000 bytes beside other requests; every entry would take 1100, a share of 0.9 takes 995")
+      << "945 of the first 1050 tokens, and the last 50";
+  KvAutoRequest of_two = request(1000);
+  of_two.num_texts = 2;
+  EXPECT_EQ(chosen("auto(floor=0.1)", of_two), "kvzip,keep=0.3") << "two answers of 400";
+}
+
+TEST(KvAuto, NoShareBelowTheFloorIsChosen) {
+  EXPECT_EQ(chosen("auto", request(0)), "keydiff,merge,keep=0.5");
+  EXPECT_EQ(chosen("auto(floor=0.6)", request(0)), "keydiff,merge,keep=0.6");
+  EXPECT_EQ(chosen("auto(floor=0.6)", request(800)), "keydiff,merge,keep=0.7");
+  EXPECT_EQ(chosen("auto(floor=0.2)", request(0)), "kvzip,keep=0.2");
+  EXPECT_EQ(chosen("auto(floor=1)", request(0)), "");
+  EXPECT_THAT(choose_kv_policy(parse_kv_policy("auto"), request(0)).reason, HasSubstr("and that is the floor"));
+}
+
+TEST(KvAuto, ModelsGetWhatIsPossible) {
+  KvAutoRequest latents = request();
+  latents.values_merge = false;
+  EXPECT_EQ(chosen("auto,keep=0.5", latents), "keydiff,keep=0.5");
+  EXPECT_EQ(chosen("auto,keep=0.1", latents), "kvzip,keep=0.1");
+  EXPECT_EQ(chosen("auto,keep=0.1,every=8", latents), "keydiff,keep=0.1,every=8");
+  KvAutoRequest long_prompt = request();
+  long_prompt.fits_twice = false;
+  EXPECT_EQ(chosen("auto,keep=0.4", long_prompt), "keydiff,keep=0.4");
+  EXPECT_EQ(chosen("auto,keep=0.3", long_prompt), "keydiff,adakv,merge,keep=0.3");
+  EXPECT_EQ(chosen("auto,keep=0.3,prefill_every=500", request()), "keydiff,adakv,merge,keep=0.3,prefill_every=500")
+      << "the whole prompt is never there to be read again";
+  KvAutoRequest encoded = request(0);
+  encoded.can_drop = false;
+  const KvAutoChoice choice = choose_kv_policy(parse_kv_policy("auto"), encoded);
+  EXPECT_EQ(choice.policy, "");
+  EXPECT_THAT(choice.reason, HasSubstr("encoder"));
+  EXPECT_THROW((void)chosen("auto,keep=0.5", encoded), Error);
+}
+
+TEST(KvAuto, WhatIsWrongIsNamed) {
+  const auto error_of = [](const std::string& text) -> std::string {
+    try {
+      (void)parse_kv_policy(text);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "none";
+  };
+  EXPECT_THAT(error_of("auto(floor=0)"), HasSubstr("auto: floor must be a number from 0.01 to 1, not '0'"));
+  EXPECT_THAT(error_of("auto(keep=0.5)"), HasSubstr("auto has no argument keep; it has floor"));
+  EXPECT_THAT(error_of("auto,snapkv"), HasSubstr("auto and snapkv cannot be combined"));
+  EXPECT_THAT(error_of("auto,auto"), HasSubstr("cannot be combined"));
+  for (const char* part :
+       {"adakv", "merge", "global", "pyramidkv", "chunkkv", "criticalkv", "quest", "simlayerkv", "kivi"}) {
+    EXPECT_THAT(error_of(std::string("auto,keep=0.5,") + part), HasSubstr("cannot be combined")) << part;
+  }
+  EXPECT_THAT(error_of("auto,keep=2"), HasSubstr("keep must be a number"));
+}
+
+}  // namespace
+}  // namespace witan
