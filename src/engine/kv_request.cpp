@@ -154,6 +154,15 @@ CompressionPlan compression_of(const KvPolicy& policy, int32_t num_prompt, int64
   return plan;
 }
 
+// Whether what a policy leaves of the prompt, at points before its end, follows from the policy and the tokens up to
+// there.
+bool leaves_the_same(const KvPolicy& policy, const GenerationRequest& request) {
+  const KvWants wants = policy.wants();
+  const bool judges_by_entries = wants.num_query_tokens == 0 && !wants.attention_mass && !wants.moments &&
+                                 !wants.value_norms && !wants.repetitions;
+  return policy.prefill_every > 0 && judges_by_entries && request.kv_pinned.empty() && policy.span_separator.empty();
+}
+
 }  // namespace
 
 KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
@@ -170,6 +179,7 @@ KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
   }
   const int64_t num_tokens = most_tokens(request, model);
   kv.compression = compression_of(policy, num_prompt, num_tokens, model);
+  if (leaves_the_same(policy, request)) kv.compression.shared_as = policy.text;
   const std::vector<KvCompressionPoint>& points = kv.compression.points;
   if (const KvWants wants = policy.wants(); wants.repetitions && !points.empty() && points[0].judges) {
     kv.text.repetitions = make_repetitions(model, request.prompt, wants.repetitions->chunk_tokens);

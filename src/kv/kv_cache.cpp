@@ -173,6 +173,9 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
   PrefixId entry = index.oldest_unreferenced();
   std::vector<InputId> dropped_inputs;
   const std::vector<InputId> candidates = cached_inputs();
+  std::vector<CompressedId> compressed_left = droppable_compressed();
+  std::ranges::reverse(compressed_left);
+  std::vector<CompressedId> dropped_compressed;
   // Frames that others leave are used before anything is dropped. Slabs come first, as another thread may take the
   // memory pool's last frames at any time, and what is dropped cannot be brought back.
   while (missing_bytes > 0 || !take_slabs(needed, dropped_blocks)) {
@@ -192,6 +195,13 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
       missing_bytes -= input_bytes(input);
       for (size_t i = 0; i < pools.size(); ++i) dropped_blocks[i] += input.num_blocks * pools[i].num_input_tables;
       continue;
+    } else if (!compressed_left.empty()) {
+      const KvSequence& sequence = compressed.at(compressed_left.back()).sequence;
+      missing_bytes -= sequence.block_bytes;
+      count_blocks(sequence, dropped_blocks);
+      dropped_compressed.push_back(compressed_left.back());
+      compressed_left.pop_back();
+      continue;
     } else {
       return false;
     }
@@ -204,6 +214,7 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
   for (int64_t i = 0; i < num_windows; ++i) drop_oldest_window();
   for (int64_t i = 0; i < num_entries; ++i) evict_oldest();
   for (const InputId id : dropped_inputs) drop_input(id);
+  for (const CompressedId id : dropped_compressed) drop_compressed(id);
   stats.prefix_evicted_blocks += num_entries;
   return true;
 }
@@ -573,6 +584,7 @@ int64_t KvCache::available_bytes() const {
       dropped[i] += state.cached_input_bytes / state.input_set_bytes * state.pools[i].num_input_tables;
     }
   }
+  for (const auto& [id, prefix] : state.compressed) state.count_blocks(prefix.sequence, dropped);
   while (least < most) {
     const int64_t middle = least + (most - least + 1) / 2;
     for (size_t i = 0; i < needed.size(); ++i) {
@@ -590,6 +602,7 @@ int64_t KvCache::available_bytes() const {
 KvCacheStats KvCache::stats() const {
   KvCacheStats stats = state_->stats;
   stats.block_bytes_cached = state_->evictable_bytes();
+  stats.compressed_bytes = state_->compressed_bytes;
   return stats;
 }
 
@@ -597,6 +610,7 @@ void KvCache::clear_prefix_cache() {
   while (state_->index.num_passed() > 0) state_->drop_oldest_window();
   while (state_->index.num_unreferenced() > 0) state_->evict_oldest();
   for (const InputId id : state_->cached_inputs()) state_->drop_input(id);
+  for (const CompressedId id : state_->droppable_compressed()) state_->drop_compressed(id);
   state_->trim();
 }
 

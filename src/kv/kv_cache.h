@@ -2,7 +2,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "base/isa.h"
@@ -26,6 +28,14 @@ struct KvLayerSpec {
 // An encoded input in a KvCache.
 using InputId = int64_t;
 inline constexpr InputId kNoInput = 0;
+
+// The beginning of a text as a KV policy left it, in a KvCache.
+using CompressedId = int64_t;
+inline constexpr CompressedId kNoCompressed = 0;
+struct KvCompressedPrefix {
+  CompressedId id = kNoCompressed;
+  int32_t num_tokens = 0;  // of the text
+};
 
 // Bytes of blocks that a text of num_tokens takes at most while it is computed in chunks of chunk_tokens: every entry
 // in layers without a window; in the others the window and the chunk, in whole blocks. Throws Error(kInvalidArgument)
@@ -59,7 +69,8 @@ enum class TokenRole : uint8_t {
 
 struct KvCacheStats {
   int64_t block_bytes_held = 0;    // bytes of all blocks that are not free, shared ones counted once
-  int64_t block_bytes_cached = 0;  // of these, held by the prefix cache alone (evictable)
+  int64_t block_bytes_cached = 0;  // of these, held for later requests alone (evictable)
+  int64_t compressed_bytes = 0;    // of these, compressed prefixes
   int64_t peak_block_bytes_held = 0;
   int64_t prefix_lookup_tokens = 0;   // tokens asked for in attach_prefix, by every call
   int64_t prefix_hit_tokens = 0;      // of these, found; SchedulerStats counts each request once
@@ -85,8 +96,8 @@ struct KvCacheStats {
 // (docs/adr/0007).
 //
 // Life of a sequence:
-//   create (attach_prefix)? (attach_input (write input entries)* commit_input)?
-//     (reserve (write entries)* commit | keep | demote)* release
+//   create (attach_prefix | attach_compressed)? (attach_input (write input entries)* commit_input)?
+//     (reserve (write entries)* commit | keep | demote | save_compressed)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
 class KvCache {
@@ -165,6 +176,18 @@ class KvCache {
   // Over all layers without a window and their heads, of num_entries demoted entries each, in whole blocks.
   int64_t demoted_bytes(const KvDemotion& demotion, int64_t num_entries) const;
 
+  // Keeps a copy of what keep() and demote() left of a sequence for later ones: `tokens` is its text, `policy` stands
+  // for everything else that its entries depend on. Such compressed prefixes are apart from the prefix cache's blocks,
+  // which only hold entries as they were computed; they take at most a quarter of the capacity, and are dropped for
+  // room, least recently used first, when no such block is left. Returns whether it is there: not where nothing
+  // was dropped or demoted, there is no room, it is too large, or the prefix cache is off.
+  bool save_compressed(SequenceId sequence, std::string_view policy, std::span<const TokenId> tokens);
+
+  // The longest one of that policy which `tokens` begins with, and goes on behind; valid until the next non-const call.
+  std::optional<KvCompressedPrefix> find_compressed(std::string_view policy, std::span<const TokenId> tokens) const;
+  // Makes an empty sequence a copy of it. False, and nothing changed, when there is no room.
+  [[nodiscard]] bool attach_compressed(SequenceId sequence, CompressedId prefix);
+
   // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.
   void release(SequenceId sequence);
 
@@ -188,7 +211,7 @@ class KvCache {
   int64_t available_memory_bytes() const;
   KvCacheStats stats() const;
 
-  // Drops every unreferenced prefix block.
+  // Drops every unreferenced prefix block, encoded input and compressed prefix.
   void clear_prefix_cache();
 
   // Aborts unless every block is free, held by sequences or cached exactly as counted, and reference counts add up.

@@ -97,6 +97,25 @@ void KvCache::check_integrity() const {
       owned[pool].add(state.pools[pool].blocks, input.ids[i]);
     }
   }
+  int64_t compressed_bytes = 0;
+  for (const auto& [id, prefix] : state.compressed) {
+    const KvSequence& sequence = prefix.sequence;
+    WITAN_CHECK(
+        sequence.num_reserved == 0 && sequence.prefix.empty() && sequence.num_tokens == std::ssize(prefix.tokens),
+        "compressed prefix {} of {} tokens has {}", id, prefix.tokens.size(), sequence.num_tokens);
+    int64_t block_bytes = 0;
+    for (int64_t table = 0; table < state.num_tables(); ++table) {
+      block_bytes += state.table_bytes(sequence, table);
+      for (int64_t place = state.first_block(sequence, table); place < sequence.tables[table].num_blocks; ++place) {
+        own(state.pool_of_place(sequence, table, place), sequence.tables.id(table, place));
+      }
+    }
+    WITAN_CHECK(block_bytes == sequence.block_bytes, "compressed prefix {} holds {} bytes, {} counted", id, block_bytes,
+                sequence.block_bytes);
+    compressed_bytes += block_bytes;
+  }
+  WITAN_CHECK(compressed_bytes == state.compressed_bytes, "{} bytes of compressed prefixes, {} counted",
+              compressed_bytes, state.compressed_bytes);
   WITAN_CHECK(num_vacant == state.vacant_slots.size(), "{} vacant slots, {} counted", num_vacant,
               state.vacant_slots.size());
   state.index.check_integrity(num_references, num_window_references);

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kv/block_pool.h"
@@ -104,6 +106,20 @@ struct KvSequence {
   std::vector<TokenRole> tail_roles;
 };
 
+// The beginning of a text as a KV policy left it, kept for later sequences, which copy its blocks.
+struct CompressedPrefix {
+  CompressedPrefix(std::string policy_name, std::span<const TokenId> of, int64_t num_tables)
+      : policy(std::move(policy_name)), tokens(of.begin(), of.end()), sequence(num_tables) {}
+
+  std::string policy;
+  std::vector<TokenId> tokens;
+  KvSequence sequence;
+  int64_t used_at = 0;  // by State::clock
+};
+
+// Compressed prefixes together take at most this part of the capacity.
+inline constexpr int64_t kCompressedShare = 4;
+
 struct KvCache::State {
   struct Layer {
     KvBlockFormat format;
@@ -157,6 +173,12 @@ struct KvCache::State {
   std::vector<InputId> cached_inputs() const;  // oldest first
   void check_inputs(const std::map<InputId, int64_t>& num_references) const;
 
+  // Adds the sequence's blocks, shared ones included, by pool.
+  void count_blocks(const KvSequence& sequence, std::span<int64_t> blocks) const;
+  void copy_sequence(const KvSequence& from, KvSequence& to);
+  std::vector<CompressedId> droppable_compressed() const;  // least recently used first
+  void drop_compressed(CompressedId id);
+
   // Room for the blocks needed of each pool: slabs taken, prefix blocks dropped. False, and nothing changed, if none.
   bool make_room(std::span<const int64_t> needed);
   bool take_slabs(std::span<const int64_t> needed, std::span<const int64_t> dropped);
@@ -190,7 +212,7 @@ struct KvCache::State {
   void trim();
   int64_t evictable_bytes() const {
     return index.num_unreferenced() * full_set_bytes + (index.num_kept() + index.num_passed()) * window_set_bytes +
-           cached_input_bytes;
+           cached_input_bytes + compressed_bytes;
   }
 
   MemoryPool& memory;
@@ -208,6 +230,10 @@ struct KvCache::State {
   int64_t clock = 0;
   int64_t cached_input_bytes = 0;  // of inputs without a reference
   bool caches_inputs = false;
+  std::map<CompressedId, CompressedPrefix> compressed;
+  CompressedId next_compressed = 1;
+  CompressedId attached_compressed = kNoCompressed;  // the one that is being copied, which stays
+  int64_t compressed_bytes = 0;
   std::vector<bool> is_window_table;
   int64_t full_set_bytes = 0;    // of one block of every full table
   int64_t window_set_bytes = 0;  // and of every window table

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "kv/kv_cache.h"
@@ -20,6 +21,9 @@ struct CompressionPlan {
   // are: all of them.
   int32_t num_query_tokens = 1;
   std::optional<KvDemotion> demotion = {};  // at every point, judged or not
+  // Not empty: what is left of the prompt at points before its end is kept for later sequences whose plans say the same
+  // here, and which go on from there. It then has to depend on nothing but this and the prompt up to the point.
+  std::string shared_as = {};
   // Before the first point: lengths of token sequences that are computed behind the prompt one after the other, each
   // forgotten before the next (kv/policy/repetition.h). The first point is the end of the prompt then.
   std::vector<int32_t> repetitions = {};

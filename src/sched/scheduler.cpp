@@ -75,12 +75,16 @@ struct Scheduler::State {
 
   enum class Admission { kAdmitted, kFollows, kNoRoom };
   Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
-  bool has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const;
+  Admission try_admit_compressed(Step& step, Sequence& sequence, const KvCompressedPrefix& prefix);
+  Admission admit(Step& step, Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
+  bool has_room(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes, int64_t available_bytes) const;
   int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
   int64_t copied_bytes(const Sequence& sequence, const KvCompressionPoint& point) const;
   int32_t mean_entries(SequenceId kv_sequence) const;
   bool is_still_refused(const Sequence& sequence) const;
   void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
+  void forget_progress(Sequence& sequence) const;
+  void pass_point(Sequence& sequence, int64_t num_entries) const;
 
   KvCache& kv;
   SchedulerConfig config;
@@ -193,14 +197,25 @@ void Scheduler::State::stop_running(Sequence& sequence) {
   running.erase(place);
   kv.release(*sequence.kv_sequence);
   sequence.kv_sequence.reset();
+  forget_progress(sequence);
+  waiting.release_followers(sequence);
+  refusal.reset();
+}
+
+void Scheduler::State::forget_progress(Sequence& sequence) const {
   sequence.num_computed = 0;
   sequence.num_compressions = 0;
   sequence.num_repetitions = 0;
   sequence.num_repeated = 0;
   sequence.num_dropped = 0;
   sequence.num_demoted = 0;
-  waiting.release_followers(sequence);
-  refusal.reset();
+}
+
+// The next point of the plan is behind the sequence, whose heads have so many entries on average.
+void Scheduler::State::pass_point(Sequence& sequence, int64_t num_entries) const {
+  const KvCompressionPoint& point = sequence.compression.points[sequence.num_compressions++];
+  sequence.num_dropped = static_cast<int32_t>(point.num_tokens - num_entries);
+  if (sequence.compression.demotion) sequence.num_demoted = sequence.compression.num_demoted(num_entries);
 }
 
 // Nothing is planned then: no other runs, and this one has no slice.
@@ -237,6 +252,13 @@ void Scheduler::State::plan_inputs(Step& step) const {
 }
 
 Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight) {
+  if (const std::string& policy = sequence.compression.shared_as; !policy.empty()) {
+    const auto prompt = std::span(sequence.tokens).first(static_cast<size_t>(sequence.num_prompt_tokens));
+    if (const auto prefix = kv.find_compressed(policy, prompt)) {
+      const Admission admission = try_admit_compressed(step, sequence, *prefix);
+      if (admission == Admission::kAdmitted || !running.empty()) return admission;
+    }
+  }
   const int64_t available_before = kv.available_bytes();
   const SequenceId kv_sequence = kv.create();
   // One token more than what may be attached: it is left to compute.
@@ -251,12 +273,41 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
     }
   }
   const int64_t available_bytes = kv.available_bytes();
-  if (!has_room(sequence, num_attached, available_bytes)) {
+  if (!has_room(sequence, num_attached, kv.bytes_for_tokens(num_attached, 0), available_bytes)) {
     kv.release(kv_sequence);
     refusal = Refusal{sequence.id, num_attached, available_before - available_bytes};
     return Admission::kNoRoom;
   }
+  const Admission admission = admit(step, sequence, kv_sequence, num_attached);
+  if (admission == Admission::kAdmitted) in_flight.add(sequence);
+  return admission;
+}
 
+// What a KV policy left of the prompt's beginning is copied, and the sequence goes on behind it.
+Scheduler::State::Admission Scheduler::State::try_admit_compressed(Step& step, Sequence& sequence,
+                                                                   const KvCompressedPrefix& prefix) {
+  const std::vector<KvCompressionPoint>& points = sequence.compression.points;
+  while (sequence.num_compressions < points.size() &&
+         points[sequence.num_compressions].num_tokens <= prefix.num_tokens) {
+    pass_point(sequence, points[sequence.num_compressions].num_kept);
+  }
+  WITAN_CHECK(sequence.num_compressions > 0 && points[sequence.num_compressions - 1].num_tokens == prefix.num_tokens,
+              "sequence {} has no point at token {}", sequence.id, prefix.num_tokens);
+  const SequenceId kv_sequence = kv.create();
+  if (!has_room(sequence, prefix.num_tokens, 0, kv.available_bytes()) ||
+      !kv.attach_compressed(kv_sequence, prefix.id)) {
+    kv.release(kv_sequence);
+    forget_progress(sequence);
+    return Admission::kNoRoom;
+  }
+  --sequence.num_compressions;
+  pass_point(sequence, mean_entries(kv_sequence));
+  return admit(step, sequence, kv_sequence, prefix.num_tokens);
+}
+
+// A sequence that has what is attached, and room.
+Scheduler::State::Admission Scheduler::State::admit(Step& step, Sequence& sequence, SequenceId kv_sequence,
+                                                    int32_t num_attached) {
   start_running(sequence, kv_sequence, num_attached);
   const bool shares_input = !sequence.input.empty() && kv.bytes_for_input(sequence.input) == 0;
   const bool has_input = sequence.input.empty() || kv.attach_input(kv_sequence, sequence.input);
@@ -271,7 +322,6 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   step.add(sequence, num_tokens);
   step.plan.admitted.push_back(sequence.id);
   side_bytes_to_come += sequence.side_bytes;
-  in_flight.add(sequence);
   if (!sequence.num_prefix_hit_tokens) {
     sequence.num_prefix_hit_tokens = shares_input ? static_cast<int32_t>(sequence.input.size()) : num_attached;
     num_prefix_hit_tokens += *sequence.num_prefix_hit_tokens;
@@ -288,7 +338,8 @@ void Scheduler::State::start_running(Sequence& sequence, SequenceId kv_sequence,
 
 // Whether the sequence and all running ones have room for their tokens and `horizon` more each: the steps that all
 // prefills take, in each of which the others decode a token, and a block after that.
-bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, int64_t available_bytes) const {
+bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
+                                int64_t available_bytes) const {
   if (running.empty()) return true;  // add() saw to that
   int64_t num_prefill_tokens = sequence.num_unplanned() - num_attached;
   for (const Sequence* other : running) num_prefill_tokens += other->num_unplanned();
@@ -303,7 +354,7 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
     return std::max<int64_t>(0, peak_bytes(s, num_tokens, chunk) - held_bytes);
   };
   int64_t bytes = kv.bytes_for_input(sequence.input);
-  bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, kv.bytes_for_tokens(num_attached, 0));
+  bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, attached_bytes);
   for (const Sequence* other : running) {
     bytes += bytes_to_come(*other, other->num_unplanned(), kv.held_bytes(*other->kv_sequence));
   }
@@ -371,7 +422,8 @@ int32_t Scheduler::State::mean_entries(SequenceId kv_sequence) const {
 
 bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
   return refusal && refusal->sequence == sequence.id &&
-         !has_room(sequence, refusal->num_attached, kv.available_bytes() - refusal->attached_bytes);
+         !has_room(sequence, refusal->num_attached, kv.bytes_for_tokens(refusal->num_attached, 0),
+                   kv.available_bytes() - refusal->attached_bytes);
 }
 
 Scheduler::Scheduler(KvCache& kv, SchedulerConfig config) : state_(std::make_unique<State>(kv, config)) {}
@@ -504,10 +556,12 @@ void Scheduler::compress(SequenceId id, FunctionRef<bool(SequenceId kv_sequence)
     preempted.push_back(victim.id);
   }
   if (sequence.kv_sequence) {
-    ++sequence.num_compressions;
-    const int32_t num_entries = state_->mean_entries(*sequence.kv_sequence);
-    sequence.num_dropped = sequence.num_computed - num_entries;
-    if (sequence.compression.demotion) sequence.num_demoted = sequence.compression.num_demoted(num_entries);
+    state_->pass_point(sequence, state_->mean_entries(*sequence.kv_sequence));
+    const std::string& policy = sequence.compression.shared_as;
+    if (!policy.empty() && sequence.num_computed < sequence.num_prompt_tokens) {
+      state_->kv.save_compressed(*sequence.kv_sequence, policy,
+                                 std::span(sequence.tokens).first(static_cast<size_t>(sequence.num_computed)));
+    }
   }
   state_->refusal.reset();
 }

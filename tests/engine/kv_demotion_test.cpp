@@ -152,6 +152,68 @@ TEST_P(KvPrefillTest, APromptNeverHoldsMoreThanItsBudgetAndWhatIsComputedUntilIt
   EXPECT_LE(peak("keydiff,tokens=64,prefill_every=64"), dense * 60 / 100);
 }
 
+// What policies that look at keys and values alone left of a prompt's beginning, at every N of its tokens, is found by
+// later requests.
+TEST_P(KvPrefillTest, ALaterRequestOfThePolicyGoesOnFromWhatItLeftOfTheSameBeginning) {
+  std::vector<std::string> all = {"keydiff,keep=0.4,prefill_every=33",
+                                  "keynorm,tokens=50,prefill_every=64,every=16",
+                                  "lagkv(lag=16),keep=0.6,prefill_every=50",
+                                  "prefill_every=64,residual=8," + smaller_type(),
+                                  "keydiff,global,keep=0.5,prefill_every=40,residual=8," + smaller_type(),
+                                  "keydiff,keep=0.7,prefill_every=45,quest(tokens=96,dense=0)"};
+  if (!std::string_view(GetParam().arch).starts_with("deepseek")) {
+    all.emplace_back("keydiff,merge,keep=0.5,prefill_every=60");
+  }
+  const auto ends_with = [](int32_t seed) {  // the same beginning of kPrompt tokens
+    std::vector<TokenId> prompt = prompt_tokens(kPrompt, 5);
+    const std::vector<TokenId> question = prompt_tokens(20, seed);
+    prompt.insert(prompt.end(), question.begin(), question.end());
+    return prompt;
+  };
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  Engine alone(o);
+  const Answer dense = ask(alone, request_for(ends_with(7), ""));
+  for (const std::string& policy : all) {
+    SCOPED_TRACE(policy);
+    const int32_t every = parse_kv_policy(policy).prefill_every;
+    const Answer expected = ask(alone, request_for(ends_with(7), policy));
+    Engine engine(options());
+    EXPECT_EQ(ask(engine, request_for(ends_with(6), policy)).usage.cached_prompt_tokens, 0);
+    EXPECT_GT(engine.stats().kv.compressed_bytes, 0);
+    const Answer answer = ask(engine, request_for(ends_with(7), policy));
+    EXPECT_EQ(answer.steps, expected.steps);
+    EXPECT_EQ(answer.usage.cached_prompt_tokens, kPrompt / every * every);
+    EXPECT_EQ(answer.usage.kv->kept, expected.usage.kv->kept);
+    EXPECT_EQ(answer.usage.kv->demoted, expected.usage.kv->demoted);
+    const Answer again = ask(engine, request_for(ends_with(7), policy));
+    EXPECT_EQ(again.steps, expected.steps);
+    EXPECT_EQ(again.usage.cached_prompt_tokens, (kPrompt + 20 - 1) / every * every);
+    EXPECT_EQ(ask(engine, request_for(ends_with(7), "")).steps, dense.steps) << "all entries";
+    const std::string other = policy + ",sinks=1";
+    if (policy.starts_with("prefill")) continue;  // it drops none
+    EXPECT_EQ(ask(engine, request_for(ends_with(7), other)).steps, ask(alone, request_for(ends_with(7), other)).steps);
+  }
+}
+
+TEST_P(KvPrefillTest, WhatDependsOnMoreThanTheBeginningIsNotFound) {
+  Engine engine(options());
+  const auto ask_twice = [&](GenerationRequest request) {
+    ask(engine, request);
+    EXPECT_EQ(engine.stats().kv.compressed_bytes, 0);
+    EXPECT_LT(ask(engine, request).usage.cached_prompt_tokens, 50) << "of the prefix cache";
+  };
+  for (const char* policy :
+       {"snapkv(window=8),tokens=40,prefill_every=50", "h2o,tokens=30,prefill_every=50",
+        "keydiff,guard=0.1,tokens=40,prefill_every=50", "expectedattention,tokens=40,prefill_every=50"}) {
+    SCOPED_TRACE(policy);
+    ask_twice(request_for(prompt_tokens(kPrompt, 5), policy));
+  }
+  GenerationRequest pinned = request_for(prompt_tokens(kPrompt, 5), "keydiff,tokens=40,prefill_every=50");
+  pinned.kv_pinned = {{100, 110}};
+  ask_twice(pinned);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, KvPrefillTest, testing::ValuesIn(kModels), arch_name);
 
 }  // namespace

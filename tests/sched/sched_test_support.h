@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -46,9 +47,11 @@ inline TestConfig with_budget(int32_t max_step_tokens, int64_t num_rows = 64) {
 }
 
 // How a sequence is compressed: what is left of it loses the entries that are one more than a multiple of three, at the
-// end of the prompt and whenever `every` tokens were generated since, if that is not 0.
+// end of the prompt, whenever `every` tokens were generated since, and at every prefill_every tokens of the prompt, if
+// these are not 0.
 struct Dropping {
   int32_t every = 0;
+  int32_t prefill_every = 0;
   std::vector<int32_t> repetitions = {};  // lengths, before the first time
 
   std::vector<int32_t> kept(int32_t num_entries) const {
@@ -61,6 +64,7 @@ struct Dropping {
 
   bool judges_at(int32_t num_tokens, int32_t num_prompt_tokens) const {
     const int32_t num_generated = num_tokens - num_prompt_tokens;
+    if (num_generated < 0) return prefill_every > 0 && num_tokens % prefill_every == 0;
     return num_prompt_tokens > 1 &&
            (num_generated == 0 || (num_generated > 0 && every > 0 && num_generated % every == 0));
   }
@@ -88,6 +92,7 @@ struct Dropping {
       plan.points.push_back({.num_tokens = n, .num_kept = num_entries});
     }
     if (judges_at(num_prompt_tokens, num_prompt_tokens)) plan.repetitions = repetitions;
+    if (prefill_every > 0) plan.shared_as = "every " + std::to_string(prefill_every);
     return plan;
   }
 };

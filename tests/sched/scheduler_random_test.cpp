@@ -16,9 +16,10 @@ struct RandomCase {
   int32_t num_priorities;
   int32_t max_prompt_tokens;
   int32_t max_new_tokens;
-  int32_t num_prompt_kinds;  // few: much is shared
-  bool compresses = false;   // half of the sequences
-  bool repeats = false;      // most of these, before
+  int32_t num_prompt_kinds;     // few: much is shared
+  bool compresses = false;      // half of the sequences
+  bool repeats = false;         // most of these, before
+  bool judges_prompts = false;  // or most of these, also before the end of the prompt
 };
 
 class SchedulerRandomTest : public ::testing::TestWithParam<RandomCase> {};
@@ -49,6 +50,7 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
     if (c.repeats && dropping) {
       for (int n = pick(0, 3); n > 0; --n) dropping->repetitions.push_back(pick(1, 70));
     }
+    if (c.judges_prompts && dropping) dropping->prefill_every = 20 * pick(0, 3);
     const SequenceId id = harness.add(prompt, max_new_tokens, priority, dropping);
     requests[id] = {std::move(prompt), max_new_tokens, dropping};
   };
@@ -106,6 +108,7 @@ INSTANTIATE_TEST_SUITE_P(
             150,
             2},
         RandomCase{"Compressed", {.num_rows = 12}, 3, 150, 120, 3, true},
+        RandomCase{"CompressedInThePrompt", {.num_rows = 16}, 3, 150, 120, 3, true, false, true},
         RandomCase{"CompressedWithoutPrefixCache", {.num_rows = 9, .prefix_cache = false}, 3, 150, 120, 3, true},
         RandomCase{"CompressedInSmallSteps",
                    {.num_rows = 14, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
