@@ -172,17 +172,21 @@ class Bench {
     double experts = 0;
     double operations = 0;
     int32_t steps = 0;
+    const std::optional<KvPageReader> reader = c.kv_policy ? c.kv_policy->pages : std::nullopt;
+    std::optional<KvDemotion> demotion;
+    if (c.kv_policy && c.kv_policy->demotion) {
+      demotion = c.kv_policy->demotion->of(engine_.model_info().kv_layers, engine_.options().kv_codec);
+    }
     EngineStats before = engine_.stats();
     while (steps < flags_.num_tokens && engine_.step()) {
       const EngineStats after = engine_.stats();
       if (after.prompt_tokens == before.prompt_tokens && after.decode_tokens - before.decode_tokens == c.batch) {
-        const std::optional<KvPageReader> reader = c.kv_policy ? c.kv_policy->pages : std::nullopt;
         const int64_t entries = c.num_entries(std::max(1, c.depth) + steps) + 1;
         seconds += after.decode_seconds - before.decode_seconds;
         experts += static_cast<double>(after.last_step_experts);
         bytes += static_cast<double>(cost_.dense_bytes()) +
                  static_cast<double>(after.last_step_experts) * cost_.expert_bytes() +
-                 c.batch * cost_.kv_bytes(entries, reader);
+                 c.batch * (demotion ? cost_.kv_bytes(entries, *demotion) : cost_.kv_bytes(entries, reader));
         operations += total(cost_.token_operations()) + total(cost_.logit_operations()) +
                       cost_.decode_attention_operations(entries, reader);
         ++steps;
@@ -194,8 +198,8 @@ class Bench {
       fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
     }
     const double tokens = static_cast<double>(steps) * c.batch;
-    // How many layers are lazy is not known before.
-    const bool is_known = !c.kv_policy || (c.kv_policy->layers != KvLayerBudget::kLazy && !c.kv_policy->demotion &&
+    // How many layers are lazy is not known before, nor which pages are read, of demoted entries or others.
+    const bool is_known = !c.kv_policy || (c.kv_policy->layers != KvLayerBudget::kLazy && !(demotion && reader) &&
                                            !c.kv_policy->automatic);
     Measurement result =
         measurement(tokens, seconds, is_known ? std::optional(bytes / limits.bandwidth) : std::nullopt);

@@ -84,14 +84,30 @@ void ModelCost::add_tensor(const TensorEntry& tensor, Precision precision, bool 
   }
 }
 
+// Of all kv heads of a layer.
+double ModelCost::entry_bytes(const KvLayerSpec& layer, KvCodec codec) const {
+  const KvBlockFormat format{codec, layer.key_dim, layer.value_dim, layer.value_in_key};
+  return static_cast<double>(layer.num_kv_heads * format.block_bytes()) / kKvBlockSize;
+}
+
+double ModelCost::kv_bytes(int64_t num_entries, const KvDemotion& demotion) const {
+  const int64_t num_older = std::max<int64_t>(0, num_entries - demotion.num_recent) / kKvBlockSize * kKvBlockSize;
+  double bytes = 0;
+  for (size_t i = 0; i < info_.kv_layers.size(); ++i) {
+    const KvLayerSpec& layer = info_.kv_layers[i];
+    const int64_t num_demoted = layer.window > 0 ? 0 : num_older;
+    bytes += static_cast<double>(num_demoted) * entry_bytes(layer, demotion.codecs[i]);
+    bytes += static_cast<double>(visible_entries(layer, num_entries) - num_demoted) * entry_bytes(layer, kv_codec_);
+  }
+  return bytes;
+}
+
 double ModelCost::kv_bytes(int64_t num_entries, const std::optional<KvPageReader>& reader) const {
   double bytes = 0;
   for (int32_t i = 0; i < std::ssize(info_.kv_layers); ++i) {
     const KvLayerSpec& layer = info_.kv_layers[static_cast<size_t>(i)];
-    const KvBlockFormat format{kv_codec_, layer.key_dim, layer.value_dim, layer.value_in_key};
-    const double entry_bytes = static_cast<double>(format.block_bytes()) / kKvBlockSize;
     const int64_t num_read = entries_read(info_, i, num_entries, reader);
-    bytes += static_cast<double>(num_read) * layer.num_kv_heads * entry_bytes;
+    bytes += static_cast<double>(num_read) * entry_bytes(layer, kv_codec_);
     if (num_read < visible_entries(layer, num_entries)) {
       bytes += static_cast<double>(num_entries) * layer.num_kv_heads *
                PageBounds::bytes_per_entry(layer.key_dim, reader->page_entries);

@@ -28,8 +28,10 @@ class ModelCost {
   // Of a routed expert, the mean over the layers.
   double expert_bytes() const { return expert_bytes_; }
   // Of the KV entries that the next token of a sequence with so many sees, over all layers; at kv_codec, without the
-  // unused room of last blocks. With a page reader: of the pages that it reads, and of the bounds of all.
+  // unused room of last blocks. With a page reader: of the pages that it reads, and of the bounds of all. With a
+  // demotion: of what is demoted at that length, and of the others.
   double kv_bytes(int64_t num_entries, const std::optional<KvPageReader>& reader = std::nullopt) const;
+  double kv_bytes(int64_t num_entries, const KvDemotion& demotion) const;
 
   // Of the products of one token with weights, but for the output layer; and of the output layer, per row of logits.
   const Operations& token_operations() const { return token_; }
@@ -42,6 +44,7 @@ class ModelCost {
   Arithmetic prompt_attention_arithmetic(Isa isa) const;
 
  private:
+  double entry_bytes(const KvLayerSpec& layer, KvCodec codec) const;
   void add_tensor(const TensorEntry& tensor, Precision precision, bool is_output);
 
   ModelInfo info_;

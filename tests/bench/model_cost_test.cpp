@@ -90,6 +90,25 @@ TEST(ModelCost, WindowsBoundIt) {
             of_prompt * 2 * info.num_heads * (layer.key_dim + layer.value_dim));
 }
 
+// 100 entries of which 64 are demoted, but none in layers with a window.
+TEST(ModelCost, CountsDemotedEntriesAtTheirType) {
+  const ModelCost full = cost_of(test::made_model("qwen3moe", "tiny", DType::kF32), Precision::kFast, KvCodec::kF16);
+  const KvDemotion demotion{.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .num_recent = 20};
+  EXPECT_EQ(full.kv_bytes(100, demotion), 2 * (64 * (136 + 264) + 2 * 36 * 512));
+  EXPECT_EQ(full.kv_bytes(51, demotion), full.kv_bytes(51)) << "no block is old enough";
+
+  const std::string path = test::made_model("gpt-oss", "tiny", DType::kF32);
+  const ModelInfo info = create_model(*Checkpoint::open(path))->info();
+  const ModelCost cost = cost_of(path, Precision::kFast, KvCodec::kF16);
+  const KvDemotion all{.codecs = std::vector<KvCodec>(info.kv_layers.size(), KvCodec::kQ8), .num_recent = 20};
+  double saved = 0;
+  for (const KvLayerSpec& layer : info.kv_layers) {
+    if (layer.window == 0) saved += 64.0 * layer.num_kv_heads * (layer.key_dim + layer.value_dim) * (2 - 1.125);
+  }
+  EXPECT_GT(saved, 0);
+  EXPECT_EQ(cost.kv_bytes(100) - cost.kv_bytes(100, all), saved);
+}
+
 TEST(ModelCost, MlaKeepsOneLatentAndAttendsPromptsInFullHeads) {
   const std::string path = test::made_model("deepseek2", "tiny", DType::kF32);
   const ModelInfo info = create_model(*Checkpoint::open(path))->info();
