@@ -1,7 +1,9 @@
 // KV policies that round older entries to fewer bits, and those that judge entries while the prompt is computed.
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,7 @@ using test::kPrompt;
 using test::KvModelTest;
 using test::prompt_tokens;
 using test::request_for;
+using test::small_options;
 
 // Policies that round older entries to fewer bits, alone or of what others keep or read.
 class KvDemotionTest : public KvModelTest {
@@ -215,6 +218,44 @@ TEST_P(KvPrefillTest, WhatDependsOnMoreThanTheBeginningIsNotFound) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KvPrefillTest, testing::ValuesIn(kModels), arch_name);
+
+// With a tenth of their entries, all generating at once, each having been computed in the same room.
+TEST(KvPrefill, EightSequencesFitWhereOneDid) {
+  constexpr int32_t kLength = 4000;
+  constexpr size_t kGenerated = 280;
+  ModelOptions o = small_options();
+  o.context_length = 8192;
+  o.prefix_cache = false;
+  o.max_decode_slowdown = 0.0;  // prompts go on in every step, so that the last begins before the first ends
+  Engine one(o);
+  ask(one, request_for(prompt_tokens(kLength, 5), "", 1));
+  o.kv_capacity_bytes = one.stats().kv.peak_block_bytes_held;
+  Engine engine(o);
+  std::vector<Answer> answers(8);
+  for (int32_t i = 0; i < 8; ++i) {
+    GenerationRequest request =
+        request_for(prompt_tokens(kLength, 5 + i), "keydiff,keep=0.1,prefill_every=128,every=32", kGenerated);
+    request.sampling.num_logprobs = 0;
+    engine.submit(request,
+                  [&answers, i](const GenerationOutput& output) { answers[static_cast<size_t>(i)].take(output); });
+  }
+  int64_t most_at_once = 0;
+  while (engine.step()) {
+    const auto generates = [](const Answer& answer) {
+      return !answer.steps.empty() && answer.steps.size() < kGenerated;
+    };
+    most_at_once = std::max<int64_t>(most_at_once, std::ranges::count_if(answers, generates));
+  }
+  EXPECT_EQ(most_at_once, 8);
+  EXPECT_EQ(engine.stats().scheduler.num_preemptions, 0);
+  EXPECT_LE(engine.stats().kv.peak_block_bytes_held, o.kv_capacity_bytes);
+  for (const Answer& answer : answers) {
+    EXPECT_EQ(answer.steps.size(), kGenerated) << answer.error;
+    for (const std::vector<int32_t>& layer : answer.usage.kv->kept) {
+      EXPECT_THAT(layer, testing::Each(answer.usage.kv->num_tokens / 10));
+    }
+  }
+}
 
 }  // namespace
 }  // namespace witan
