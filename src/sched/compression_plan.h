@@ -6,12 +6,24 @@
 #include <vector>
 
 #include "kv/kv_cache.h"
+#include "kv/policy/kv_budget.h"
 #include "kv/policy/kv_compression_point.h"
 
 namespace witan {
 
+// A sequence's entries may be judged when the KV cache has no room for others or for its own next ones, whenever
+// `every` tokens were generated since: see Scheduler.
+struct KvPressure {
+  KvBudget budget;  // of all tokens so far: what each head keeps, or the heads on average
+  int32_t every = 1;
+
+  bool operator==(const KvPressure&) const = default;
+};
+
 // When a sequence's KV entries are judged, of which some stay, and older ones demoted. A preempted sequence goes
 // through all of it again.
+//
+// With `pressure` there are no points at first: the scheduler adds one where it has the entries judged.
 struct CompressionPlan {
   std::vector<KvCompressionPoint> points;  // ascending; empty: never
   bool is_average = false;                 // heads may keep more or less than a point says, but all together that
@@ -20,6 +32,7 @@ struct CompressionPlan {
   // are: all of them.
   int32_t num_query_tokens = 1;
   std::optional<KvDemotion> demotion = {};  // at every point, judged or not
+  std::optional<KvPressure> pressure = {};
   // Before the first point: lengths of token sequences that are computed behind the prompt one after the other, each
   // forgotten before the next (kv/policy/repetition.h). The first point is the end of the prompt then.
   std::vector<int32_t> repetitions = {};
