@@ -150,7 +150,7 @@ class TaskRunner {
     } else {
       const EvalTask& task = running.line->task;
       std::optional<EvalKv> kv;
-      if (const KvCompression* report = output.usage.kv.get()) {
+      if (const KvCompression* report = output.usage.kv.get(); report != nullptr && report->num_tokens > 0) {
         kv = {.num_tokens = report->num_tokens,
               .kept = report->kept,
               .bytes_before = report->bytes_before,

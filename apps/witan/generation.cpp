@@ -37,6 +37,7 @@ json stats_json(const Engine& engine) {
           {"schedule_seconds", stats.schedule_seconds},
           {"prefix_hit_tokens", stats.scheduler.num_prefix_hit_tokens},
           {"preemptions", stats.scheduler.num_preemptions},
+          {"judged_for_room", stats.scheduler.num_judged_for_room},
           {"recomputed_tokens", stats.scheduler.num_recomputed_tokens},
           {"kv_peak_bytes", stats.kv.peak_block_bytes_held},
           {"weight_bytes", stats.weight_bytes_held},

@@ -38,10 +38,12 @@ struct Generation {
   // With a KV policy that has something to drop:
   std::optional<KvPolicy> kv_policy;
   KvText kv_text;
-  int32_t most_judged = 0;  // entries of a head at once
+  int32_t most_judged = 0;      // entries of a head at once
+  bool under_pressure = false;  // when is not known
   std::optional<KvDemotion> kv_demotion;
-  KvEvidence kv_evidence;  // while it runs: what the policy wants when it judges next
-  std::string kv_error;    // why that could not be had
+  KvEvidence kv_evidence;         // while it runs: what the policy wants when it judges next
+  int32_t num_judged_tokens = 0;  // the text's, when it did so last
+  std::string kv_error;           // why that could not be had
 };
 
 // An output and who wants it; delivered when no lock is held.
@@ -133,6 +135,7 @@ struct Engine::State {
   void compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries);
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
   void begin_collecting(const StepPlan& plan);
+  void follow_text(const ScheduledSlice& slice);
   void collect_evidence(SequenceId sequence, int32_t first_token);
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
   KvChoice choose_kept(SequenceId kv_sequence, const Generation& generation);
@@ -242,10 +245,12 @@ RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback
     generation.usage.prompt_tokens = static_cast<int32_t>(request.prompt.size());
     generation.kv_demotion = sequence_request.compression.demotion;
     generation.usage.kv_auto = kv_auto;
-    if (!sequence_request.compression.points.empty() || sequence_request.private_generation) {
+    if (kv.acts) {
       generation.kv_policy = request.kv_policy;
       generation.kv_text = kv.text;
-      generation.most_judged = sequence_request.compression.most_entries();
+      generation.most_judged = kv.most_judged;
+      generation.under_pressure = sequence_request.compression.pressure.has_value();
+      if (generation.under_pressure) generation.usage.kv = std::make_shared<const KvCompression>();
     }
     generation.sampling.seed += static_cast<uint64_t>(choice);
     if (model.tokenizer() != nullptr) generation.text.emplace(*model.tokenizer(), request.stop_strings);
@@ -301,20 +306,33 @@ void Engine::State::begin_collecting(const StepPlan& plan) {
     generations.at(sequence).kv_evidence = {};  // of an earlier run, whose end a failing schedule did not tell
     collect_evidence(sequence, 0);
   }
+  for (const ScheduledSlice& slice : plan.slices) follow_text(slice);
 }
 
-// What the policy wants of the tokens from first_token to where it judges next.
+// Where entries may be judged at any time, the window is of the last tokens that there are behind the slice.
+void Engine::State::follow_text(const ScheduledSlice& slice) {
+  Generation& generation = generations.at(slice.sequence);
+  QueryWindow* window = generation.kv_evidence.window.get();
+  if (window == nullptr || !generation.under_pressure) return;
+  const int32_t end = slice.first_token + slice.num_tokens;
+  const int32_t first = std::max(generation.num_judged_tokens, end - window->max_tokens());
+  window->move_to(first, end - first);
+}
+
+// What the policy wants of the tokens from first_token to where it judges next, or may.
 void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
   Generation& generation = generations.at(sequence);
   KvEvidence& evidence = generation.kv_evidence;
   if (!generation.kv_policy) return;
+  const bool under_pressure = generation.under_pressure;
   const std::optional<KvCompressionPoint> point = scheduler.next_compression(sequence);
+  generation.num_judged_tokens = first_token;
   generation.kv_error.clear();
   try {
     if (generation.kv_policy->pages && evidence.pages == nullptr) {
       evidence.pages = model.make_page_bounds(*generation.kv_policy->pages, scheduler.max_tokens(sequence));
     }
-    if (!point) {
+    if (!point && !under_pressure) {
       evidence.window.reset();
       evidence.mass.reset();
       evidence.moments.reset();
@@ -323,13 +341,15 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
       return;
     }
     const KvWants wants = generation.kv_policy->wants();
-    if (wants.num_query_tokens > 0) {
+    if (wants.num_query_tokens > 0 && under_pressure && evidence.window == nullptr) {
+      evidence.window = model.make_query_window(0, std::min(wants.num_query_tokens, generation.most_judged));
+    } else if (wants.num_query_tokens > 0 && !under_pressure) {
       const int32_t num_tokens = std::min(wants.num_query_tokens, point->num_tokens - first_token);
-      if (evidence.window == nullptr || evidence.window->num_tokens() != num_tokens) {
+      if (evidence.window == nullptr || evidence.window->max_tokens() < num_tokens) {
         evidence.window.reset();
         evidence.window = model.make_query_window(point->num_tokens - num_tokens, num_tokens);
       }
-      evidence.window->move_to(point->num_tokens - num_tokens);
+      evidence.window->move_to(point->num_tokens - num_tokens, num_tokens);
     }
     if (wants.attention_mass && evidence.mass == nullptr) {
       evidence.mass = model.make_attention_mass(generation.most_judged);
@@ -427,10 +447,10 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     const KvChoice choice = slice.judges ? choose_kept(slice.kv_sequence, *generation) : KvChoice();
     const std::lock_guard lock(mutex);
     const int32_t num_tokens = model.kv().num_tokens(slice.kv_sequence);
-    scheduler.compress(slice.sequence, applied(choice, *generation, slice.judges), victims);
+    const bool is_done = scheduler.compress(slice.sequence, applied(choice, *generation, slice.judges), victims);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
-    if (preempted.contains(slice.sequence)) return preempted;
+    if (!is_done) return preempted;
     if (slice.judges) {
       keep_evidence(generation->kv_evidence, choice);
       collect_evidence(slice.sequence, num_tokens);
@@ -634,9 +654,11 @@ void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std
   const Clock::time_point start = Clock::now();
   std::vector<SampleJob> jobs;
   try {
-    const std::span<float> logits = model.forward(batch);
-    forbid_unnamed_tokens(logits);
-    jobs = sample_all(plan, logits);
+    if (plan.num_tokens > 0) {
+      const std::span<float> logits = model.forward(batch);
+      forbid_unnamed_tokens(logits);
+      jobs = sample_all(plan, logits);
+    }
   } catch (const std::exception& error) {  // no memory: the sequences that the step was for end
     const std::lock_guard lock(mutex);
     scheduler.abandon(plan);
@@ -647,7 +669,7 @@ void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std
   int64_t num_prompt = 0;
   {
     const std::lock_guard lock(mutex);
-    pacer.step_done(plan.num_decodes, plan.num_tokens - plan.num_decodes, forward_seconds);
+    if (plan.num_tokens > 0) pacer.step_done(plan.num_decodes, plan.num_tokens - plan.num_decodes, forward_seconds);
     num_prompt = num_prompt_tokens(plan);
     std::vector<TokenId> sampled;
     for (const SampleJob& job : jobs) sampled.push_back(job.result.token);

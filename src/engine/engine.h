@@ -55,12 +55,13 @@ struct KvCompression {
 
 struct GenerationUsage {
   int32_t prompt_tokens = 0;
-  int32_t cached_prompt_tokens = 0;              // found in the prefix cache
-  int32_t generated_tokens = 0;                  // an end token included
-  double first_token_seconds = 0.0;              // since submit
-  double total_seconds = 0.0;                    // since submit
-  std::shared_ptr<const KvCompression> kv = {};  // with a policy, once it judged or demoted entries
-  std::optional<KvReads> kv_reads = {};          // with a policy whose generated tokens read pages
+  int32_t cached_prompt_tokens = 0;  // found in the prefix cache
+  int32_t generated_tokens = 0;      // an end token included
+  double first_token_seconds = 0.0;  // since submit
+  double total_seconds = 0.0;        // since submit
+  // With a policy, once it judged or demoted entries; of one that judges under pressure from the beginning.
+  std::shared_ptr<const KvCompression> kv = {};
+  std::optional<KvReads> kv_reads = {};  // with a policy whose generated tokens read pages
   // With a policy that was chosen for the request.
   std::shared_ptr<const KvAutoChoice> kv_auto = {};
 };

@@ -29,10 +29,13 @@ void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
     fail(ErrorCode::kInvalidArgument,
          "tokens cannot be pinned with the KV policy {}: not every layer or chunk has room for them", policy.text);
   }
-  // In a prompt that is judged several times they need their room from the first time on.
+  // In a prompt that is judged several times they need their room from the first time on; under pressure that may be
+  // when the prompt is computed.
   const std::vector<KvCompressionPoint> points = policy.compression_points(num_prompt, num_prompt);
   const auto first_judged = std::ranges::find_if(points, &KvCompressionPoint::judges);
-  const int32_t num_kept = first_judged == points.end() ? num_prompt : first_judged->num_kept;
+  const int32_t num_kept = policy.under_pressure          ? policy.num_kept(num_prompt)
+                           : first_judged == points.end() ? num_prompt
+                                                          : first_judged->num_kept;
   // Judged once, the most recent tokens are those of the prompt; later they are others.
   const bool is_judged_later = policy.every > 0 && !policy.generated_budget;
   if (num_kept == num_prompt && !is_judged_later) return;
@@ -146,6 +149,10 @@ CompressionPlan compression_of(const KvPolicy& policy, int32_t num_prompt, int64
                        .may_keep_all = policy.guard > 0.0,
                        .num_query_tokens = wants.sees_all_tokens() ? std::numeric_limits<int32_t>::max()
                                                                    : std::max(1, wants.num_query_tokens)};
+  const auto most_entries = static_cast<int32_t>(num_tokens) - 1;
+  if (policy.under_pressure && policy.num_kept(most_entries) < most_entries) {
+    plan.pressure = KvPressure{.budget = policy.budget, .every = policy.every};
+  }
   if (policy.demotion) {
     const KvCacheConfig& cache = model.kv().config();
     plan.demotion = policy.demotion->of(cache.layers, cache.codec);
@@ -188,7 +195,9 @@ KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
     }
   }
   kv.private_generation = policy.pages.has_value();
-  kv.side_bytes = model.evidence_bytes(policy, kv.compression.most_entries(), static_cast<int32_t>(num_tokens));
+  kv.acts = !points.empty() || kv.compression.pressure || kv.private_generation;
+  kv.most_judged = kv.compression.pressure ? static_cast<int32_t>(num_tokens) - 1 : kv.compression.most_entries();
+  kv.side_bytes = model.evidence_bytes(policy, kv.most_judged, static_cast<int32_t>(num_tokens));
   return kv;
 }
 

@@ -14,6 +14,8 @@ namespace witan {
 struct KvRequest {
   KvText text;
   CompressionPlan compression;
+  bool acts = false;                // whether anything may be judged, demoted or read by pages
+  int32_t most_judged = 0;          // entries of a head at once
   bool private_generation = false;  // see SequenceRequest
   int64_t side_bytes = 0;           // of the memory pool, for what the policy collects while the sequence runs
 };

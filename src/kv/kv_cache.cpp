@@ -262,6 +262,11 @@ void KvCache::State::evict_oldest() {
   index.erase(entry);
 }
 
+void KvCache::State::drop_unreferenced() {
+  while (index.num_passed() > 0) drop_oldest_window();
+  while (index.num_unreferenced() > 0) evict_oldest();
+}
+
 void KvCache::State::resize(KvSequence& sequence, int64_t table, int64_t num_blocks) {
   BlockTable& blocks = sequence.tables[table];
   BlockPool& from = pool(table);
@@ -607,8 +612,7 @@ KvCacheStats KvCache::stats() const {
 }
 
 void KvCache::clear_prefix_cache() {
-  while (state_->index.num_passed() > 0) state_->drop_oldest_window();
-  while (state_->index.num_unreferenced() > 0) state_->evict_oldest();
+  state_->drop_unreferenced();
   for (const InputId id : state_->cached_inputs()) state_->drop_input(id);
   for (const CompressedId id : state_->droppable_compressed()) state_->drop_compressed(id);
   state_->trim();

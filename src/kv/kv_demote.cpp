@@ -113,7 +113,7 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
       changes.push_back({.table = table, .first_place = entries.num_demoted_blocks(), .num_blocks = num_blocks});
       state.needed_blocks[pool] += num_blocks;
     }
-    const int64_t num_copies = state.is_window_table[table] ? state.num_copies(sequence, table, 0)
+    const int64_t num_copies = state.is_window_table[table] ? state.num_copies(sequence, table, 0, num_shared)
                                                             : std::max<int64_t>(0, num_shared - num_blocks);
     state.needed_blocks[state.pool_of_table[table]] += num_copies;
   }

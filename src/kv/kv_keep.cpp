@@ -50,8 +50,13 @@ void merge_values(const KvBlockFormat& format, const KvMerge& merge, const Sourc
 
 }  // namespace
 
-int64_t KvCache::State::num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept) const {
-  const auto num_shared = std::ssize(sequence.prefix);
+int64_t KvCache::State::num_shared_with_others(const KvSequence& sequence) const {
+  const auto is_shared = [&](PrefixId entry) { return index.num_references(entry) > 1; };
+  return std::ranges::partition_point(sequence.prefix, is_shared) - sequence.prefix.begin();
+}
+
+int64_t KvCache::State::num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept,
+                                   int64_t num_shared) const {
   if (is_window_table[table]) return num_shared - std::min<int64_t>(num_shared, sequence.first_window_block);
   return std::min(num_shared, num_blocks_for(num_kept));
 }
@@ -64,7 +69,7 @@ void KvCache::State::keep_entries(KvSequence& sequence, int64_t table, std::span
   BlockTable& entries = sequence.tables[table];
   BlockPool& from = pool(table);
   const auto num_shared = std::ssize(sequence.prefix);
-  const int64_t num_new = num_copies(sequence, table, std::ssize(kept));
+  const int64_t num_new = num_copies(sequence, table, std::ssize(kept), num_shared);
   const auto num_demoted =
       static_cast<int32_t>(std::ranges::lower_bound(kept, entries.num_demoted) - kept.begin());  // that stay
   const int64_t first_written = entries.num_demoted_blocks();  // the place of the first block of entries as written
@@ -149,7 +154,29 @@ void KvCache::State::copy_shared(KvSequence& sequence, int64_t table, int64_t fi
 }
 
 void KvCache::State::copy_window(KvSequence& sequence, int64_t table) {
-  copy_shared(sequence, table, sequence.first_window_block, num_copies(sequence, table, 0));
+  const auto num_shared = std::ssize(sequence.prefix);
+  copy_shared(sequence, table, sequence.first_window_block, num_copies(sequence, table, 0, num_shared));
+}
+
+bool KvCache::State::make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
+                                          int64_t num_shared) {
+  std::ranges::fill(needed_blocks, 0);
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    needed_blocks[pool_of_table[table]] += num_copies(sequence, table, std::ssize(kept[table]), num_shared);
+  }
+  return make_room(needed_blocks);
+}
+
+// What continues its text goes first: nobody has it who does not have all of the text.
+void KvCache::State::take_prefix(KvSequence& sequence, int64_t num_shared) {
+  drop_unreferenced();
+  while (std::ssize(sequence.prefix) > num_shared) {
+    const PrefixId entry = sequence.prefix.back();
+    const bool is_in_window = std::ssize(sequence.prefix) > sequence.first_window_block;
+    if (window > 0 && !is_in_window && index.has_window(entry)) release_blocks(index.blocks(entry), true);
+    index.take(entry);
+    sequence.prefix.pop_back();
+  }
 }
 
 void KvCache::State::detach(KvSequence& sequence) {
@@ -176,11 +203,9 @@ bool KvCache::keep(SequenceId id, std::span<const std::vector<int32_t>> kept, st
   WITAN_CHECK(merges.empty() || std::ssize(merges) == state.num_tables(), "values of {} tables, there are {}",
               merges.size(), state.num_tables());
   bool drops = false;
-  std::ranges::fill(state.needed_blocks, 0);
   for (int64_t table = 0; table < state.num_tables(); ++table) {
     const int64_t num_entries = sequence.tables[table].num_entries;
     const auto num_kept = std::ssize(kept[table]);
-    state.needed_blocks[state.pool_of_table[table]] += state.num_copies(sequence, table, num_kept);
     if (state.is_window_table[table]) continue;
     const auto rises = [](int32_t a, int32_t b) { return a >= b; };
     WITAN_CHECK(std::ranges::adjacent_find(kept[table], rises) == kept[table].end(), "table {}: not ascending", table);
@@ -189,7 +214,11 @@ bool KvCache::keep(SequenceId id, std::span<const std::vector<int32_t>> kept, st
     drops |= num_kept < num_entries;
   }
   if (!drops) return true;
-  if (!state.make_room(state.needed_blocks)) return false;
+  if (!state.make_room_for_copies(sequence, kept, std::ssize(sequence.prefix))) {
+    const int64_t num_shared = state.num_shared_with_others(sequence);
+    if (!state.make_room_for_copies(sequence, kept, num_shared)) return false;
+    state.take_prefix(sequence, num_shared);
+  }
   const KvMerge nothing;
   for (int64_t table = 0; table < state.num_tables(); ++table) {
     if (state.is_window_table[table]) {
@@ -202,6 +231,21 @@ bool KvCache::keep(SequenceId id, std::span<const std::vector<int32_t>> kept, st
   state.detach(sequence);
   state.trim();
   return true;
+}
+
+int64_t KvCache::bytes_freed_by_keeping(SequenceId id, int64_t num_kept) const {
+  const State& state = *state_;
+  const KvSequence& sequence = state.at(id);
+  const int64_t num_shared = state.num_shared_with_others(sequence);
+  int64_t bytes = 0;
+  for (int64_t table = 0; table < state.num_tables(); ++table) {
+    if (state.is_window_table[table]) continue;
+    const BlockTable& entries = sequence.tables[table];
+    const int64_t num_own = entries.num_blocks_of(entries.num_entries) - num_shared;
+    const int64_t num_left = num_blocks_for(std::min<int64_t>(num_kept, entries.num_entries));
+    bytes += (num_own - num_left) * state.format_of_table(table).block_bytes();
+  }
+  return bytes;
 }
 
 }  // namespace witan

@@ -185,6 +185,7 @@ struct KvCache::State {
   // Whether `dropped` blocks of each pool and what the memory pool has would give the blocks needed.
   bool slabs_suffice(std::span<const int64_t> needed, std::span<const int64_t> dropped) const;
   void evict_oldest();
+  void drop_unreferenced();  // everything of the prefix cache that no sequence has
   void drop_oldest_window();
   void release_blocks(std::span<const BlockId> blocks, bool of_window_tables);
 
@@ -194,8 +195,14 @@ struct KvCache::State {
   void resize(KvSequence& sequence, int64_t table, int64_t num_blocks);
   void publish_block(KvSequence& sequence);
   void adopt_block(KvSequence& sequence, PrefixId entry);
-  // Blocks that a table needs for these entries in the places where the sequence has shared ones now.
-  int64_t num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept) const;
+  // Of the sequence's prefix blocks, those that other sequences have too: the first ones.
+  int64_t num_shared_with_others(const KvSequence& sequence) const;
+  // Blocks that a table needs for these entries in the places of the first num_shared blocks, which are not its own.
+  int64_t num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept, int64_t num_shared) const;
+  // Whether there is room for the copies of what is kept of shared blocks, made if need be.
+  bool make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_shared);
+  // All prefix blocks of the sequence but the first num_shared, which others have, are its own from now on.
+  void take_prefix(KvSequence& sequence, int64_t num_shared);
   void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept, const KvMerge& merge);
   void copy_window(KvSequence& sequence, int64_t table);
   int64_t table_bytes(const KvSequence& sequence, int64_t table) const;

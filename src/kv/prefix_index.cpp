@@ -109,6 +109,19 @@ void PrefixIndex::erase(PrefixId id) {
   leave(order_, &Entry::order, id);
   --num_unreferenced_;
   if (entry.passed) leave_passed(id);
+  remove(id);
+}
+
+void PrefixIndex::take(PrefixId id) {
+  Entry& entry = entries_[id];
+  WITAN_CHECK(entry.num_references == 1 && entry.num_window_references <= 1 && entry.num_children == 0,
+              "entry {} taken with {} references, {} children", id, entry.num_references, entry.num_children);
+  if (entry.passed) leave_passed(id);
+  remove(id);
+}
+
+void PrefixIndex::remove(PrefixId id) {
+  const Entry& entry = entries_[id];
   if (entry.parent != kNoPrefix) --entries_[entry.parent].num_children;
   const auto [begin, end] = by_hash_.equal_range(entry.hash);
   by_hash_.erase(std::find_if(begin, end, [&](const auto& found) { return found.second == id; }));

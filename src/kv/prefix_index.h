@@ -55,6 +55,11 @@ class PrefixIndex {
   PrefixId newer_unreferenced(PrefixId entry) const { return entries_[entry].order.newer; }
   void erase(PrefixId entry);  // unreferenced and without children
 
+  int32_t num_references(PrefixId entry) const { return entries_[entry].num_references; }
+  // The blocks of an entry without children are the caller's, who alone references it, and its window part if that is
+  // there; the entry is gone.
+  void take(PrefixId entry);
+
   // Of the window part of an entry that the caller references; it must be there.
   void reference_window(PrefixId entry);
   enum class WindowEnd : uint8_t { kPassed, kKept };
@@ -120,6 +125,7 @@ class PrefixIndex {
   void append(Order& order, Neighbours Entry::*neighbours, PrefixId id);
   void leave(Order& order, Neighbours Entry::*neighbours, PrefixId id);
   void leave_passed(PrefixId id);
+  void remove(PrefixId id);  // one that is in no order
   static bool is_kept(const Entry& entry) { return entry.num_references == 0 && entry.has_window && !entry.passed; }
   void check_orders(const std::vector<bool>& present) const;
 

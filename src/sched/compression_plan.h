@@ -7,12 +7,24 @@
 #include <vector>
 
 #include "kv/kv_cache.h"
+#include "kv/policy/kv_budget.h"
 #include "kv/policy/kv_compression_point.h"
 
 namespace witan {
 
+// A sequence's entries may be judged when the KV cache has no room for others or for its own next ones, whenever
+// `every` tokens were generated since: see Scheduler.
+struct KvPressure {
+  KvBudget budget;  // of all tokens so far: what each head keeps, or the heads on average
+  int32_t every = 1;
+
+  bool operator==(const KvPressure&) const = default;
+};
+
 // When a sequence's KV entries are judged, of which some stay, and older ones demoted. A preempted sequence goes
 // through all of it again.
+//
+// With `pressure` there are no points at first: the scheduler adds one where it has the entries judged.
 struct CompressionPlan {
   std::vector<KvCompressionPoint> points;  // ascending; empty: never
   bool is_average = false;                 // heads may keep more or less than a point says, but all together that
@@ -21,6 +33,7 @@ struct CompressionPlan {
   // are: all of them.
   int32_t num_query_tokens = 1;
   std::optional<KvDemotion> demotion = {};  // at every point, judged or not
+  std::optional<KvPressure> pressure = {};
   // Not empty: what is left of the prompt at points before its end is kept for later sequences whose plans say the same
   // here, and which go on from there. It then has to depend on nothing but this and the prompt up to the point.
   std::string shared_as = {};

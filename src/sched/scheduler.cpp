@@ -43,6 +43,15 @@ struct Step {
     plan.num_tokens += num_tokens;
   }
 
+  // One whose entries are judged, and nothing computed.
+  void add_judgement(Sequence& sequence) {
+    plan.slices.push_back({.sequence = sequence.id,
+                           .kv_sequence = *sequence.kv_sequence,
+                           .first_token = sequence.num_computed,
+                           .compresses = true,
+                           .judges = true});
+  }
+
   void remove(Sequence& sequence) {
     if (sequence.num_planned == 0) return;
     std::erase_if(plan.slices, [&](const ScheduledSlice& slice) { return slice.sequence == sequence.id; });
@@ -59,14 +68,18 @@ struct Scheduler::State {
   Sequence& at(SequenceId id) const;
   int64_t max_running() const { return std::min(config.max_sequences, config.max_step_tokens); }
 
-  void plan_decodes(Step& step);
+  // Each of the first three says false where entries are to be judged first: they are all that the step plans then.
+  [[nodiscard]] bool make_room_for_waiting(Step& step);
+  [[nodiscard]] bool plan_decodes(Step& step);
   void limit_prefills(Step& step, Prefills prefills);
-  void plan_prefills(Step& step);
+  [[nodiscard]] bool plan_prefills(Step& step);
   void plan_admissions(Step& step);
   void plan_inputs(Step& step) const;
 
+  int64_t bytes_freed_by_judging(const Sequence& sequence) const;
+  bool judge_for_room(Step& step);
   int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
-  int32_t reserve_chunk(Step& step, Sequence& sequence);
+  std::optional<int32_t> reserve_chunk(Step& step, Sequence& sequence);
   void commit_repeated(Sequence& sequence);
   void preempt_least_valuable(Step& step);
   void preempt(Sequence& victim);
@@ -77,11 +90,13 @@ struct Scheduler::State {
   Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
   Admission try_admit_compressed(Step& step, Sequence& sequence, const KvCompressedPrefix& prefix);
   Admission admit(Step& step, Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
-  bool has_room(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes, int64_t available_bytes) const;
+  int64_t missing_bytes(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
+                        int64_t available_bytes) const;
+  int64_t bytes_alone(const Sequence& sequence) const;
   int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
   int64_t copied_bytes(const Sequence& sequence, const KvCompressionPoint& point) const;
   int32_t mean_entries(SequenceId kv_sequence) const;
-  bool is_still_refused(const Sequence& sequence) const;
+  int64_t missing_since_refusal(const Sequence& sequence) const;
   void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
   void forget_progress(Sequence& sequence) const;
   void pass_point(Sequence& sequence, int64_t num_entries) const;
@@ -94,12 +109,16 @@ struct Scheduler::State {
   std::vector<Sequence*> running;  // most valuable first
   WaitingQueue waiting;
   std::optional<Refusal> refusal;
-  int64_t num_steps_since_mixed = 0;  // in which sequences decoded and nobody's prefill went on
-  int64_t num_steps_per_chunk = 1;    // of a prefill beside decodes, as it was last
-  int64_t side_bytes_to_come = 0;     // of those that are admitted in this plan, which have not taken them yet
+  struct Pace {
+    int64_t num_steps_since_mixed = 0;  // in which sequences decoded and nobody's prefill went on
+    int64_t num_steps_per_chunk = 1;    // of a prefill beside decodes, as it was last
+  };
+  Pace pace;
+  int64_t side_bytes_to_come = 0;  // of those that are admitted in this plan, which have not taken them yet
   SequenceId next_id = 1;
   bool plan_is_open = false;
   int64_t num_preemptions = 0;
+  int64_t num_judged_for_room = 0;
   int64_t num_recomputed_tokens = 0;
   int64_t num_prefix_hit_tokens = 0;
 };
@@ -121,42 +140,92 @@ Sequence& Scheduler::State::at(SequenceId id) const {
   return *found->second;
 }
 
+// Entries are judged for the most valuable waiting sequence, refused before, if all that may be judged make the room
+// that it is short of: fewer would be lost for nothing.
+bool Scheduler::State::make_room_for_waiting(Step& step) {
+  const Sequence* sequence = waiting.first();
+  if (sequence == nullptr || std::ssize(running) >= max_running()) return true;
+  const int64_t missing = missing_since_refusal(*sequence);
+  if (missing == 0) return true;
+  int64_t freed_bytes = 0;
+  for (const Sequence* other : running) freed_bytes += bytes_freed_by_judging(*other);
+  return freed_bytes < missing || !judge_for_room(step);
+}
+
+// 0 where it may not be judged.
+int64_t Scheduler::State::bytes_freed_by_judging(const Sequence& s) const {
+  if (!s.may_be_judged_under_pressure()) return 0;
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  const int32_t num_kept = s.compression.pressure->budget.of(s.num_computed);
+  return std::max<int64_t>(0, kv.bytes_freed_by_keeping(*s.kv_sequence, num_kept + uneven));
+}
+
+// Plans that the running sequence is judged for which this frees most, and nothing else; false where it frees nothing.
+bool Scheduler::State::judge_for_room(Step& step) {
+  Sequence* best = nullptr;
+  int64_t most_bytes = 0;
+  for (Sequence* sequence : running) {
+    const int64_t bytes = bytes_freed_by_judging(*sequence);
+    if (bytes > most_bytes) best = sequence;
+    most_bytes = std::max(most_bytes, bytes);
+  }
+  if (best == nullptr) return false;
+  for (const ScheduledSlice& slice : step.plan.slices) at(slice.sequence).num_planned = 0;
+  step.plan.slices.clear();
+  step.plan.num_tokens = 0;
+  best->compression.points.push_back(
+      {.num_tokens = best->num_computed, .num_kept = best->compression.pressure->budget.of(best->num_computed)});
+  best->is_judged_for_room = true;
+  waiting.release_followers(*best);  // its next blocks will be nobody else's
+  step.add_judgement(*best);
+  return true;
+}
+
 // Running sequences are visited by value and the victims come from the other end, so no victim has a slice yet.
-void Scheduler::State::plan_decodes(Step& step) {
+bool Scheduler::State::plan_decodes(Step& step) {
   for (size_t i = 0; i < running.size(); ++i) {
     Sequence& sequence = *running[i];
     WITAN_CHECK(sequence.num_tokens() < sequence.max_tokens, "sequence {} has all its {} tokens and was not finished",
                 sequence.id, sequence.max_tokens);
     if (sequence.num_uncomputed() != 1 || sequence.repeats()) continue;
-    while (sequence.kv_sequence && !kv.reserve(*sequence.kv_sequence, 1)) preempt_least_valuable(step);
+    while (sequence.kv_sequence && !kv.reserve(*sequence.kv_sequence, 1)) {
+      if (judge_for_room(step)) return false;
+      preempt_least_valuable(step);
+    }
     if (sequence.kv_sequence) step.add(sequence, 1);
   }
+  return true;
 }
 
 // Beside decodes.
 void Scheduler::State::limit_prefills(Step& step, Prefills prefills) {
   if (prefills == Prefills::kAlone) {
     step.budget_tokens = 0;
-    ++num_steps_since_mixed;
+    ++pace.num_steps_since_mixed;
     return;
   }
   step.budget_tokens = std::min(step.budget_tokens, config.max_mixed_prompt_tokens);
-  num_steps_per_chunk = std::exchange(num_steps_since_mixed, 0) + 1;
+  pace.num_steps_per_chunk = std::exchange(pace.num_steps_since_mixed, 0) + 1;
 }
 
-void Scheduler::State::plan_prefills(Step& step) {
+bool Scheduler::State::plan_prefills(Step& step) {
   for (size_t i = 0; i < running.size() && step.budget_tokens > 0; ++i) {
     Sequence& sequence = *running[i];
     if (sequence.num_planned > 0) continue;
-    if (const int32_t num_tokens = reserve_chunk(step, sequence); num_tokens > 0) step.add(sequence, num_tokens);
+    const std::optional<int32_t> num_tokens = reserve_chunk(step, sequence);
+    if (!num_tokens) return false;
+    if (*num_tokens > 0) step.add(sequence, *num_tokens);
   }
+  return true;
 }
 
-// The next chunk of a running sequence in prefill, reserved; 0 when it has to wait for less.
-int32_t Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
+// The next chunk of a running sequence in prefill, reserved; 0 when it has to wait for less, and none where entries are
+// judged first.
+std::optional<int32_t> Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
   for (;;) {
     const int32_t num_wanted = std::min(step.budget_tokens, sequence.num_computable());
     if (const int32_t num_tokens = reserve_up_to(sequence, num_wanted); num_tokens > 0) return num_tokens;
+    if (judge_for_room(step)) return std::nullopt;
     if (running.back() == &sequence && running.size() > 1) return 0;
     preempt_least_valuable(step);
   }
@@ -234,7 +303,7 @@ void Scheduler::State::plan_admissions(Step& step) {
   std::optional<InFlightPrefixes> in_flight;
   while (step.budget_tokens > 0 && std::ssize(running) < max_running()) {
     Sequence* sequence = waiting.first();
-    if (sequence == nullptr || is_still_refused(*sequence)) return;
+    if (sequence == nullptr || missing_since_refusal(*sequence) > 0) return;
     if (!in_flight) in_flight.emplace(running);
     if (try_admit(step, *sequence, *in_flight) == Admission::kNoRoom) return;
   }
@@ -273,7 +342,7 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
     }
   }
   const int64_t available_bytes = kv.available_bytes();
-  if (!has_room(sequence, num_attached, kv.bytes_for_tokens(num_attached, 0), available_bytes)) {
+  if (missing_bytes(sequence, num_attached, kv.bytes_for_tokens(num_attached, 0), available_bytes) > 0) {
     kv.release(kv_sequence);
     refusal = Refusal{sequence.id, num_attached, available_before - available_bytes};
     return Admission::kNoRoom;
@@ -294,7 +363,7 @@ Scheduler::State::Admission Scheduler::State::try_admit_compressed(Step& step, S
   WITAN_CHECK(sequence.num_compressions > 0 && points[sequence.num_compressions - 1].num_tokens == prefix.num_tokens,
               "sequence {} has no point at token {}", sequence.id, prefix.num_tokens);
   const SequenceId kv_sequence = kv.create();
-  if (!has_room(sequence, prefix.num_tokens, 0, kv.available_bytes()) ||
+  if (missing_bytes(sequence, prefix.num_tokens, 0, kv.available_bytes()) > 0 ||
       !kv.attach_compressed(kv_sequence, prefix.id)) {
     kv.release(kv_sequence);
     forget_progress(sequence);
@@ -336,17 +405,17 @@ void Scheduler::State::start_running(Sequence& sequence, SequenceId kv_sequence,
   running.insert(std::ranges::lower_bound(running, &sequence, MoreValuable()), &sequence);
 }
 
-// Whether the sequence and all running ones have room for their tokens and `horizon` more each: the steps that all
+// What the sequence and all running ones are short of for their tokens and `horizon` more each: the steps that all
 // prefills take, in each of which the others decode a token, and a block after that.
-bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
-                                int64_t available_bytes) const {
-  if (running.empty()) return true;  // add() saw to that
+int64_t Scheduler::State::missing_bytes(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
+                                        int64_t available_bytes) const {
+  if (running.empty()) return 0;  // add() saw to that
   int64_t num_prefill_tokens = sequence.num_unplanned() - num_attached;
   for (const Sequence* other : running) num_prefill_tokens += other->num_unplanned();
   const int64_t tokens_per_chunk =
       std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
   const int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1;
-  const int64_t horizon = num_chunks * num_steps_per_chunk + kKvBlockSize;
+  const int64_t horizon = num_chunks * pace.num_steps_per_chunk + kKvBlockSize;
 
   const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
     const int64_t num_tokens = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
@@ -359,7 +428,23 @@ bool Scheduler::State::has_room(const Sequence& sequence, int32_t num_attached, 
     bytes += bytes_to_come(*other, other->num_unplanned(), kv.held_bytes(*other->kv_sequence));
   }
   const int64_t side_bytes = sequence.side_bytes + side_bytes_to_come;
-  return bytes <= available_bytes && (side_bytes == 0 || bytes + side_bytes <= kv.available_memory_bytes());
+  const int64_t missing_memory = side_bytes == 0 ? 0 : bytes + side_bytes - kv.available_memory_bytes();
+  return std::max({int64_t{0}, bytes - available_bytes, missing_memory});
+}
+
+// The most that it needs when nobody else runs: all its entries, or where these may be judged when there is no room,
+// those of its prompt, and what is left when they are judged with what comes until they may be judged again, or at
+// least a block, so that something is free then.
+int64_t Scheduler::State::bytes_alone(const Sequence& s) const {
+  const int64_t dense_bytes = peak_bytes(s, s.max_entries(), 1);
+  const std::optional<KvPressure>& pressure = s.compression.pressure;
+  if (!pressure || s.compression.may_keep_all) return dense_bytes;
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  const int64_t most_entries =
+      int64_t{pressure->budget.of(s.max_entries())} + std::max(pressure->every, kKvBlockSize) + uneven;
+  const int64_t judged_bytes =
+      std::max(kv.bytes_for_entries(most_entries, s.max_entries(), 1), kv.bytes_for_tokens(s.num_prompt_tokens, 1));
+  return std::min(dense_bytes, judged_bytes);
 }
 
 // The most that a sequence holds until num_tokens of it are computed, from now on.
@@ -420,10 +505,11 @@ int32_t Scheduler::State::mean_entries(SequenceId kv_sequence) const {
   return static_cast<int32_t>((num_entries + num_heads - 1) / num_heads);
 }
 
-bool Scheduler::State::is_still_refused(const Sequence& sequence) const {
-  return refusal && refusal->sequence == sequence.id &&
-         !has_room(sequence, refusal->num_attached, kv.bytes_for_tokens(refusal->num_attached, 0),
-                   kv.available_bytes() - refusal->attached_bytes);
+// 0 for one that was not refused.
+int64_t Scheduler::State::missing_since_refusal(const Sequence& sequence) const {
+  if (!refusal || refusal->sequence != sequence.id) return 0;
+  return missing_bytes(sequence, refusal->num_attached, kv.bytes_for_tokens(refusal->num_attached, 0),
+                       kv.available_bytes() - refusal->attached_bytes);
 }
 
 Scheduler::Scheduler(KvCache& kv, SchedulerConfig config) : state_(std::make_unique<State>(kv, config)) {}
@@ -465,8 +551,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->compression = std::move(request.compression);
   sequence->side_bytes = request.side_bytes;
   sequence->private_generation = request.private_generation;
-  const int64_t needed_bytes =
-      state_->peak_bytes(*sequence, sequence->max_entries(), 1) + state_->kv.bytes_of_input(std::ssize(request.input));
+  const int64_t needed_bytes = state_->bytes_alone(*sequence) + state_->kv.bytes_of_input(std::ssize(request.input));
   const int32_t num_repeated = sequence->compression.longest_repetition(0);
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
@@ -491,12 +576,18 @@ StepPlan Scheduler::schedule(Prefills prefills) {
   Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
   step.plan.slices.reserve(state_->running.size());
   state_->side_bytes_to_come = 0;
-  state_->plan_decodes(step);
-  step.plan.num_decodes = step.plan.num_tokens;
-  if (step.plan.num_decodes > 0) state_->limit_prefills(step, prefills);
-  state_->plan_prefills(step);
-  state_->plan_admissions(step);
-  state_->plan_inputs(step);
+  const State::Pace pace = state_->pace;
+  if (state_->make_room_for_waiting(step) && state_->plan_decodes(step)) {
+    step.plan.num_decodes = step.plan.num_tokens;
+    if (step.plan.num_decodes > 0) state_->limit_prefills(step, prefills);
+    if (state_->plan_prefills(step)) {
+      state_->plan_admissions(step);
+      state_->plan_inputs(step);
+    } else {
+      step.plan.num_decodes = 0;
+      state_->pace = pace;  // the step is planned again
+    }
+  }
   state_->plan_is_open = !step.plan.empty();
   return std::move(step).plan;
 }
@@ -543,33 +634,44 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   state_->plan_is_open = false;
 }
 
-void Scheduler::compress(SequenceId id, FunctionRef<bool(SequenceId kv_sequence)> apply,
+bool Scheduler::compress(SequenceId id, FunctionRef<bool(SequenceId kv_sequence)> apply,
                          std::vector<SequenceId>& preempted) {
   WITAN_CHECK(!state_->plan_is_open, "sequence {} compressed before the plan was committed", id);
   Sequence& sequence = state_->at(id);
   WITAN_CHECK(sequence.awaits_compression(), "sequence {} has {} of {} tokens computed", id, sequence.num_computed,
               sequence.num_tokens());
+  const bool is_for_room = std::exchange(sequence.is_judged_for_room, false);
+  if (is_for_room) sequence.judged_under_pressure = sequence.num_computed;
   while (sequence.kv_sequence && !apply(*sequence.kv_sequence)) {
+    if (is_for_room) {  // nobody gives up its room for that
+      sequence.compression.points.pop_back();
+      return false;
+    }
     Sequence& victim = *state_->running.back();
     if (state_->running.size() == 1) state_->fail_alone(victim);
     state_->preempt(victim);
     preempted.push_back(victim.id);
   }
-  if (sequence.kv_sequence) {
-    state_->pass_point(sequence, state_->mean_entries(*sequence.kv_sequence));
-    const std::string& policy = sequence.compression.shared_as;
-    if (!policy.empty() && sequence.num_computed < sequence.num_prompt_tokens) {
-      state_->kv.save_compressed(*sequence.kv_sequence, policy,
-                                 std::span(sequence.tokens).first(static_cast<size_t>(sequence.num_computed)));
-    }
-  }
   state_->refusal.reset();
+  if (!sequence.kv_sequence) return false;
+  state_->pass_point(sequence, state_->mean_entries(*sequence.kv_sequence));
+  state_->num_judged_for_room += is_for_room;
+  const std::string& policy = sequence.compression.shared_as;
+  if (!policy.empty() && sequence.num_computed < sequence.num_prompt_tokens) {
+    state_->kv.save_compressed(*sequence.kv_sequence, policy,
+                               std::span(sequence.tokens).first(static_cast<size_t>(sequence.num_computed)));
+  }
+  return true;
 }
 
 void Scheduler::abandon(const StepPlan& plan) {
   WITAN_CHECK(state_->plan_is_open == !plan.empty(), "{} slices abandoned, but a plan is {}open", plan.slices.size(),
               state_->plan_is_open ? "" : "not ");
-  for (const ScheduledSlice& slice : plan.slices) state_->at(slice.sequence).num_planned = 0;
+  for (const ScheduledSlice& slice : plan.slices) {
+    Sequence& sequence = state_->at(slice.sequence);
+    sequence.num_planned = 0;
+    if (std::exchange(sequence.is_judged_for_room, false)) sequence.compression.points.pop_back();
+  }
   state_->plan_is_open = false;
 }
 
@@ -632,6 +734,7 @@ SchedulerStats Scheduler::stats() const {
   return {.num_waiting = state_->waiting.size(),
           .num_running = std::ssize(state_->running),
           .num_preemptions = state_->num_preemptions,
+          .num_judged_for_room = state_->num_judged_for_room,
           .num_recomputed_tokens = state_->num_recomputed_tokens,
           .num_prefix_hit_tokens = state_->num_prefix_hit_tokens};
 }
@@ -643,12 +746,14 @@ void Scheduler::check_integrity() const {
               state.max_running());
   int64_t num_running = 0;
   int32_t num_planned_tokens = 0;
+  int32_t num_judged = 0;
   for (const auto& [id, sequence] : state.sequences) {
     WITAN_CHECK(sequence->id == id && sequence->tokens.size() == sequence->kv_roles.size() &&
                     sequence->num_tokens() <= sequence->max_tokens && sequence->num_computed < sequence->num_tokens(),
                 "sequence {} has {} of {} tokens, {} roles, {} computed", id, sequence->num_tokens(),
                 sequence->max_tokens, sequence->kv_roles.size(), sequence->num_computed);
     num_planned_tokens += sequence->num_planned;
+    num_judged += sequence->is_judged_for_room;
     if (sequence->kv_sequence) {
       ++num_running;
       WITAN_CHECK(std::ranges::binary_search(state.running, sequence.get(), MoreValuable()),
@@ -673,7 +778,9 @@ void Scheduler::check_integrity() const {
               state.running.size());
   WITAN_CHECK(num_running + state.waiting.size() == std::ssize(state.sequences), "{} run, {} wait, {} exist",
               num_running, state.waiting.size(), state.sequences.size());
-  WITAN_CHECK((num_planned_tokens > 0) == state.plan_is_open, "{} tokens planned, a plan is {}open", num_planned_tokens,
+  const bool may_be_open = num_planned_tokens > 0 || num_judged > 0;
+  WITAN_CHECK(state.plan_is_open ? may_be_open : num_planned_tokens == 0,
+              "{} tokens planned, {} sequences judged, a plan is {}open", num_planned_tokens, num_judged,
               state.plan_is_open ? "" : "not ");
 }
 

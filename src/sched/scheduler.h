@@ -42,6 +42,8 @@ struct SequenceRequest {
 // Or of a repetition of its compression plan, which is computed behind the prompt: its tokens [num_uncommitted,
 // num_uncommitted + num_tokens), at the places from first_token on. The entries of those before them are written, and
 // reserved still; when the repetition is over none are.
+//
+// Or nothing is computed: the slice has no tokens and is the plan's only one, and its sequence's entries are judged.
 struct ScheduledSlice {
   SequenceId sequence = 0;     // the scheduler's id
   SequenceId kv_sequence = 0;  // the KV cache's id of the same sequence
@@ -85,6 +87,7 @@ struct SchedulerStats {
   int64_t num_waiting = 0;
   int64_t num_running = 0;
   int64_t num_preemptions = 0;        // ever
+  int64_t num_judged_for_room = 0;    // times that a sequence's entries were judged for want of room, ever
   int64_t num_recomputed_tokens = 0;  // computed again after a preemption, ever
   int64_t num_prefix_hit_tokens = 0;  // prompt tokens found in the prefix cache by first admissions, ever
 };
@@ -112,9 +115,19 @@ struct SchedulerStats {
 // its blocks go (to the prefix cache where they can), its tokens stay, and it waits again, in its place by value. A
 // sequence in prefill takes smaller chunks first, and when it is itself the least valuable, waits with what it has.
 //
+// Pressure: before anybody is preempted for the room of a token, or a prefill waits for it, running sequences whose
+// compression plans say so (CompressionPlan::pressure) have their entries judged, whatever their value: first the one
+// whose judging frees most, by the budget and without what other sequences have too, one after the other until there is
+// room or none frees anything. The same happens for the most valuable waiting sequence when there was no room to admit
+// it, but only if all of them together make that room. A sequence is judged when its prompt is computed, between two of
+// its own tokens, and again when it has `every` tokens more. Such a step is of one sequence, which is judged, and of no
+// tokens. The place of the text becomes a point of the sequence's plan: if it is preempted later and computed again, it
+// is judged where it was. With such a plan a prompt has to fit, but the whole text need not, as long as what is left
+// when it is judged and `every` tokens do.
+//
 // Every sequence ends, if its caller ends it at max_tokens. The most valuable running one is never preempted for
-// another and goes on in every step, or at least, in prefill, in those that are not of decodes alone, whose number its
-// caller bounds: alone it has room (add() saw to that), and it takes that room
+// another and goes on in every step that computes any tokens, or at least, in prefill, in those that are not of decodes
+// alone, whose number its caller bounds: alone it has room (add() saw to that), and it takes that room
 // from all others if it must. While the most valuable of all waits, nobody less valuable is admitted, so the running
 // ones end or are preempted, one after the other, until it is admitted. It becomes the most valuable running one
 // then; so it ends, and the next is the most valuable of all.
@@ -132,8 +145,8 @@ class Scheduler {
   // for more tokens than the context has left ends at the context's end (max_tokens tells).
   SequenceId add(SequenceRequest request);
 
-  // The next step. Empty when there are no sequences. With Prefills::kAlone, a step in which sequences decode is of
-  // these alone; a caller must not say so for ever.
+  // The next step. Empty when there are no sequences, of no tokens where one's entries are judged first. With
+  // Prefills::kAlone, a step in which sequences decode is of these alone; a caller must not say so for ever.
   //
   // Throws SequenceError(kOutOfMemory), with the numbers, when the only running sequence finds no room: the KV cache
   // cannot get the memory that its capacity promises. No plan is open then; finish() and schedule() may be called.
@@ -149,8 +162,9 @@ class Scheduler {
   // the KV cache has no room. Between that and the next schedule() it is called for each of them that goes on. The room
   // may be that of less valuable sequences, which are preempted, or of this one if it is the least valuable: it is
   // computed again then, and compressed again. Those that were preempted are added to `preempted`, also where it throws
-  // SequenceError(kOutOfMemory), as schedule() does, when it runs alone.
-  void compress(SequenceId sequence, FunctionRef<bool(SequenceId kv_sequence)> apply,
+  // SequenceError(kOutOfMemory), as schedule() does, when it runs alone. For one that is judged to make room nobody is
+  // preempted: it keeps its entries then. False where nothing was dropped or demoted.
+  bool compress(SequenceId sequence, FunctionRef<bool(SequenceId kv_sequence)> apply,
                 std::vector<SequenceId>& preempted);
 
   // The plan was not computed, or not to its end: its entries count as never written. Its sequences go on with the

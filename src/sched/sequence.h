@@ -42,7 +42,9 @@ struct Sequence {
   int32_t num_dropped = 0;        // tokens that a kv head has no entry of any more, on average, rounded down
   int64_t num_demoted = 0;        // of those that it has, demoted ones, were all heads alike
   int32_t num_ever_computed = 0;  // the most that num_computed was, preemptions or not
-  std::optional<int32_t> num_prefix_hit_tokens;  // set by the first admission
+  std::optional<int32_t> judged_under_pressure = {};  // num_computed when its entries were judged for room last
+  bool is_judged_for_room = false;                    // so they are to be now: at the last point of its plan
+  std::optional<int32_t> num_prefix_hit_tokens;       // set by the first admission
 
   // A waiting sequence may wait for the running `leader` to compute their common tokens [0, num_common_tokens).
   Sequence* leader = nullptr;
@@ -59,6 +61,15 @@ struct Sequence {
       if (compression.points[i].judges) return compression.points[i];
     }
     return std::nullopt;
+  }
+  // Whether its entries may be judged between two steps, because others want their room. What is computed again is
+  // judged where it was, and nowhere else.
+  bool may_be_judged_under_pressure() const {
+    if (!compression.pressure || !kv_sequence || num_uncomputed() != 1 || num_computed < num_prompt_tokens)
+      return false;
+    const bool is_past_all_points = next_compression() == nullptr;
+    return is_past_all_points &&
+           (!judged_under_pressure || num_computed - *judged_under_pressure >= compression.pressure->every);
   }
   bool has_repetitions() const { return num_compressions == 0 && num_repetitions < compression.repetitions.size(); }
   // Whether the tokens to compute next are those of a repetition.
@@ -90,8 +101,10 @@ struct Sequence {
   // Tokens from the beginning that it may find in the prefix cache; and that it leaves there.
   int32_t num_attachable() const {
     const int32_t most = std::min(num_tokens() - 1, num_shareable());
-    if (compression.points.empty()) return most;
-    return std::min(most, std::max(0, compression.points[0].num_tokens - compression.num_query_tokens));
+    if (compression.points.empty() && !compression.pressure) return most;
+    // Under pressure it may be judged for the first time as soon as all its tokens are computed.
+    const int32_t first_judged = compression.points.empty() ? num_tokens() : compression.points[0].num_tokens;
+    return std::min(most, std::max(0, first_judged - compression.num_query_tokens));
   }
   int32_t num_publishable() const {
     const int32_t most = num_shareable();

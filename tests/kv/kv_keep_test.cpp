@@ -208,10 +208,59 @@ TEST(KvKeep, SharedBlocksStayForOthersAsTheyWere) {
 TEST(KvKeep, WithoutRoomForCopiesNothingChanges) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(10));
-  Model model = start(cache, make_tokens(320, 1));  // every block is full and shared: no room for copies
+  Model model = start(cache, make_tokens(320, 1));  // every block is full: no room for copies
+  const SequenceId other = cache.create();
+  Tokens tokens = model.tokens;
+  tokens.push_back({7});
+  ASSERT_EQ(cache.attach_prefix(other, ids_of(tokens), roles_of(tokens)), 320);
   EXPECT_FALSE(keep(cache, model, std::vector(kTables, range(0, 100))));
   check(cache, model);
   EXPECT_TRUE(holds_entries(cache, model.id, model.tokens));
+  EXPECT_TRUE(holds_entries(cache, other, model.tokens));
+}
+
+TEST(KvKeep, WithoutRoomForCopiesPrefixBlocksThatNobodyElseHasBecomeItsOwn) {
+  for (const int32_t window : {0, 70}) {
+    MemoryPool pool(size_t{64} << 20);
+    KvCache cache(pool, config_of(10, window));
+    Model model = start(cache, make_tokens(130, 1));
+    ASSERT_TRUE(extend(cache, model, make_tokens(190, 2)));
+    ASSERT_TRUE(keep(cache, model, std::vector(kTables, range(0, 320, 2))));
+    check(cache, model);
+    const int64_t num_window_blocks = 3;  // of 96 entries
+    EXPECT_EQ(held(cache), 2 * 5 + (window > 0 ? num_window_blocks : 5));
+    ASSERT_TRUE(extend(cache, model, make_tokens(40, 4)));
+    check(cache, model);
+    const SequenceId other = cache.create();
+    EXPECT_EQ(cache.attach_prefix(other, ids_of(model.tokens), roles_of(model.tokens)), 0) << "none is cached";
+    cache.release(model.id);
+    cache.release(other);
+    EXPECT_EQ(held(cache), 0);
+    cache.check_integrity();
+  }
+}
+
+TEST(KvKeep, WithoutRoomForAllCopiesOnlyBlocksThatOthersHaveAreCopied) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config_of(9));
+  const Tokens tokens = make_tokens(40, 1);
+  const Model dense = start(cache, tokens);  // a full block, and one
+  Model model;
+  model.id = cache.create();
+  ASSERT_EQ(cache.attach_prefix(model.id, ids_of(tokens), roles_of(tokens)), 32);
+  model.add(Tokens(tokens.begin(), tokens.begin() + 32));
+  ASSERT_TRUE(extend(cache, model, make_tokens(192, 2)));  // 6 more
+  EXPECT_EQ(cache.bytes_freed_by_keeping(model.id, 1000), -kTables * kBlockBytes) << "the shared block is copied";
+  EXPECT_EQ(cache.bytes_freed_by_keeping(model.id, 64), (6 - 2) * kTables * kBlockBytes);
+  Model last = start(cache, make_tokens(10, 3));
+  const std::vector<std::vector<int32_t>> kept(kTables, range(0, 224, 4));  // 2 blocks of each table
+  EXPECT_FALSE(keep(cache, model, kept));
+  check(cache, model);
+  cache.release(last.id);
+  ASSERT_TRUE(keep(cache, model, kept)) << "there is room for one of them";
+  check(cache, model);
+  EXPECT_TRUE(holds_entries(cache, dense.id, tokens));
+  EXPECT_EQ(held(cache), kTables * (2 + 2));
 }
 
 TEST(KvKeep, LayersWithAWindowKeepWhatTheyHave) {
@@ -229,9 +278,10 @@ TEST(KvKeep, LayersWithAWindowKeepWhatTheyHave) {
 }
 
 TEST(KvKeep, RandomOperationsAgreeWithANaiveModel) {
-  for (const int32_t window : {0, 50}) {
+  // With 12 sets of blocks there is often no room for copies.
+  for (const auto& [window, num_sets] : {std::pair(0, 60), std::pair(50, 60), std::pair(0, 12), std::pair(50, 12)}) {
     MemoryPool pool(size_t{64} << 20);
-    KvCache cache(pool, config_of(60, window));
+    KvCache cache(pool, config_of(num_sets, window));
     std::mt19937 random(17);
     const auto below = [&](int n) { return static_cast<int32_t>(random() % static_cast<unsigned>(n)); };
     std::vector<Model> models;
@@ -271,6 +321,7 @@ TEST(KvKeep, RandomOperationsAgreeWithANaiveModel) {
         models.erase(models.begin() + static_cast<std::ptrdiff_t>(i));
       }
       for (const Model& model : models) check(cache, model);
+      if (HasFatalFailure()) return;
     }
     EXPECT_GT(kept, 100);
   }

@@ -50,6 +50,25 @@ TEST(PrefixIndexTest, AnEntryIsFoundOnlyByItsTokensRolesAndParent) {
   }
 }
 
+TEST(PrefixIndexTest, AnEntryMayBeTakenByTheOnlyOneWhoReferencesIt) {
+  PrefixIndex index(kNumTables, 0);
+  const PrefixId first = insert(index, kNoPrefix, text_of(0));
+  const PrefixId second = insert(index, first, text_of(1));
+  index.reference_window(second);
+  index.reference(first);
+  EXPECT_EQ(index.num_references(first), 2);
+  index.take(second);
+  index.check_integrity({2});
+  EXPECT_EQ(find(index, first, text_of(1)), kNoPrefix);
+  index.unreference(first);
+  index.reference_window(first);
+  index.unreference_window(first, PrefixIndex::WindowEnd::kPassed);
+  index.take(first);
+  EXPECT_EQ(index.num_entries(), 0);
+  EXPECT_EQ(index.num_passed(), 0);
+  index.check_integrity({});
+}
+
 TEST(PrefixIndexTest, TheChainOfHashesDependsOnRootParentTokensAndRoles) {
   const auto hash_of = [](uint64_t root, TokenId first_block, const Text& second_block) {
     PrefixIndex index(kNumTables, root);

@@ -48,21 +48,27 @@ inline TestConfig with_budget(int32_t max_step_tokens, int64_t num_rows = 64) {
 
 // How a sequence is compressed: what is left of it loses the entries that are one more than a multiple of three, at the
 // end of the prompt, whenever `every` tokens were generated since, and at every prefill_every tokens of the prompt, if
-// these are not 0.
+// these are not 0. Or under pressure, where the scheduler says so: then it loses those in the middle.
 struct Dropping {
   int32_t every = 0;
   int32_t prefill_every = 0;
   std::vector<int32_t> repetitions = {};  // lengths, before the first time
+  std::optional<KvPressure> pressure = {};
+  std::set<int32_t> judged_at = {};  // under pressure: the text's tokens when it was
 
-  std::vector<int32_t> kept(int32_t num_entries) const {
+  // When num_tokens are computed, of which num_entries have entries.
+  std::vector<int32_t> kept(int32_t num_entries, int32_t num_tokens) const {
+    const int32_t num_kept = pressure ? pressure->budget.of(num_tokens) : 0;
     std::vector<int32_t> kept;
     for (int32_t i = 0; i < num_entries; ++i) {
-      if (i % 3 != 1) kept.push_back(i);
+      const bool is_in_the_middle = i >= num_kept / 2 && i < num_entries - (num_kept + 1) / 2;
+      if (pressure ? !is_in_the_middle : i % 3 != 1) kept.push_back(i);
     }
     return kept;
   }
 
   bool judges_at(int32_t num_tokens, int32_t num_prompt_tokens) const {
+    if (pressure) return judged_at.contains(num_tokens);
     const int32_t num_generated = num_tokens - num_prompt_tokens;
     if (num_generated < 0) return prefill_every > 0 && num_tokens % prefill_every == 0;
     return num_prompt_tokens > 1 &&
@@ -76,19 +82,20 @@ struct Dropping {
       left.push_back(tokens[i]);
       if (!judges_at(i + 1, num_prompt_tokens)) continue;
       std::vector<TokenId> after;
-      for (const int32_t entry : kept(static_cast<int32_t>(left.size()))) after.push_back(left[entry]);
+      for (const int32_t entry : kept(static_cast<int32_t>(left.size()), i + 1)) after.push_back(left[entry]);
       left = std::move(after);
     }
     return left;
   }
 
   CompressionPlan plan(int32_t num_prompt_tokens, int32_t num_tokens) const {
-    CompressionPlan plan{.points = {}, .num_query_tokens = std::min(5, num_prompt_tokens)};
+    CompressionPlan plan{.points = {}, .num_query_tokens = std::min(5, num_prompt_tokens), .pressure = pressure};
+    if (pressure) return plan;
     int32_t num_entries = 0;
     for (int32_t n = 1; n <= num_tokens; ++n) {
       ++num_entries;
       if (!judges_at(n, num_prompt_tokens)) continue;
-      num_entries = static_cast<int32_t>(kept(num_entries).size());
+      num_entries = static_cast<int32_t>(kept(num_entries, n).size());
       plan.points.push_back({.num_tokens = n, .num_kept = num_entries});
     }
     if (judges_at(num_prompt_tokens, num_prompt_tokens)) plan.repetitions = repetitions;
@@ -136,7 +143,12 @@ class SchedulerHarness {
   }
 
   StepPlan schedule(Prefills prefills = Prefills::kBesideDecodes) {
+    const std::optional<SequenceId> judgeable = find_judgeable();
     StepPlan plan = scheduler_.schedule(prefills);
+    if (judgeable) {
+      EXPECT_THAT(plan.preempted, ::testing::IsEmpty()) << "sequence " << *judgeable << " may be judged";
+    }
+    for (const ScheduledSlice& slice : plan.slices) kv_sequences_[slice.sequence] = slice.kv_sequence;
     for (SequenceId id : plan.preempted) running_.erase(id);
     for (SequenceId id : plan.admitted) running_.insert(id);
     check_plan(plan, prefills);
@@ -189,6 +201,7 @@ class SchedulerHarness {
   }
 
   const std::map<SequenceId, std::vector<TokenId>>& done() const { return done_; }
+  const Dropping& dropping(SequenceId id) const { return dropping_.at(id); }
   bool is_live(SequenceId id) const { return live_.contains(id); }
   const std::set<SequenceId>& live() const { return live_; }
   const std::set<SequenceId>& running() const { return running_; }
@@ -268,7 +281,9 @@ class SchedulerHarness {
       }
       const bool repeats_first = end == num_prompt_tokens && !found->second.repetitions.empty();
       if (end == num_prompt_tokens) repeated_[slice.sequence] = {};
-      EXPECT_EQ(slice.compresses, found->second.judges_at(end, num_prompt_tokens) && !repeats_first);
+      if (slice.num_tokens > 0) {
+        EXPECT_EQ(slice.compresses, found->second.judges_at(end, num_prompt_tokens) && !repeats_first);
+      }
     }
     expected.insert(expected.end(), tokens.begin() + slice.first_token, tokens.begin() + end);
     EXPECT_EQ(seen, expected) << "sequence " << slice.sequence;
@@ -279,15 +294,51 @@ class SchedulerHarness {
   void compress(const ScheduledSlice& slice) {
     if (std::ssize(scheduler_.tokens(slice.sequence)) >= scheduler_.max_tokens(slice.sequence)) return;  // it ends
     std::vector<SequenceId> preempted;
-    const std::vector<std::vector<int32_t>> kept{
-        dropping_.at(slice.sequence).kept(kv_.num_entries(slice.kv_sequence, 0, 0))};
-    scheduler_.compress(
+    Dropping& dropping = dropping_.at(slice.sequence);
+    const int32_t num_tokens = kv_.num_tokens(slice.kv_sequence);
+    const int32_t num_entries = kv_.num_entries(slice.kv_sequence, 0, 0);
+    const std::vector<std::vector<int32_t>> kept{dropping.kept(num_entries, num_tokens)};
+    const int64_t available_bytes = kv_.available_bytes();
+    const bool is_for_room = slice.num_tokens == 0;
+    EXPECT_TRUE(!is_for_room || may_be_judged(slice.sequence)) << slice.sequence;
+    const bool is_done = scheduler_.compress(
         slice.sequence, [&](SequenceId kv_sequence) { return kv_.keep(kv_sequence, kept); }, preempted);
+    if (is_for_room) {
+      EXPECT_THAT(preempted, ::testing::IsEmpty());
+      if (is_done) {
+        dropping.judged_at.insert(num_tokens);
+        EXPECT_GT(kv_.available_bytes(), available_bytes);
+      }
+      tried_at_[slice.sequence] = num_tokens;
+    } else {
+      EXPECT_EQ(is_done, std::ranges::count(preempted, slice.sequence) == 0);
+    }
     for (const SequenceId id : preempted) {
       EXPECT_TRUE(id == slice.sequence || more_valuable(slice.sequence, id));
       running_.erase(id);
     }
     check();
+  }
+
+  // Whether a running sequence has its prompt and all but one token computed, and `every` tokens more than when its
+  // entries were judged last.
+  bool may_be_judged(SequenceId id) const {
+    const auto found = dropping_.find(id);
+    if (found == dropping_.end() || !found->second.pressure || !kv_sequences_.contains(id)) return false;
+    const int32_t num_tokens = kv_.num_tokens(kv_sequences_.at(id));
+    const auto tried = tried_at_.find(id);
+    return num_tokens + 1 == std::ssize(scheduler_.tokens(id)) && num_tokens >= scheduler_.num_prompt_tokens(id) &&
+           (tried == tried_at_.end() || num_tokens - tried->second >= found->second.pressure->every);
+  }
+
+  // One that may be judged, which frees something.
+  std::optional<SequenceId> find_judgeable() const {
+    for (const SequenceId id : running_) {
+      if (!may_be_judged(id)) continue;
+      const int32_t num_kept = dropping_.at(id).pressure->budget.of(kv_.num_tokens(kv_sequences_.at(id)));
+      if (kv_.bytes_freed_by_keeping(kv_sequences_.at(id), num_kept) > 0) return id;
+    }
+    return std::nullopt;
   }
 
   // What holds for every plan: the budget, one slice per running sequence, everyone who decodes gets a token and the
@@ -298,7 +349,7 @@ class SchedulerHarness {
     std::set<SequenceId> planned;
     for (const ScheduledSlice& slice : plan.slices) {
       num_tokens += slice.num_tokens;
-      EXPECT_GT(slice.num_tokens, 0);
+      EXPECT_TRUE(slice.num_tokens > 0 || (slice.judges && plan.slices.size() == 1)) << slice.sequence;
       EXPECT_TRUE(running_.contains(slice.sequence)) << slice.sequence;
       EXPECT_TRUE(planned.insert(slice.sequence).second) << slice.sequence;
     }
@@ -307,7 +358,10 @@ class SchedulerHarness {
     EXPECT_LE(std::ssize(running_), config_.scheduler.max_sequences);
     for (SequenceId id : plan.admitted) EXPECT_TRUE(planned.contains(id));
     const auto less = [&](SequenceId a, SequenceId b) { return more_valuable(a, b); };
-    if (prefills == Prefills::kAlone && plan.num_decodes > 0) {
+    if (!plan.empty() && plan.num_tokens == 0) {
+      EXPECT_EQ(plan.num_decodes, 0);
+      EXPECT_THAT(plan.admitted, ::testing::IsEmpty());
+    } else if (prefills == Prefills::kAlone && plan.num_decodes > 0) {
       EXPECT_EQ(plan.num_tokens, plan.num_decodes);
     } else {
       EXPECT_TRUE(running_.empty() || planned.contains(*std::ranges::min_element(running_, less)));
@@ -333,6 +387,8 @@ class SchedulerHarness {
   std::set<SequenceId> running_;
   std::map<SequenceId, Dropping> dropping_;
   std::map<SequenceId, std::pair<int32_t, int32_t>> repeated_;  // repetitions that are over, and tokens of the next
+  std::map<SequenceId, SequenceId> kv_sequences_;
+  std::map<SequenceId, int32_t> tried_at_;  // tokens when it was to be judged for room last
   std::map<SequenceId, std::vector<TokenId>> done_;
   std::optional<SequenceId> taken_;
 };

@@ -19,6 +19,7 @@ struct RandomCase {
   int32_t num_prompt_kinds;     // few: much is shared
   bool compresses = false;      // half of the sequences
   bool repeats = false;         // most of these, before
+  bool presses = false;         // most of them, when there is no room
   bool judges_prompts = false;  // or most of these, also before the end of the prompt
 };
 
@@ -51,6 +52,10 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
       for (int n = pick(0, 3); n > 0; --n) dropping->repetitions.push_back(pick(1, 70));
     }
     if (c.judges_prompts && dropping) dropping->prefill_every = 20 * pick(0, 3);
+    if (c.presses && dropping && pick(0, 4) > 0) {
+      const KvBudget budget{.ratio = pick(1, 9) / 10.0, .tokens = pick(0, 2) == 0 ? pick(1, 80) : 0};
+      dropping = {.pressure = KvPressure{.budget = budget, .every = pick(1, 40)}};
+    }
     const SequenceId id = harness.add(prompt, max_new_tokens, priority, dropping);
     requests[id] = {std::move(prompt), max_new_tokens, dropping};
   };
@@ -72,7 +77,11 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
   EXPECT_GT(harness.done().size(), 50);
   for (const auto& [id, text] : harness.done()) {
     const auto& [prompt, max_new_tokens, dropping] = requests.at(id);
-    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length, dropping)) << id;
+    const std::optional<Dropping> done = dropping ? std::optional(harness.dropping(id)) : std::nullopt;
+    EXPECT_EQ(text, expected_text(prompt, max_new_tokens, c.config.scheduler.context_length, done)) << id;
+  }
+  if (c.presses) {
+    EXPECT_GT(harness.scheduler().stats().num_judged_for_room, 10);
   }
   EXPECT_EQ(harness.kv().stats().block_bytes_held, harness.kv().stats().block_bytes_cached);
 }
@@ -108,7 +117,7 @@ INSTANTIATE_TEST_SUITE_P(
             150,
             2},
         RandomCase{"Compressed", {.num_rows = 12}, 3, 150, 120, 3, true},
-        RandomCase{"CompressedInThePrompt", {.num_rows = 16}, 3, 150, 120, 3, true, false, true},
+        RandomCase{"CompressedInThePrompt", {.num_rows = 16}, 3, 150, 120, 3, true, false, false, true},
         RandomCase{"CompressedWithoutPrefixCache", {.num_rows = 9, .prefix_cache = false}, 3, 150, 120, 3, true},
         RandomCase{"CompressedInSmallSteps",
                    {.num_rows = 14, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
@@ -126,6 +135,25 @@ INSTANTIATE_TEST_SUITE_P(
                    80,
                    2,
                    true,
+                   true},
+        RandomCase{"JudgedUnderPressure", {.num_rows = 12}, 3, 150, 120, 3, true, false, true},
+        RandomCase{"JudgedUnderPressureWithoutPrefixCache",
+                   {.num_rows = 9, .prefix_cache = false},
+                   3,
+                   150,
+                   120,
+                   3,
+                   true,
+                   false,
+                   true},
+        RandomCase{"JudgedUnderPressureInSmallSteps",
+                   {.num_rows = 14, .scheduler = {.max_step_tokens = 7, .max_sequences = 16, .context_length = 200}},
+                   2,
+                   100,
+                   80,
+                   2,
+                   true,
+                   false,
                    true},
         RandomCase{"OneSequence",
                    {.num_rows = 12, .scheduler = {.max_step_tokens = 64, .max_sequences = 1, .context_length = 400}},

@@ -269,16 +269,20 @@ TEST(SchedulerRoomTest, SequencesWaitForTheRoomOfWhatTheirOwnerTakes) {
 
 std::optional<Dropping> dropping_if(bool drops) { return drops ? std::optional<Dropping>(Dropping()) : std::nullopt; }
 
-// Two prompts that end in one step, one of them to be compressed, when the room for its copies has gone to others.
+// Two prompts that end in one step, one of them to be compressed, when the room for its copies of what it shares with
+// an earlier sequence has gone to others.
 void compress_without_room(bool first_compresses) {
   SchedulerHarness harness(with_budget(100, 12));
+  const SequenceId earlier = harness.add(make_prompt(40, first_compresses ? 1 : 2), 20);
+  harness.step();
   const SequenceId first = harness.add(make_prompt(40, 1), 20, 0, dropping_if(first_compresses));
   const SequenceId second = harness.add(make_prompt(40, 2), 20, 0, dropping_if(!first_compresses));
   const StepPlan plan = harness.schedule();
-  ASSERT_EQ(plan.slices.size(), 2);
-  harness.take_rows(8);  // of 12; each prompt has 2, one of them shared
+  ASSERT_EQ(plan.slices.size(), 3);
+  harness.take_rows(7);  // of 12; each prompt has 2, one of them shared
   harness.commit(plan);
-  EXPECT_EQ(harness.running(), std::set<SequenceId>{first}) << "the less valuable one waits, whoever needed the room";
+  EXPECT_EQ(harness.running(), (std::set<SequenceId>{earlier, first}))
+      << "the less valuable one waits, whoever needed the room";
   EXPECT_EQ(harness.scheduler().stats().num_preemptions, 1);
   harness.give_back_rows();
   harness.run_to_end(200);

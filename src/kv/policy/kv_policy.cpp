@@ -89,7 +89,7 @@ KvDemotion KvDemotionRule::of(std::span<const KvLayerSpec> layers, KvCodec own) 
 
 std::vector<KvCompressionPoint> KvPolicy::judgements(int32_t num_prompt_tokens, int32_t num_tokens) const {
   std::vector<KvCompressionPoint> points;
-  if (scorer == nullptr) return points;
+  if (scorer == nullptr || under_pressure) return points;
   int64_t num_entries = 0;
   int64_t reached = 0;
   const auto judge_at = [&](int64_t so_far) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/attention/kv_block.h"
+#include "kv/policy/kv_budget.h"
 #include "kv/policy/kv_compression_point.h"
 #include "kv/policy/kv_scorer.h"
 #include "kv/policy/kv_span.h"
@@ -30,16 +31,6 @@ enum class KvLayerBudget : uint8_t {
   kLazy,       // layers that look at little but their protected entries keep those, the others all (SimLayerKV, arXiv
                // 2410.13846)
   kComposite,  // by how much the heads' i-th best entries are worth together (KVCompose, arXiv 2509.05165)
-};
-
-// How many of some entries stay: `tokens`, or where that is 0 the share `ratio`, but at least `floor` and at least one.
-struct KvBudget {
-  double ratio = 1.0;
-  int32_t tokens = 0;
-  int32_t floor = 0;
-
-  // At most num_entries.
-  int32_t of(int32_t num_entries) const;
 };
 
 // Generated tokens read only the pages of entries that may matter to them, the prompt's tokens all (Quest, Tang et
@@ -115,6 +106,10 @@ struct KvPolicy {
 
   // When so many tokens were generated since, entries are judged again; 0: never, what is generated is kept.
   int32_t every = 0;
+  // Entries are not judged at points of the text, but where others want their room, or the text's own next ones, once
+  // the prompt is computed; and again when `every` tokens were generated since. So what the text becomes depends on
+  // what else runs.
+  bool under_pressure = false;
   // > 0: while the prompt is computed entries are judged too, whenever so many tokens of it were, with the budget of
   // those so far. So heads never hold more than that and so many, on average, but for a guard.
   int32_t prefill_every = 0;
@@ -181,7 +176,8 @@ struct KvPolicy {
   int32_t num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const;
 
   // When entries are judged in a text of so many tokens, as long as there is something to drop; and demoted: where
-  // entries of the prompt are judged, and from its end on whenever a block of them is no longer recent.
+  // entries of the prompt are judged, and from its end on whenever a block of them is no longer recent. None under
+  // pressure.
   std::vector<KvCompressionPoint> compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const;
 
  private:
@@ -194,8 +190,8 @@ struct KvPolicy {
 //   snapkv(window=32),adakv(floor=0.2),keep=0.2,every=64
 //
 // Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks,
-// recent, every, prefill_every, generated_keep, generated_tokens, guard, k, v and residual. The same may be said as a
-// JSON object. Throws Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
+// recent, when, every, prefill_every, generated_keep, generated_tokens, guard, k, v and residual. The same may be said
+// as a JSON object. Throws Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
 KvPolicy parse_kv_policy(std::string_view text);
 
 // What parts there are, for help texts and tests.

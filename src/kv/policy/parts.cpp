@@ -140,8 +140,8 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
   const auto* part = std::ranges::find(kParts, name, [](const Part& p) { return p.part.name; });
   if (part == std::end(kParts)) {
     fail(ErrorCode::kInvalidArgument,
-         "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, every=, "
-         "prefill_every=, generated_keep=, generated_tokens=, guard=, k=, v=, residual=",
+         "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, when=, "
+         "every=, prefill_every=, generated_keep=, generated_tokens=, guard=, k=, v=, residual=",
          name, known_names());
   }
   Arguments values;
@@ -206,6 +206,20 @@ void check_demotion(const KvPolicy& policy) {
   }
 }
 
+// Entries are judged once the prompt is computed, at a moment that is not known before.
+void check_pressure(const KvPolicy& policy) {
+  if (!policy.under_pressure) return;
+  const auto refuse = [](std::string_view what) {
+    fail(ErrorCode::kInvalidArgument, "{} cannot be combined with when=pressure", what);
+  };
+  if (policy.automatic) refuse("auto, which chooses by the room when a request arrives,");
+  if (policy.demotion) refuse("rounding older entries (k, v, kivi, kvtuner), which is done at points of the text,");
+  if (policy.generated_budget) refuse("a budget for generated tokens alone (generated_keep, generated_tokens)");
+  if (policy.prefill_every > 0) refuse("prefill_every, which has entries judged while the prompt is computed,");
+  if (policy.wants().repetitions) refuse("kvzip, which reads the prompt a second time when it is computed,");
+  if (!policy.span_separator.empty()) refuse("shotkv, whose parts that stay together are those of a prompt,");
+}
+
 void set_budget(KvPolicy& policy, const Arguments& keys) {
   PartArguments arguments("a KV policy", keys);
   policy.generated_budget = read_budget("generated_", keys, arguments);
@@ -231,7 +245,9 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
   policy.guard = arguments.number("guard", 0.0, 0.0, 1.0);
-  policy.every = arguments.integer("every", policy.generated_budget && policy.every == 0 ? 64 : policy.every, 1, kMost);
+  policy.under_pressure = arguments.choice("when", {"prompt", "pressure"}) == "pressure";
+  const bool has_every = policy.every > 0 || policy.generated_budget || policy.under_pressure;
+  policy.every = arguments.integer("every", has_every && policy.every == 0 ? 64 : policy.every, 1, kMost);
   policy.prefill_every = arguments.integer("prefill_every", 0, 1, kMost);
   arguments.check_all_known();
 }
@@ -262,6 +278,7 @@ KvPolicy parse_kv_policy(std::string_view text) {
   add_entry_types(builder, keys);
   KvPolicy policy = builder.finish();
   set_budget(policy, keys);
+  check_pressure(policy);
   check_demotion(policy);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument,

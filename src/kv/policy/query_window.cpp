@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/check.h"
 #include "base/error.h"
 
 namespace witan {
@@ -12,6 +13,7 @@ QueryWindow::QueryWindow(MemoryPool& pool, int32_t num_layers, int32_t num_heads
       key_dim_(key_dim),
       first_token_(first_token),
       num_tokens_(num_tokens),
+      max_tokens_(num_tokens),
       scorings_(static_cast<size_t>(num_layers)) {
   const auto bytes = static_cast<size_t>(QueryWindow::bytes(num_layers, num_heads, key_dim, num_tokens));
   auto region = pool.allocate(MemoryTag::kActivations, bytes);
@@ -20,6 +22,13 @@ QueryWindow::QueryWindow(MemoryPool& pool, int32_t num_layers, int32_t num_heads
          num_tokens, bytes, pool.free_bytes());
   }
   region_ = std::move(*region);
+}
+
+void QueryWindow::move_to(int32_t first_token, int32_t num_tokens) {
+  WITAN_CHECK(first_token >= 0 && num_tokens >= 0 && num_tokens <= max_tokens_, "tokens {}+{} in a window of {}",
+              first_token, num_tokens, max_tokens_);
+  first_token_ = first_token;
+  num_tokens_ = num_tokens;
 }
 
 }  // namespace witan

@@ -25,15 +25,17 @@ class QueryWindow {
 
   int32_t first_token() const { return first_token_; }
   int32_t num_tokens() const { return num_tokens_; }
+  int32_t max_tokens() const { return max_tokens_; }
   int32_t num_heads() const { return num_heads_; }
   int32_t key_dim() const { return key_dim_; }
-  // Its places are for as many tokens from first_token on; what they hold is of no more use.
-  void move_to(int32_t first_token) { first_token_ = first_token; }
+  // It is of num_tokens tokens from first_token on, at most as many as it was made for. Queries of those among them
+  // that it has been of since the token was computed stay.
+  void move_to(int32_t first_token, int32_t num_tokens);
   bool has(int32_t token) const { return token >= first_token_ && token < first_token_ + num_tokens_; }
 
   // [num_heads, key_dim] of a token that it has.
   float* queries(int32_t layer, int32_t token) {
-    return floats() + (int64_t{layer} * num_tokens_ + (token - first_token_)) * num_heads_ * key_dim_;
+    return floats() + (int64_t{layer} * max_tokens_ + token % max_tokens_) * num_heads_ * key_dim_;
   }
   const float* queries(int32_t layer, int32_t token) const {
     return const_cast<QueryWindow*>(this)->queries(layer, token);
@@ -55,6 +57,7 @@ class QueryWindow {
   int32_t key_dim_;
   int32_t first_token_;
   int32_t num_tokens_;
+  int32_t max_tokens_;  // places, of which a token's is its number modulo that
   std::vector<Scoring> scorings_;
 };
 

@@ -3,11 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
+
 #include "base/error.h"
 
 namespace witan {
 namespace {
 
+using testing::AllOf;
 using testing::AnyOf;
 using testing::HasSubstr;
 
@@ -114,6 +118,38 @@ TEST(KvPolicy, EntriesOfAPromptMayBeJudgedWhileItIsComputed) {
   EXPECT_THAT(error_of("quest,prefill_every=64"), HasSubstr("add a method"));
   EXPECT_THAT(error_of("snapkv,keep=0.5,prefill_every=0"), HasSubstr("prefill_every must be a number from 1"));
   EXPECT_THAT(error_of("keydiff,merge,keep=0.5,prefill_every=64,k=q8_0"), HasSubstr("cannot be merged"));
+}
+
+TEST(KvPolicy, EntriesMayBeJudgedOnlyUnderPressure) {
+  const KvPolicy policy = parse_kv_policy("snapkv,keep=0.3,when=pressure");
+  EXPECT_TRUE(policy.under_pressure);
+  EXPECT_EQ(policy.every, 64);
+  EXPECT_EQ(policy.num_kept(100, 50), 45);
+  EXPECT_EQ(policy.compression_points(100, 1000), Points()) << "none that the text determines";
+  EXPECT_TRUE(policy.judges_again());
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.3,when=pressure,every=10").every, 10);
+  EXPECT_EQ(parse_kv_policy("rkv,keep=0.3,when=pressure").every, 128) << "its own";
+  EXPECT_TRUE(parse_kv_policy(R"({"parts": ["snapkv"], "keep": 0.3, "when": "pressure"})").under_pressure);
+  const KvPolicy prompt = parse_kv_policy("snapkv,keep=0.3,when=prompt");
+  EXPECT_FALSE(prompt.under_pressure);
+  EXPECT_EQ(prompt.compression_points(100, 1000), (Points{{100, 30}}));
+  EXPECT_THAT(error_of("snapkv,keep=0.3,when=ever"), HasSubstr("when is one of prompt, pressure, not 'ever'"));
+  for (const auto& [with, named] :
+       std::map<std::string, std::string>{{"auto,keep=0.3", "auto"},
+                                          {"auto", "auto"},
+                                          {"snapkv,keep=0.3,k=q8_0", "(k, v, kivi"},
+                                          {"snapkv,keep=0.3,kivi", "(k, v, kivi"},
+                                          {"snapkv,generated_keep=0.3", "generated_keep"},
+                                          {"snapkv,keep=0.3,prefill_every=9", "prefill_every"},
+                                          {"kvzip,keep=0.3", "kvzip"},
+                                          {"shotkv,keep=0.3", "shotkv"}}) {
+    EXPECT_THAT(error_of(with + ",when=pressure"),
+                AllOf(HasSubstr(named), HasSubstr("cannot be combined with when=pressure")))
+        << with;
+  }
+  EXPECT_THAT(error_of("simlayerkv,when=pressure"), HasSubstr("when is given, but the policy decides by itself"));
+  EXPECT_THAT(error_of("quest,when=pressure"), HasSubstr("when is given, but no part says which entries stay"));
+  EXPECT_THAT(error_of("chunkkv(reuse=2),pyramidkv,keep=0.5,when=pressure"), HasSubstr("reuse=2 cannot be combined"));
 }
 
 TEST(KvPolicy, PartsAndKeysSetWhatTheyName) {
