@@ -512,7 +512,7 @@ TEST(KvPolicyEngine, ModelsWithoutValuesOfTheirOwnRefuseToMergeThem) {
     try {
       engine.submit(request_for(prompt_tokens(50, 1), policy), {});
       FAIL() << policy << " is accepted";
-    } catch (const Error& error) {
+    } catch (const KvPolicyError& error) {
       EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
       EXPECT_THAT(error.what(), testing::HasSubstr("MLA"));
     }
@@ -528,7 +528,7 @@ TEST(KvPolicyEngine, ModelsWithAnEncoderRefuseThem) {
     request.kv_policy = parse_kv_policy("snapkv,keep=0.5");
     engine.submit(request, {});
     FAIL() << "accepted";
-  } catch (const Error& error) {
+  } catch (const KvPolicyError& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
     EXPECT_THAT(error.what(), testing::HasSubstr("encoder"));
   }
