@@ -296,7 +296,7 @@ void add_eval_command(CLI::App& app) {
       "the "
       "share that was given at all, and the mean length of replies.\n\nReplies are scored without reasoning that the "
       "model marks. The most likely token is always taken, unless --temperature says otherwise; a model's "
-      "generation_config.json is not asked.");
+      "generation_config.json is not asked.\n\nThe exit code is 3 where the model refuses the KV policy.");
   CLI::Option* model = add_model_flag(*command, flags->model.options.path)->required(false);
   add_texts(*command, "--tasks", flags->task_files, "File of tasks, a line of JSON each; may be repeated")
       ->type_name("FILE")

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -71,6 +72,7 @@ json to_json(const Inspection& i) {
                  {"context_length", i.info.context_length},
                  {"model_dim", i.info.model_dim},
                  {"layers", i.info.num_layers},
+                 {"layers_without_window", std::ranges::count(i.info.kv_layers, 0, &KvLayerSpec::window)},
                  {"heads", i.info.num_heads},
                  {"kv_heads", i.info.kv_layers.front().num_kv_heads},
                  {"key_dim", i.info.kv_layers.front().key_dim},

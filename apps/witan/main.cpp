@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "commands.h"
+#include "engine/engine.h"
 #include "files.h"
 #include "help.h"
 #include "version.h"
@@ -18,6 +19,7 @@
 namespace {
 
 constexpr int kUsageExitCode = 2;
+constexpr int kPolicyExitCode = 3;  // the model refuses the KV policy: eval/kv_sweep goes on without it
 
 // A standard stream that is closed would be taken by the first file opened, which output would then go into. Using
 // these placeholders fails.
@@ -96,6 +98,9 @@ int main(int argc, char** argv) {
     const int exit_code = run(argc, argv);
     witan::flush_stdout();
     return exit_code;
+  } catch (const witan::KvPolicyError& error) {
+    print_error(error.what());
+    return kPolicyExitCode;
   } catch (const std::bad_alloc&) {
     print_error("the system has no memory left");
   } catch (const std::exception& error) {

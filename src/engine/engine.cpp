@@ -89,7 +89,8 @@ void validate(const GenerationRequest& request, const LoadedModel& model, bool h
     if (stop.empty()) fail(ErrorCode::kInvalidArgument, "an empty stop string would stop at once");
   }
   if (info.has_encoder && request.kv_policy) {
-    fail(ErrorCode::kUnsupported, "the model reads its prompt with an encoder, whose entries a KV policy cannot drop");
+    throw KvPolicyError(ErrorCode::kUnsupported,
+                        "the model reads its prompt with an encoder, whose entries a KV policy cannot drop");
   }
   if (info.has_encoder && request.prompt.empty()) fail(ErrorCode::kInvalidArgument, "the prompt has no tokens");
   if (!request.stop_strings.empty() && !has_tokenizer) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "engine/loaded_model.h"
 #include "engine/sampler.h"
 #include "kv/policy/kv_auto.h"
@@ -29,6 +30,12 @@ struct GenerationRequest {
   int32_t priority = 0;                        // higher runs first
   std::optional<KvPolicy> kv_policy = {};      // lossy; none: every entry stays
   std::vector<KvSpan> kv_pinned = {};          // of the prompt: entries that stay before all that the policy chooses
+};
+
+// A request whose KV policy the model, or the prompt, cannot have.
+class KvPolicyError : public Error {
+ public:
+  using Error::Error;
 };
 
 enum class FinishReason : uint8_t {
@@ -128,8 +135,8 @@ class Engine {
   // model has no tokenizer.
   std::vector<TokenId> encode(std::string_view text, ParseSpecial parse_special = ParseSpecial::kNo) const;
 
-  // Queues a request. Throws Error(kInvalidArgument) naming what is wrong with it; Error(kOutOfMemory), with the
-  // numbers, when it could never fit. Nothing else is affected.
+  // Queues a request. Throws Error(kInvalidArgument) naming what is wrong with it, KvPolicyError where that is its KV
+  // policy; Error(kOutOfMemory), with the numbers, when it could never fit. Nothing else is affected.
   RequestId submit(const GenerationRequest& request, OutputCallback on_output);
 
   // Ends a request; unknown and finished ids are ignored. Its choices finish with kCancelled in the next step.

@@ -170,13 +170,9 @@ bool leaves_the_same(const KvPolicy& policy, const GenerationRequest& request) {
   return policy.prefill_every > 0 && judges_by_entries && request.kv_pinned.empty() && policy.span_separator.empty();
 }
 
-}  // namespace
-
-KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
+KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model) {
   const auto num_prompt = static_cast<int32_t>(request.prompt.size());
   KvRequest kv{.text = {.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned}, .compression = {}};
-  check_pinned(request, num_prompt);
-  if (!request.kv_policy) return kv;
   const KvPolicy& policy = *request.kv_policy;
   check_head_kinds(policy, model.info());
   check_merging(policy, model.info());
@@ -199,6 +195,18 @@ KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
   kv.most_judged = kv.compression.pressure ? static_cast<int32_t>(num_tokens) - 1 : kv.compression.most_entries();
   kv.side_bytes = model.evidence_bytes(policy, kv.most_judged, static_cast<int32_t>(num_tokens));
   return kv;
+}
+
+}  // namespace
+
+KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
+  check_pinned(request, static_cast<int32_t>(request.prompt.size()));
+  if (!request.kv_policy) return {};
+  try {
+    return plan_policy(request, model);
+  } catch (const Error& error) {
+    throw KvPolicyError(error.code(), error.what());
+  }
 }
 
 KvAutoRequest kv_auto_request(const GenerationRequest& request, const LoadedModel& model) {

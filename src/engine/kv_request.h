@@ -20,9 +20,9 @@ struct KvRequest {
   int64_t side_bytes = 0;           // of the memory pool, for what the policy collects while the sequence runs
 };
 
-// Throws Error for a policy that the model cannot have, for pinned tokens that are not in the prompt or have no room in
-// the budget, and for a prompt that does not fit into the context twice where the policy reads it twice. `auto` must
-// have been chosen.
+// Throws KvPolicyError for a policy that the model cannot have, and for a prompt that does not fit into the context
+// twice where the policy reads it twice; Error for pinned tokens that are not in the prompt or have no room in the
+// budget. `auto` must have been chosen.
 KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model);
 
 // What `auto` goes by, but for the room that the KV cache has. Throws Error(kInvalidArgument) for pinned tokens without

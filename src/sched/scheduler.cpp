@@ -720,10 +720,10 @@ int64_t Scheduler::final_bytes() const {
   int64_t bytes = 0;
   for (const auto& [id, sequence] : state_->sequences) {
     const CompressionPlan& compression = sequence->compression;
-    const bool drops = !compression.points.empty() && !compression.may_keep_all;
-    const int32_t num_dropped = drops ? compression.points.back().num_tokens - compression.points.back().num_kept : 0;
+    const KvCompressionPoint last = compression.points.empty() ? KvCompressionPoint() : compression.points.back();
+    const int32_t num_dropped = compression.may_keep_all ? 0 : last.num_tokens - last.num_kept;
     const int64_t num_entries = sequence->max_entries() - num_dropped;
-    const int64_t num_demoted = compression.num_demoted(num_entries);
+    const int64_t num_demoted = compression.num_demoted(last.num_tokens - num_dropped);  // later ones stay as they are
     bytes += state_->kv.bytes_for_entries(num_entries - num_demoted, sequence->max_entries(), 1);
     if (num_demoted > 0) bytes += state_->kv.demoted_bytes(*compression.demotion, num_demoted);
   }

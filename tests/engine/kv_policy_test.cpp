@@ -323,13 +323,20 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
                               {",tokens=40,every=8", false, 40},
                               {",keep=0.5,generated_tokens=5,every=6", false, 55},
                               {",tokens=40,every=8,guard=1", false, -1},
-                              {",tokens=40", true, 40}};
+                              {",tokens=40", true, 40},
+                              {",tokens=40,prefill_every=32", false, 40},
+                              {",tokens=40,every=8,k=int4-hadamard,residual=8", false, 40},
+                              {",tokens=40,guard=1,k=int4-hadamard,residual=8", false, -1}};
   const auto text_of = [](const KvPolicyPart& part) {
     const bool has_window = std::ranges::find(kWithWindow, part.name) != std::end(kWithWindow);
     const std::string name(part.name);
-    return name == "duoattention" ? name + "(heads=10/01,recent=16)" : has_window ? name + "(window=4)" : name;
+    if (name == "duoattention") return name + "(heads=10/01,recent=16)";
+    if (name == "kivi") return name + "(residual=8)";
+    if (name == "kvtuner") return name + "(layers=int4-hadamard/k4v2-hadamard,residual=8)";
+    return has_window ? name + "(window=4)" : name;
   };
   int32_t num_run = 0;
+  int32_t num_demoting = 0;
   for (const KvPolicyPart& first : kv_policy_parts()) {
     for (const KvPolicyPart& second : kv_policy_parts()) {
       for (const Variant& v : variants) {
@@ -346,18 +353,23 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
         run_all(engine);
         EXPECT_EQ(answer.error, "") << text;
         ASSERT_NE(answer.usage.kv, nullptr) << text;
-        int64_t num_kept = 0;
-        int64_t num_heads = 0;
-        for (const auto& layer : answer.usage.kv->kept) {
-          num_kept += std::accumulate(layer.begin(), layer.end(), int64_t{0});
-          num_heads += std::ssize(layer);
-        }
-        EXPECT_EQ(num_kept, num_heads * (v.kept < 0 ? answer.usage.kv->num_tokens : v.kept)) << text;
+        const auto sum_of = [](const std::vector<std::vector<int32_t>>& by_layer) {
+          int64_t sum = 0;
+          for (const auto& layer : by_layer) sum = std::accumulate(layer.begin(), layer.end(), sum);
+          return sum;
+        };
+        const KvCompression& kv = *answer.usage.kv;
+        const auto num_heads = std::ssize(kv.kept) * std::ssize(kv.kept[0]);
+        EXPECT_EQ(sum_of(kv.kept), num_heads * (v.kept < 0 ? kv.num_tokens : v.kept)) << text;
+        const bool demotes = text.find("residual") != std::string::npos;
+        EXPECT_EQ(sum_of(kv.demoted) > 0, demotes) << text;
         ++num_run;
+        num_demoting += demotes ? 1 : 0;
       }
     }
   }
   EXPECT_GT(num_run, 200);
+  EXPECT_GT(num_demoting, 100);
 }
 
 // With a guard that always falls back, what is collected must have room for the whole text.
@@ -500,7 +512,7 @@ TEST(KvPolicyEngine, ModelsWithoutValuesOfTheirOwnRefuseToMergeThem) {
     try {
       engine.submit(request_for(prompt_tokens(50, 1), policy), {});
       FAIL() << policy << " is accepted";
-    } catch (const Error& error) {
+    } catch (const KvPolicyError& error) {
       EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
       EXPECT_THAT(error.what(), testing::HasSubstr("MLA"));
     }
@@ -516,7 +528,7 @@ TEST(KvPolicyEngine, ModelsWithAnEncoderRefuseThem) {
     request.kv_policy = parse_kv_policy("snapkv,keep=0.5");
     engine.submit(request, {});
     FAIL() << "accepted";
-  } catch (const Error& error) {
+  } catch (const KvPolicyError& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
     EXPECT_THAT(error.what(), testing::HasSubstr("encoder"));
   }

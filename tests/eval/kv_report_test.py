@@ -240,6 +240,19 @@ class SweepTest(FolderTest):
         wrong = ["-m", model, "--tasks", tasks, "--out", out, "--witan", WITAN, "--method", "x=nonsense,{budget}"]
         self.assertIn("x@0.9: witan eval ended with 2", self.run_tool("kv_sweep", *wrong, fails=True))
 
+    def test_what_fails_otherwise_is_no_refusal(self):
+        tasks, out = self.folder / "tasks.jsonl", self.folder / "out"
+        self.run_tool("make_tasks", "--task", "retrieval:one_key", "--lengths", 128, "--samples", 1, "--out", tasks)
+        flags = ["-m", MODEL, "--tasks", tasks, "--out", out, "--budgets", "0.5", "--only", "tova", "--only", "keydiff"]
+        for failure, code in (("echo >&2 'witan: no file'; exit 1", "1"), ("kill -SEGV $$", "-11")):
+            witan = self.folder / "witan"  # whose policies fail
+            witan.write_text(f'#!/bin/sh\ncase "$*" in *--kv*) {failure};; *) exec "{WITAN}" "$@";; esac\n')
+            witan.chmod(0o755)
+            said = self.run_tool("kv_sweep", *flags, "--witan", witan, fails=True)
+            self.assertIn(f"kv_sweep: tova@0.5: witan eval ended with {code}\n", said)
+            self.assertEqual("no file" in said, code == "1", "its own words are passed on")
+            self.assertEqual({path.stem for path in out.glob("*.jsonl")}, {"dense"})
+
     def test_wrong_arguments_are_named(self):
         base = ["-m", MODEL, "--tasks", self.folder / "none.jsonl", "--out", self.folder / "out", "--witan", WITAN]
         self.assertIn("none.jsonl", self.run_tool("kv_sweep", *base, fails=True))

@@ -2,163 +2,81 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
-#include <random>
 #include <vector>
 
 #include "base/error.h"
 #include "kernels/attention/kv_block.h"
 #include "kv/kv_cache.h"
-#include "kv_test_support.h"
+#include "naive_model_test_support.h"
 
 namespace witan {
 namespace {
 
+using test::config_of;
 using test::ids_of;
+using test::kDim;
+using test::kTables;
 using test::make_tokens;
+using test::Model;
+using test::ModelEntry;
+using test::range;
 using test::roles_of;
 using test::Tokens;
 
-constexpr int32_t kDim = 32;
-constexpr int32_t kTables = 3;
 const KvDemotion kTo{.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .num_recent = 40};
 
-// Three tables: two heads in layer 0 and one in layer 1.
-KvCacheConfig config_of(int64_t num_sets, int32_t window = 0) {
-  KvCacheConfig config;
-  config.layers = {{2, kDim, kDim}, {1, kDim, kDim, false, window}};
-  config.codec = KvCodec::kF32;
-  config.capacity_bytes = static_cast<size_t>(num_sets * kTables * kKvBlockSize * 2 * kDim * 4);
-  return config;
-}
-
 KvBlockFormat format_of(KvCodec codec) { return {codec, kDim, kDim, false}; }
-int32_t layer_of(int32_t table) { return table < 2 ? 0 : 1; }
-int32_t head_of(int32_t table) { return table < 2 ? table : 0; }
+KvCodec codec_of(int32_t table) { return kTo.codecs[static_cast<size_t>(test::place_of(table).first)]; }
 
-std::vector<float> component(int32_t token, int32_t table, int32_t part) {
+// Key (part 0) or value (1) as they are computed.
+std::vector<float> component(const ModelEntry& entry, int32_t part) {
   std::vector<float> x(kDim);
   for (int32_t d = 0; d < kDim; ++d) {
-    x[static_cast<size_t>(d)] = static_cast<float>(std::sin(0.37 * token + 1.3 * d + 5.0 * table + part));
+    x[static_cast<size_t>(d)] =
+        static_cast<float>(std::sin(0.37 * entry.position + 1.3 * d + 5.0 * entry.table + part));
   }
   return x;
 }
 
-std::vector<float> rounded(KvCodec codec, const std::vector<float>& key, const std::vector<float>& value) {
+// Key and value as a block of the codec has them.
+std::vector<float> rounded(KvCodec codec, const ModelEntry& entry) {
   const KvBlockFormat format = format_of(codec);
   std::vector<std::byte> storage(static_cast<size_t>(format.block_bytes()) + 64);
   auto* block = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(storage.data()) + 63) / 64 * 64);
-  kv_store(format, block, 5, key.data(), value.data());
+  kv_store(format, block, 5, component(entry, 0).data(), component(entry, 1).data());
   std::vector<float> out(2 * kDim);
   kv_load(format, block, 5, out.data(), out.data() + kDim);
   return out;
 }
 
-// A sequence and what it should hold: positions by table, and how many of them are demoted.
-struct Model {
-  SequenceId id = 0;
-  Tokens tokens;
-  std::vector<std::vector<int32_t>> positions = std::vector<std::vector<int32_t>>(kTables);
-  std::vector<int32_t> demoted = std::vector<int32_t>(kTables);
+class KvDemote : public test::NaiveModelTest {
+ protected:
+  void write(const KvBlockFormat& format, KvCache::Slot slot, const ModelEntry& entry) override {
+    kv_store(format, slot.block, slot.slot, component(entry, 0).data(), component(entry, 1).data());
+  }
+  bool holds(const KvView& view, int32_t i, const ModelEntry& entry) override {
+    std::vector<float> loaded(2 * kDim);
+    view.load(i, loaded.data(), loaded.data() + kDim);
+    return loaded == rounded(entry.is_demoted ? codec_of(entry.table) : KvCodec::kF32, entry);
+  }
 
-  void add(const Tokens& more) {
-    for (size_t i = 0; i < more.size(); ++i) {
-      for (auto& table : positions) table.push_back(static_cast<int32_t>(tokens.size() + i));
+  int64_t demoted_block_bytes(int32_t table) const override { return format_of(codec_of(table)).block_bytes(); }
+
+  static bool demote(KvCache& cache, Model& model) {
+    ThreadPool threads(2);
+    if (!cache.demote(model.id, kTo, Isa::kReference, threads)) return false;
+    for (int32_t table = 0; table < kTables; ++table) {
+      if (has_window(cache, table)) continue;
+      const auto i = static_cast<size_t>(table);
+      const auto older = static_cast<int32_t>(model.positions[i].size()) - model.demoted[i] - kTo.num_recent;
+      if (older > 0) model.demoted[i] += older / kKvBlockSize * kKvBlockSize;
     }
-    tokens.insert(tokens.end(), more.begin(), more.end());
+    return true;
   }
 };
 
-bool extend(KvCache& cache, Model& model, const Tokens& tokens) {
-  const auto count = static_cast<int32_t>(tokens.size());
-  if (!cache.reserve(model.id, count)) return false;
-  for (int32_t i = 0; i < count; ++i) {
-    const auto token = static_cast<int32_t>(model.tokens.size()) + i;
-    for (int32_t table = 0; table < kTables; ++table) {
-      const int32_t entry = cache.num_entries(model.id, layer_of(table), head_of(table)) + i;
-      const KvCache::Slot slot = cache.slot(model.id, layer_of(table), head_of(table), entry);
-      kv_store(cache.block_format(layer_of(table)), slot.block, slot.slot, component(token, table, 0).data(),
-               component(token, table, 1).data());
-    }
-  }
-  cache.commit(model.id, ids_of(tokens), roles_of(tokens));
-  model.add(tokens);
-  return true;
-}
-
-bool demote(KvCache& cache, Model& model, const KvDemotion& to = kTo) {
-  ThreadPool threads(2);
-  if (!cache.demote(model.id, to, Isa::kReference, threads)) return false;
-  for (int32_t table = 0; table < kTables; ++table) {
-    if (cache.config().layers[static_cast<size_t>(layer_of(table))].window > 0) continue;
-    const auto i = static_cast<size_t>(table);
-    const auto older = static_cast<int32_t>(model.positions[i].size()) - model.demoted[i] - to.num_recent;
-    if (older > 0) model.demoted[i] += older / kKvBlockSize * kKvBlockSize;
-  }
-  return true;
-}
-
-bool keep(KvCache& cache, Model& model, const std::vector<std::vector<int32_t>>& kept) {
-  if (!cache.keep(model.id, kept)) return false;
-  for (int32_t table = 0; table < kTables; ++table) {
-    if (cache.config().layers[static_cast<size_t>(layer_of(table))].window > 0) continue;
-    const auto i = static_cast<size_t>(table);
-    std::vector<int32_t> positions;
-    for (const int32_t entry : kept[i]) positions.push_back(model.positions[i][static_cast<size_t>(entry)]);
-    model.positions[i] = positions;
-    model.demoted[i] = static_cast<int32_t>(std::ranges::lower_bound(kept[i], model.demoted[i]) - kept[i].begin());
-  }
-  return true;
-}
-
-void check(const KvCache& cache, const Model& model) {
-  cache.check_integrity();
-  ASSERT_EQ(cache.num_tokens(model.id), std::ssize(model.tokens));
-  int64_t bytes = 0;
-  bool has_windows = false;
-  for (int32_t table = 0; table < kTables; ++table) {
-    const auto i = static_cast<size_t>(table);
-    const int32_t layer = layer_of(table);
-    const auto count = static_cast<int32_t>(model.positions[i].size());
-    ASSERT_EQ(cache.num_entries(model.id, layer, head_of(table)), count);
-    ASSERT_EQ(cache.num_demoted(model.id, layer, head_of(table)), model.demoted[i]) << "table " << table;
-    const KvView view = cache.view(model.id, layer, head_of(table), count);
-    const KvCodec codec = kTo.codecs[static_cast<size_t>(layer)];
-    bytes += (model.demoted[i] + 31) / 32 * format_of(codec).block_bytes() +
-             (count - model.demoted[i] + 31) / 32 * format_of(KvCodec::kF32).block_bytes();
-    const int32_t window = cache.config().layers[static_cast<size_t>(layer)].window;
-    has_windows |= window > 0;
-    for (int32_t entry = 0; entry < count; ++entry) {
-      const int32_t position = model.positions[i][static_cast<size_t>(entry)];
-      ASSERT_EQ(view.positions == nullptr ? entry : view.positions[entry], position);
-      if (window > 0 && position < std::ssize(model.tokens) + 1 - window) continue;
-      std::vector<float> loaded(2 * kDim);
-      view.load(entry, loaded.data(), loaded.data() + kDim);
-      ASSERT_EQ(loaded, rounded(entry < model.demoted[i] ? codec : KvCodec::kF32, component(position, table, 0),
-                                component(position, table, 1)))
-          << "table " << table << ", entry " << entry;
-    }
-  }
-  if (!has_windows) {
-    EXPECT_EQ(cache.held_bytes(model.id), bytes);
-  }
-}
-
-Model start(KvCache& cache, const Tokens& tokens) {
-  Model model;
-  model.id = cache.create();
-  EXPECT_TRUE(extend(cache, model, tokens));
-  return model;
-}
-
-std::vector<int32_t> range(int32_t begin, int32_t end, int32_t step = 1) {
-  std::vector<int32_t> entries;
-  for (int32_t i = begin; i < end; i += step) entries.push_back(i);
-  return entries;
-}
-
-TEST(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
+TEST_F(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
   MemoryPool pool(size_t{64} << 20);
   KvCacheConfig config = config_of(100);
   config.prefix_cache = false;
@@ -183,7 +101,7 @@ TEST(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
   EXPECT_EQ(cache.stats().block_bytes_held, 0);
 }
 
-TEST(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
+TEST_F(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100));
   Model model = start(cache, make_tokens(320, 1));
@@ -200,16 +118,14 @@ TEST(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
   check(cache, model);
 }
 
-TEST(KvDemote, SharedBlocksStayForOthersAsTheyWere) {
+TEST_F(KvDemote, SharedBlocksStayForOthersAsTheyWere) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100));
   const Tokens tokens = make_tokens(200, 1);
   Model dense = start(cache, tokens);
-  Model model;
-  model.id = cache.create();
-  ASSERT_EQ(cache.attach_prefix(model.id, ids_of(tokens), roles_of(tokens)), 192);
-  model.add(Tokens(tokens.begin(), tokens.begin() + 192));
-  ASSERT_TRUE(extend(cache, model, Tokens(tokens.begin() + 192, tokens.end())));
+  Model model = attach(cache, tokens);
+  ASSERT_EQ(model.tokens.size(), 192);
+  ASSERT_TRUE(extend_to(cache, model, tokens));
   ASSERT_TRUE(demote(cache, model));
   check(cache, model);
   check(cache, dense);
@@ -225,7 +141,7 @@ TEST(KvDemote, SharedBlocksStayForOthersAsTheyWere) {
   cache.check_integrity();
 }
 
-TEST(KvDemote, WithoutRoomNothingChanges) {
+TEST_F(KvDemote, WithoutRoomNothingChanges) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(10));
   Model model = start(cache, make_tokens(320, 1));  // every block is held
@@ -237,7 +153,7 @@ TEST(KvDemote, WithoutRoomNothingChanges) {
   check(cache, shorter);
 }
 
-TEST(KvDemote, LayersWithAWindowKeepWhatTheyHave) {
+TEST_F(KvDemote, LayersWithAWindowKeepWhatTheyHave) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100, 70));
   Model model = start(cache, make_tokens(300, 1));
@@ -253,7 +169,7 @@ TEST(KvDemote, LayersWithAWindowKeepWhatTheyHave) {
   cache.check_integrity();
 }
 
-TEST(KvDemote, WrongTypesAreRefusedByName) {
+TEST_F(KvDemote, WrongTypesAreRefusedByName) {
   MemoryPool pool(size_t{64} << 20);
   KvCacheConfig config = config_of(10);
   config.codec = KvCodec::kHadamard8;
@@ -280,53 +196,19 @@ TEST(KvDemote, WrongTypesAreRefusedByName) {
   latents.check_demotion({.codecs = {KvCodec::kQ8}});
 }
 
-TEST(KvDemote, RandomOperationsAgreeWithANaiveModel) {
+TEST_F(KvDemote, RandomOperationsAgreeWithANaiveModel) {
   for (const int32_t window : {0, 50}) {
     MemoryPool pool(size_t{64} << 20);
     KvCache cache(pool, config_of(14, window));
-    std::mt19937 random(17);
-    const auto below = [&](int n) { return static_cast<int32_t>(random() % static_cast<unsigned>(n)); };
-    std::vector<Model> models;
     int num_demoted = 0;
     int num_refused = 0;
-    for (int step = 0; step < 500; ++step) {
-      const int what = below(10);
-      if (what < 2 && models.size() < 5) {
-        Model model;
-        model.id = cache.create();
-        const Tokens tokens = make_tokens(40 + below(200), below(3));
-        const int32_t cached = cache.attach_prefix(model.id, ids_of(tokens), roles_of(tokens));
-        model.add(Tokens(tokens.begin(), tokens.begin() + cached));
-        if (!extend(cache, model, Tokens(tokens.begin() + cached, tokens.end()))) {
-          cache.release(model.id);
-          continue;
-        }
-        models.push_back(model);
-      } else if (models.empty()) {
-        continue;
+    operate_at_random(cache, 500, 5, [&](Model& model, int32_t what, const Below& below) {
+      if (what < 2) {
+        (demote(cache, model) ? num_demoted : num_refused) += 1;
       } else {
-        const int32_t chosen = below(static_cast<int>(models.size()));
-        Model& model = models[static_cast<size_t>(chosen)];
-        if (what < 5) {
-          extend(cache, model, make_tokens(1 + below(60), 100 + step));
-        } else if (what < 7) {
-          (demote(cache, model) ? num_demoted : num_refused) += 1;
-        } else if (what < 9) {
-          std::vector<std::vector<int32_t>> kept(kTables);
-          for (size_t table = 0; table < kTables; ++table) {
-            for (int32_t i = 0; i < std::ssize(model.positions[table]); ++i) {
-              if (below(5) > 0) kept[table].push_back(i);
-            }
-          }
-          keep(cache, model, kept);
-        } else {
-          cache.release(model.id);
-          models.erase(models.begin() + chosen);
-        }
+        keep(cache, model, random_entries(model, below));
       }
-      for (const Model& model : models) check(cache, model);
-      if (HasFatalFailure()) FAIL() << "step " << step;
-    }
+    });
     EXPECT_GT(num_demoted, 30);
     EXPECT_GT(num_refused, 0);
   }

@@ -1,135 +1,45 @@
 // Dropping entries: what stays, where it is, and what it frees.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <random>
-#include <utility>
 #include <vector>
 
 #include "kv/kv_cache.h"
-#include "kv_test_support.h"
+#include "naive_model_test_support.h"
 
 namespace witan {
 namespace {
 
-using test::entry_pattern;
-using test::extend_chain;
-using test::has_pattern;
+using test::config_of;
 using test::holds_entries;
 using test::ids_of;
+using test::kBlockBytes;
+using test::kTables;
 using test::make_tokens;
+using test::Model;
+using test::ModelEntry;
+using test::range;
 using test::roles_of;
 using test::Tokens;
-using test::write_pattern;
 
-constexpr int64_t kBlockBytes = 32 * (16 + 16) * 4;
+class KvKeep : public test::NaiveModelTest {
+ protected:
+  void write(const KvBlockFormat& format, KvCache::Slot slot, const ModelEntry& entry) override {
+    test::write_pattern(format, slot, pattern_of(entry));
+  }
+  bool holds(const KvView& view, int32_t i, const ModelEntry& entry) override {
+    return test::has_pattern(view, i, pattern_of(entry));
+  }
 
-int32_t position_in(const KvView& view, int32_t entry) {
-  return view.positions == nullptr ? entry : view.positions[entry];
-}
-
-// Three tables, with room for num_sets blocks in each.
-KvCacheConfig config_of(int64_t num_sets, int32_t window = 0) {
-  KvCacheConfig config;
-  config.layers = {{2, 16, 16}, {1, 16, 16, false, window}};
-  config.codec = KvCodec::kF32;
-  config.capacity_bytes = static_cast<size_t>(num_sets * 3 * kBlockBytes);
-  return config;
-}
-
-constexpr int32_t kTables = 3;
-
-// A sequence and what it should hold.
-struct Model {
-  SequenceId id = 0;
-  Tokens tokens;
-  std::vector<std::vector<int32_t>> positions = std::vector<std::vector<int32_t>>(kTables);
-
-  void add(const Tokens& more) {
-    for (size_t i = 0; i < more.size(); ++i) {
-      for (auto& table : positions) table.push_back(static_cast<int32_t>(tokens.size() + i));
-    }
-    tokens.insert(tokens.end(), more.begin(), more.end());
+ private:
+  static uint32_t pattern_of(const ModelEntry& entry) {
+    const auto [layer, head] = test::place_of(entry.table);
+    return test::entry_pattern(entry.chain, layer, head, entry.position);
   }
 };
 
-// The layer and head of a table.
-std::pair<int32_t, int32_t> place_of(int32_t table) { return table < 2 ? std::pair(0, table) : std::pair(1, 0); }
-
-// Writes the entries of `tokens` behind those that each table has.
-bool extend(KvCache& cache, Model& model, const Tokens& tokens) {
-  const auto count = static_cast<int32_t>(tokens.size());
-  if (!cache.reserve(model.id, count)) return false;
-  uint32_t chain = 0;
-  for (const test::Token& token : model.tokens) chain = extend_chain(chain, token);
-  const auto first = static_cast<int32_t>(model.tokens.size());
-  for (int32_t i = 0; i < count; ++i) {
-    chain = extend_chain(chain, tokens[i]);
-    for (int32_t table = 0; table < kTables; ++table) {
-      const auto [layer, head] = place_of(table);
-      const int32_t entry = cache.num_entries(model.id, layer, head) + i;
-      write_pattern(cache.block_format(layer), cache.slot(model.id, layer, head, entry),
-                    entry_pattern(chain, layer, head, first + i));
-      EXPECT_EQ(position_in(cache.view(model.id, layer, head, entry + 1), entry), first + i);
-    }
-  }
-  cache.commit(model.id, ids_of(tokens), roles_of(tokens));
-  model.add(tokens);
-  return true;
-}
-
-// Checks every entry of every table, but for those that a window has passed.
-void check(const KvCache& cache, const Model& model) {
-  cache.check_integrity();
-  ASSERT_EQ(cache.num_tokens(model.id), std::ssize(model.tokens));
-  std::vector<uint32_t> chains;
-  for (const test::Token& token : model.tokens)
-    chains.push_back(extend_chain(chains.empty() ? 0 : chains.back(), token));
-  for (int32_t table = 0; table < kTables; ++table) {
-    const auto [layer, head] = place_of(table);
-    const auto& positions = model.positions[table];
-    const auto count = static_cast<int32_t>(positions.size());
-    ASSERT_EQ(cache.num_entries(model.id, layer, head), count);
-    const KvView view = cache.view(model.id, layer, head, count);
-    const int32_t window = cache.config().layers[layer].window;
-    for (int32_t entry = 0; entry < count; ++entry) {
-      const int32_t position = positions[entry];
-      ASSERT_EQ(position_in(view, entry), position);
-      if (window > 0 && position < std::ssize(model.tokens) + 1 - window) continue;
-      ASSERT_TRUE(has_pattern(view, entry, entry_pattern(chains[position], layer, head, position)))
-          << "table " << table << ", entry " << entry;
-    }
-  }
-}
-
-// Keeps these entries of every table.
-bool keep(KvCache& cache, Model& model, const std::vector<std::vector<int32_t>>& kept) {
-  if (!cache.keep(model.id, kept)) return false;
-  for (int32_t table = 0; table < kTables; ++table) {
-    if (cache.config().layers[place_of(table).first].window > 0) continue;
-    std::vector<int32_t> positions;
-    for (const int32_t entry : kept[table]) positions.push_back(model.positions[table][entry]);
-    model.positions[table] = positions;
-  }
-  return true;
-}
-
-Model start(KvCache& cache, const Tokens& tokens) {
-  Model model;
-  model.id = cache.create();
-  EXPECT_TRUE(extend(cache, model, tokens));
-  return model;
-}
-
-std::vector<int32_t> range(int32_t begin, int32_t end, int32_t step = 1) {
-  std::vector<int32_t> entries;
-  for (int32_t i = begin; i < end; i += step) entries.push_back(i);
-  return entries;
-}
-
 int64_t held(const KvCache& cache) { return cache.stats().block_bytes_held / kBlockBytes; }
 
-TEST(KvKeep, WhatStaysMovesTogetherAndTheRestIsFree) {
+TEST_F(KvKeep, WhatStaysMovesTogetherAndTheRestIsFree) {
   MemoryPool pool(size_t{64} << 20);
   KvCacheConfig config = config_of(100);
   config.prefix_cache = false;
@@ -151,7 +61,7 @@ TEST(KvKeep, WhatStaysMovesTogetherAndTheRestIsFree) {
   cache.check_integrity();
 }
 
-TEST(KvKeep, KeepingEverythingChangesNothing) {
+TEST_F(KvKeep, KeepingEverythingChangesNothing) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100));
   Model model = start(cache, make_tokens(100, 1));
@@ -168,7 +78,7 @@ TEST(KvKeep, KeepingEverythingChangesNothing) {
   EXPECT_EQ(cache.attach_prefix(other, ids_of(tokens), roles_of(tokens)), 160);
 }
 
-TEST(KvKeep, ATableMayLoseAllItsEntries) {
+TEST_F(KvKeep, ATableMayLoseAllItsEntries) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100));
   Model model = start(cache, make_tokens(100, 1));
@@ -178,16 +88,14 @@ TEST(KvKeep, ATableMayLoseAllItsEntries) {
   check(cache, model);
 }
 
-TEST(KvKeep, SharedBlocksStayForOthersAsTheyWere) {
+TEST_F(KvKeep, SharedBlocksStayForOthersAsTheyWere) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100));
   const Tokens tokens = make_tokens(200, 1);
   Model dense = start(cache, tokens);
-  Model model;
-  model.id = cache.create();
-  ASSERT_EQ(cache.attach_prefix(model.id, ids_of(tokens), roles_of(tokens)), 192);
-  model.add(Tokens(tokens.begin(), tokens.begin() + 192));
-  ASSERT_TRUE(extend(cache, model, Tokens(tokens.begin() + 192, tokens.end())));
+  Model model = attach(cache, tokens);
+  ASSERT_EQ(model.tokens.size(), 192);
+  ASSERT_TRUE(extend_to(cache, model, tokens));
   const int64_t before = held(cache);
   ASSERT_TRUE(keep(cache, model, std::vector(kTables, range(0, 200, 4))));
   check(cache, model);
@@ -205,7 +113,7 @@ TEST(KvKeep, SharedBlocksStayForOthersAsTheyWere) {
   cache.check_integrity();
 }
 
-TEST(KvKeep, WithoutRoomForCopiesNothingChanges) {
+TEST_F(KvKeep, WithoutRoomForCopiesNothingChanges) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(10));
   Model model = start(cache, make_tokens(320, 1));  // every block is full: no room for copies
@@ -219,7 +127,7 @@ TEST(KvKeep, WithoutRoomForCopiesNothingChanges) {
   EXPECT_TRUE(holds_entries(cache, other, model.tokens));
 }
 
-TEST(KvKeep, WithoutRoomForCopiesPrefixBlocksThatNobodyElseHasBecomeItsOwn) {
+TEST_F(KvKeep, WithoutRoomForCopiesPrefixBlocksThatNobodyElseHasBecomeItsOwn) {
   for (const int32_t window : {0, 70}) {
     MemoryPool pool(size_t{64} << 20);
     KvCache cache(pool, config_of(10, window));
@@ -240,7 +148,7 @@ TEST(KvKeep, WithoutRoomForCopiesPrefixBlocksThatNobodyElseHasBecomeItsOwn) {
   }
 }
 
-TEST(KvKeep, WithoutRoomForAllCopiesOnlyBlocksThatOthersHaveAreCopied) {
+TEST_F(KvKeep, WithoutRoomForAllCopiesOnlyBlocksThatOthersHaveAreCopied) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(9));
   const Tokens tokens = make_tokens(40, 1);
@@ -263,7 +171,7 @@ TEST(KvKeep, WithoutRoomForAllCopiesOnlyBlocksThatOthersHaveAreCopied) {
   EXPECT_EQ(held(cache), kTables * (2 + 2));
 }
 
-TEST(KvKeep, LayersWithAWindowKeepWhatTheyHave) {
+TEST_F(KvKeep, LayersWithAWindowKeepWhatTheyHave) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100, 70));
   Model model = start(cache, make_tokens(300, 1));
@@ -277,53 +185,16 @@ TEST(KvKeep, LayersWithAWindowKeepWhatTheyHave) {
   cache.check_integrity();
 }
 
-TEST(KvKeep, RandomOperationsAgreeWithANaiveModel) {
+TEST_F(KvKeep, RandomOperationsAgreeWithANaiveModel) {
   // With 12 sets of blocks there is often no room for copies.
   for (const auto& [window, num_sets] : {std::pair(0, 60), std::pair(50, 60), std::pair(0, 12), std::pair(50, 12)}) {
     MemoryPool pool(size_t{64} << 20);
     KvCache cache(pool, config_of(num_sets, window));
-    std::mt19937 random(17);
-    const auto below = [&](int n) { return static_cast<int32_t>(random() % static_cast<unsigned>(n)); };
-    std::vector<Model> models;
-    int kept = 0;
-    for (int step = 0; step < 600; ++step) {
-      const int what = below(10);
-      if (what < 2 && models.size() < 6) {
-        Model model;
-        model.id = cache.create();
-        // Few beginnings, so that they meet in the prefix cache.
-        const Tokens tokens = make_tokens(40 + below(200), below(3));
-        const int32_t cached = cache.attach_prefix(model.id, ids_of(tokens), roles_of(tokens));
-        model.add(Tokens(tokens.begin(), tokens.begin() + cached));
-        if (!extend(cache, model, Tokens(tokens.begin() + cached, tokens.end()))) {
-          cache.release(model.id);
-          continue;
-        }
-        models.push_back(model);
-      } else if (models.empty()) {
-        continue;
-      } else if (what < 5) {
-        extend(cache, models[static_cast<size_t>(below(static_cast<int>(models.size())))],
-               make_tokens(1 + below(60), 100 + step));
-      } else if (what < 9) {
-        Model& model = models[static_cast<size_t>(below(static_cast<int>(models.size())))];
-        std::vector<std::vector<int32_t>> entries(kTables);
-        for (int32_t table = 0; table < kTables; ++table) {
-          const int share = below(4);
-          for (int32_t i = 0; i < std::ssize(model.positions[table]); ++i) {
-            if (below(3) < share) entries[table].push_back(i);
-          }
-        }
-        kept += keep(cache, model, entries) ? 1 : 0;
-      } else {
-        const auto i = static_cast<size_t>(below(static_cast<int>(models.size())));
-        cache.release(models[i].id);
-        models.erase(models.begin() + static_cast<std::ptrdiff_t>(i));
-      }
-      for (const Model& model : models) check(cache, model);
-      if (HasFatalFailure()) return;
-    }
-    EXPECT_GT(kept, 100);
+    int num_kept = 0;
+    operate_at_random(cache, 600, 6, [&](Model& model, int32_t, const Below& below) {
+      num_kept += keep(cache, model, random_entries(model, below)) ? 1 : 0;
+    });
+    EXPECT_GT(num_kept, 100);
   }
 }
 

@@ -26,40 +26,70 @@ constexpr KvSpan kChunk{.begin = 70, .end = 590};  // with the repetition more t
 
 class KvObservationTest : public testing::TestWithParam<bool> {
  protected:
-  // The mass that each head's entries have when the text is computed in slices of these lengths: [head][entry].
-  std::vector<std::vector<float>> mass_after(const std::vector<int32_t>& slices, Isa isa) {
-    KvCache kv(pool_,
-               {.layers = {layer_}, .codec = KvCodec::kF32, .capacity_bytes = size_t{32} << 20, .prefix_cache = false});
-    const SequenceId sequence = kv.create();
+  // A text whose entries and queries are the fixture's, computed slice by slice.
+  class Text {
+   public:
+    Text(KvObservationTest& test, Isa isa)
+        : test_(test),
+          scratch_(test.pool_),
+          kv_(test.pool_, {.layers = {test.layer_},
+                           .codec = KvCodec::kF32,
+                           .capacity_bytes = size_t{32} << 20,
+                           .prefix_cache = false}),
+          sequence_(kv_.create()),
+          isa_(isa) {}
+
     KvEvidence evidence;
-    evidence.mass = std::make_unique<AttentionMass>(pool_, std::span(&layer_, 1), kTokens);
-    ThreadPool threads(2);
-    Scratch scratch(pool_);
-    RouterTelemetry telemetry(0, 0, 0);
-    ForwardContext ctx{.compute = {.threads = threads, .scratch = scratch, .isa = isa, .precision = Precision::kExact},
-                       .kv = kv,
-                       .telemetry = telemetry};
-    int32_t first = 0;
-    for (const int32_t count : slices) {
-      EXPECT_TRUE(kv.reserve(sequence, count));
+
+    // Returns how many of the slice's queries are observed. What repeats a chunk is not committed.
+    int64_t compute(SequenceSlice slice) {
+      slice.kv_sequence = sequence_;
+      slice.evidence = &evidence;
+      const bool repeats = slice.repeated_chunk.end > 0;
+      EXPECT_TRUE(kv_.reserve(sequence_, slice.num_uncommitted + slice.num_tokens));
       ForwardBatch batch;
-      batch.slices.push_back(
-          {.kv_sequence = sequence, .first_row = 0, .num_tokens = count, .first_token = first, .evidence = &evidence});
-      for (int32_t i = 0; i < count; ++i) {
+      for (int32_t i = 0; i < slice.num_tokens; ++i) {
         batch.tokens.push_back(i);
-        batch.positions.push_back(first + i);
+        batch.positions.push_back(slice.first_token + i);
         batch.roles.push_back(TokenRole::kPrompt);
       }
-      write_kv(ctx, batch, 0, spec(), keys_.data() + first * kKvHeads * kDim, values_.data() + first * kKvHeads * kDim);
-      observe_queries(ctx, batch, 0, spec(), queries_.data() + first * kHeads * kDim);
-      kv.commit(sequence, batch.tokens, batch.roles);
+      batch.slices.push_back(slice);
+      ForwardContext ctx{
+          .compute = {.threads = threads_, .scratch = scratch_, .isa = isa_, .precision = Precision::kExact},
+          .kv = kv_,
+          .telemetry = telemetry_};
+      const int64_t first_entry = int64_t{slice.first_token} * kKvHeads * kDim;
+      write_kv(ctx, batch, 0, test_.spec(), test_.keys_.data() + first_entry, test_.values_.data() + first_entry);
+      observe_queries(ctx, batch, 0, test_.spec(), test_.queries_.data() + int64_t{slice.first_token} * kHeads * kDim);
+      if (!repeats) kv_.commit(sequence_, batch.tokens, batch.roles);
+      return std::ssize(observed_rows(batch));
+    }
+
+   private:
+    KvObservationTest& test_;
+    ThreadPool threads_{2};
+    Scratch scratch_;
+    RouterTelemetry telemetry_{0, 0, 0};
+    KvCache kv_;
+    SequenceId sequence_;
+    Isa isa_;
+  };
+
+  // The mass that each head's entries have when the text is computed in slices of these lengths: [head][entry].
+  std::vector<std::vector<float>> mass_after(const std::vector<int32_t>& slices, Isa isa) {
+    Text text(*this, isa);
+    text.evidence.mass = std::make_unique<AttentionMass>(pool_, std::span(&layer_, 1), kTokens);
+    int32_t first = 0;
+    for (const int32_t count : slices) {
+      text.compute({.num_tokens = count, .first_token = first});
       first += count;
     }
     std::vector<std::vector<float>> masses;
     for (int32_t head = 0; head < kKvHeads; ++head) {
-      const float* mass = evidence.mass->of(0, head);
+      AttentionMass& all = *text.evidence.mass;
+      const float* mass = all.of(0, head);
       masses.emplace_back(mass, mass + kTokens);
-      for (int64_t i = kTokens; i < evidence.mass->row_floats(); ++i) EXPECT_EQ(mass[i], 0.0f);
+      for (int64_t i = kTokens; i < all.row_floats(); ++i) EXPECT_EQ(mass[i], 0.0f);
     }
     return masses;
   }
@@ -67,47 +97,22 @@ class KvObservationTest : public testing::TestWithParam<bool> {
   // What each head's entries have of the repetition of a chunk when the first kPrompt tokens are committed and the
   // others are the repetition, computed in slices of these lengths: [head][entry].
   std::vector<std::vector<float>> repetition_after(const std::vector<int32_t>& slices, Isa isa) {
-    KvCache kv(pool_,
-               {.layers = {layer_}, .codec = KvCodec::kF32, .capacity_bytes = size_t{32} << 20, .prefix_cache = false});
-    const SequenceId sequence = kv.create();
-    KvEvidence evidence;
-    evidence.repetition = std::make_unique<RepetitionAttention>(pool_, std::span(&layer_, 1), kPrompt, kSinks);
-    ThreadPool threads(2);
-    Scratch scratch(pool_);
-    RouterTelemetry telemetry(0, 0, 0);
-    ForwardContext ctx{.compute = {.threads = threads, .scratch = scratch, .isa = isa, .precision = Precision::kExact},
-                       .kv = kv,
-                       .telemetry = telemetry};
-    const auto compute = [&](int32_t first, int32_t count) {
-      const bool repeats = first >= kPrompt;
-      EXPECT_TRUE(kv.reserve(sequence, repeats ? first - kPrompt + count : count));
-      ForwardBatch batch;
-      batch.slices.push_back({.kv_sequence = sequence,
-                              .num_tokens = count,
-                              .first_token = first,
-                              .evidence = &evidence,
-                              .repeated_chunk = repeats ? kChunk : KvSpan(),
-                              .num_uncommitted = repeats ? first - kPrompt : 0});
-      for (int32_t i = 0; i < count; ++i) {
-        batch.tokens.push_back(i);
-        batch.positions.push_back(first + i);
-        batch.roles.push_back(TokenRole::kPrompt);
-      }
-      EXPECT_EQ(std::ssize(observed_rows(batch)), repeats ? count : 0);
-      write_kv(ctx, batch, 0, spec(), keys_.data() + first * kKvHeads * kDim, values_.data() + first * kKvHeads * kDim);
-      observe_queries(ctx, batch, 0, spec(), queries_.data() + first * kHeads * kDim);
-      if (!repeats) kv.commit(sequence, batch.tokens, batch.roles);
-    };
-    compute(0, kPrompt);
+    Text text(*this, isa);
+    text.evidence.repetition = std::make_unique<RepetitionAttention>(pool_, std::span(&layer_, 1), kPrompt, kSinks);
+    EXPECT_EQ(text.compute({.num_tokens = kPrompt}), 0);
     int32_t first = kPrompt;
     for (const int32_t count : slices) {
-      compute(first, count);
+      EXPECT_EQ(text.compute({.num_tokens = count,
+                              .first_token = first,
+                              .repeated_chunk = kChunk,
+                              .num_uncommitted = first - kPrompt}),
+                count);
       first += count;
     }
     EXPECT_EQ(first, kTokens);
     std::vector<std::vector<float>> largest;
     for (int32_t head = 0; head < kKvHeads; ++head) {
-      const float* of_head = evidence.repetition->of(0, head);
+      const float* of_head = text.evidence.repetition->of(0, head);
       largest.emplace_back(of_head, of_head + kPrompt);
     }
     return largest;

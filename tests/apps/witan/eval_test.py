@@ -102,6 +102,13 @@ class EvalTest(EvalTestCase):
         self.eval(self.tasks(task("a")), "--kv", "keynorm,keep=0.5")
         self.assertEqual(self.lines()[0]["settings"]["kv"], "keynorm,keep=0.5")
 
+    def test_a_kv_policy_that_the_model_refuses_has_an_exit_code_of_its_own(self):
+        self.model = made_model("deepseek2")
+        command = ("eval", "-m", self.model, "--tasks", self.tasks(task("a")), "-c", "256", "--out")
+        self.fails(*command, self.out, "--kv", "keydiff,merge,keep=0.5", code=3, says="(MLA)")
+        self.fails(*command, self.folder / "o", "--kv", "k=int4-hadamard", code=3, says="int4-hadamard")
+        self.fails(*command, self.folder / "none" / "results", "--kv", "keydiff,merge,keep=0.5", says="none")
+
     def test_a_batch_gives_what_each_gives_alone(self):
         lines = [task(f"t{i}", prompt="x" * (3 + 7 * i % 50) + str(i), max_tokens=4 + i % 5) for i in range(40)]
         self.eval(self.tasks(*lines), "--sequences", "9")

@@ -17,6 +17,7 @@ class InspectTest(program.WitanTestCase):
             "architecture": "mixtral",
             "format": "gguf",
             "layers": 3,
+            "layers_without_window": 3,
             "moe_layers": [0, 1, 2],
             "experts": 8,
             "experts_per_token": 2,
@@ -60,6 +61,10 @@ class InspectTest(program.WitanTestCase):
                 self.assertEqual(found["parameters"], sum(product(tensor["shape"]) for tensor in found["tensors"]))
                 self.assertEqual(found["file_bytes"], sum(tensor["bytes"] for tensor in found["tensors"]))
                 self.assertEqual(sum(kind["tensors"] for kind in found["types"].values()), len(found["tensors"]))
+
+    def test_layers_with_a_window_are_told_from_the_others(self):
+        found = self.inspect_json(made_model("gpt-oss"))
+        self.assertEqual((found["layers"], found["layers_without_window"]), (3, 1))
 
     def test_the_plan_of_memory_adds_up(self):
         model = golden("mixtral/model.gguf")

@@ -102,6 +102,10 @@ TEST(KvPolicy, OlderEntriesAreDemotedByTheBlockFromTheEndOfThePromptOn) {
   // Heads that differ may have older entries where they have few on average.
   EXPECT_EQ(parse_kv_policy("adakv,keep=0.1,k=q8_0").compression_points(100, 140),
             (Points{point(100, 10, true), point(132, 42, false)}));
+  // So do all where everything may stay after all.
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.1,k=q8_0").compression_points(100, 140), (Points{point(100, 10, true)}));
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.1,guard=0.5,k=q8_0").compression_points(100, 140),
+            (Points{point(100, 10, true), point(132, 42, false)}));
 }
 
 TEST(KvPolicy, EntriesOfAPromptMayBeJudgedWhileItIsComputed) {
