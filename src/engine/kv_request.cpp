@@ -178,7 +178,7 @@ KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
     }
   }
   kv.private_generation = policy.pages.has_value();
-  kv.side_bytes = model.evidence_bytes(policy, kv.compression.most_entries(), static_cast<int32_t>(num_tokens));
+  kv.side_bytes = model.evidence_bytes(policy, kv.compression, static_cast<int32_t>(num_tokens));
   return kv;
 }
 

@@ -327,7 +327,9 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
   const auto text_of = [](const KvPolicyPart& part) {
     const bool has_window = std::ranges::find(kWithWindow, part.name) != std::end(kWithWindow);
     const std::string name(part.name);
-    return name == "duoattention" ? name + "(heads=10/01,recent=16)" : has_window ? name + "(window=4)" : name;
+    if (name == "duoattention") return name + "(heads=10/01,recent=16)";
+    if (name == "think") return name + "(window=4,residual=16)";
+    return has_window ? name + "(window=4)" : name;
   };
   int32_t num_run = 0;
   for (const KvPolicyPart& first : kv_policy_parts()) {

@@ -1,4 +1,5 @@
-// Rounding older entries to fewer bits: what they are then, what stays, and what it frees.
+// Rounding older entries to fewer bits and leaving out components of their keys: what they are then, what stays, and
+// what it frees.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -23,6 +24,13 @@ using test::Tokens;
 constexpr int32_t kDim = 32;
 constexpr int32_t kTables = 3;
 const KvDemotion kTo{.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .num_recent = 40};
+// The first layer's keys lose half of their components and those of the second, which are rounded, none.
+const KvDemotion kToHalf{.codecs = {KvCodec::kF32, KvCodec::kHadamard8}, .num_recent = 40, .key_dims = {16, kDim}};
+const std::vector<std::vector<int32_t>> kChannels = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31},
+    {1, 3, 4, 6, 7, 9, 10, 12, 15, 16, 18, 20, 22, 25, 28, 30},
+    {},
+};
 
 // Three tables: two heads in layer 0 and one in layer 1.
 KvCacheConfig config_of(int64_t num_sets, int32_t window = 0) {
@@ -33,7 +41,7 @@ KvCacheConfig config_of(int64_t num_sets, int32_t window = 0) {
   return config;
 }
 
-KvBlockFormat format_of(KvCodec codec) { return {codec, kDim, kDim, false}; }
+KvBlockFormat format_of(KvCodec codec, int32_t key_dim = kDim) { return {codec, key_dim, kDim, false}; }
 int32_t layer_of(int32_t table) { return table < 2 ? 0 : 1; }
 int32_t head_of(int32_t table) { return table < 2 ? table : 0; }
 
@@ -45,23 +53,37 @@ std::vector<float> component(int32_t token, int32_t table, int32_t part) {
   return x;
 }
 
-std::vector<float> rounded(KvCodec codec, const std::vector<float>& key, const std::vector<float>& value) {
-  const KvBlockFormat format = format_of(codec);
+// Key and value as they are read when they were stored so, the key with these components alone; all if there are none.
+std::vector<float> rounded(KvCodec codec, std::vector<float> key, const std::vector<float>& value,
+                           const std::vector<int32_t>& channels = {}) {
+  if (!channels.empty()) {
+    std::vector<float> chosen;
+    for (const int32_t channel : channels) chosen.push_back(key[static_cast<size_t>(channel)]);
+    key = chosen;
+  }
+  const KvBlockFormat format = format_of(codec, static_cast<int32_t>(key.size()));
   std::vector<std::byte> storage(static_cast<size_t>(format.block_bytes()) + 64);
   auto* block = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(storage.data()) + 63) / 64 * 64);
   kv_store(format, block, 5, key.data(), value.data());
   std::vector<float> out(2 * kDim);
-  kv_load(format, block, 5, out.data(), out.data() + kDim);
+  kv_load(format, block, 5, key.data(), out.data() + kDim);
+  for (size_t i = 0; i < key.size(); ++i) {
+    out[channels.empty() ? i : static_cast<size_t>(channels[i])] = key[i];
+  }
   return out;
 }
 
 // A sequence and what it should hold: positions by table, and how many of them are demoted.
 struct Model {
   SequenceId id = 0;
+  KvDemotion to = kTo;
   Tokens tokens;
   std::vector<std::vector<int32_t>> positions = std::vector<std::vector<int32_t>>(kTables);
   std::vector<int32_t> demoted = std::vector<int32_t>(kTables);
 
+  std::vector<int32_t> channels(int32_t table) const {
+    return to.key_dims.empty() ? std::vector<int32_t>() : kChannels[static_cast<size_t>(table)];
+  }
   void add(const Tokens& more) {
     for (size_t i = 0; i < more.size(); ++i) {
       for (auto& table : positions) table.push_back(static_cast<int32_t>(tokens.size() + i));
@@ -87,8 +109,10 @@ bool extend(KvCache& cache, Model& model, const Tokens& tokens) {
   return true;
 }
 
-bool demote(KvCache& cache, Model& model, const KvDemotion& to = kTo) {
+bool demote(KvCache& cache, Model& model) {
   ThreadPool threads(2);
+  const KvDemotion& to = model.to;
+  if (!to.key_dims.empty() && !cache.has_channels(model.id)) cache.choose_channels(model.id, kChannels);
   if (!cache.demote(model.id, to, Isa::kReference, threads)) return false;
   for (int32_t table = 0; table < kTables; ++table) {
     if (cache.config().layers[static_cast<size_t>(layer_of(table))].window > 0) continue;
@@ -124,8 +148,10 @@ void check(const KvCache& cache, const Model& model) {
     ASSERT_EQ(cache.num_entries(model.id, layer, head_of(table)), count);
     ASSERT_EQ(cache.num_demoted(model.id, layer, head_of(table)), model.demoted[i]) << "table " << table;
     const KvView view = cache.view(model.id, layer, head_of(table), count);
-    const KvCodec codec = kTo.codecs[static_cast<size_t>(layer)];
-    bytes += (model.demoted[i] + 31) / 32 * format_of(codec).block_bytes() +
+    const KvCodec codec = model.to.codecs[static_cast<size_t>(layer)];
+    const std::vector<int32_t> channels = model.channels(table);
+    const auto key_dim = channels.empty() ? kDim : static_cast<int32_t>(channels.size());
+    bytes += (model.demoted[i] + 31) / 32 * format_of(codec, key_dim).block_bytes() +
              (count - model.demoted[i] + 31) / 32 * format_of(KvCodec::kF32).block_bytes();
     const int32_t window = cache.config().layers[static_cast<size_t>(layer)].window;
     has_windows |= window > 0;
@@ -135,8 +161,9 @@ void check(const KvCache& cache, const Model& model) {
       if (window > 0 && position < std::ssize(model.tokens) + 1 - window) continue;
       std::vector<float> loaded(2 * kDim);
       view.load(entry, loaded.data(), loaded.data() + kDim);
-      ASSERT_EQ(loaded, rounded(entry < model.demoted[i] ? codec : KvCodec::kF32, component(position, table, 0),
-                                component(position, table, 1)))
+      const bool is_demoted = entry < model.demoted[i];
+      ASSERT_EQ(loaded, rounded(is_demoted ? codec : KvCodec::kF32, component(position, table, 0),
+                                component(position, table, 1), is_demoted ? channels : std::vector<int32_t>()))
           << "table " << table << ", entry " << entry;
     }
   }
@@ -145,8 +172,9 @@ void check(const KvCache& cache, const Model& model) {
   }
 }
 
-Model start(KvCache& cache, const Tokens& tokens) {
+Model start(KvCache& cache, const Tokens& tokens, const KvDemotion& to = kTo) {
   Model model;
+  model.to = to;
   model.id = cache.create();
   EXPECT_TRUE(extend(cache, model, tokens));
   return model;
@@ -183,21 +211,44 @@ TEST(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
   EXPECT_EQ(cache.stats().block_bytes_held, 0);
 }
 
-TEST(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
+TEST(KvDemote, OlderKeysLoseTheSameComponentsEachTimeAndTheirBytesAreFree) {
   MemoryPool pool(size_t{64} << 20);
-  KvCache cache(pool, config_of(100));
-  Model model = start(cache, make_tokens(320, 1));
+  KvCacheConfig config = config_of(100);
+  config.prefix_cache = false;
+  KvCache cache(pool, config);
+  Model model = start(cache, make_tokens(200, 1), kToHalf);
+  const int64_t bytes = cache.held_bytes(model.id);
   ASSERT_TRUE(demote(cache, model));
+  EXPECT_EQ(model.demoted, std::vector<int32_t>(kTables, 160));
+  EXPECT_LT(cache.held_bytes(model.id), bytes);
   check(cache, model);
-  ASSERT_TRUE(keep(cache, model, {range(0, 320, 3), range(270, 300), range(1, 320, 2)}));
+  const int64_t lost_bytes = int64_t{2} * 5 * kKvBlockSize * (kDim - 16) * 4;  // of 160 keys of two heads
+  EXPECT_EQ(cache.demoted_bytes({.codecs = kToHalf.codecs, .num_recent = 40}, 160) - cache.demoted_bytes(kToHalf, 160),
+            lost_bytes);
+  EXPECT_TRUE(cache.has_channels(model.id));
+  ASSERT_TRUE(extend(cache, model, make_tokens(64, 3)));
+  ASSERT_TRUE(demote(cache, model));
+  EXPECT_EQ(model.demoted, std::vector<int32_t>(kTables, 224));
   check(cache, model);
-  ASSERT_TRUE(extend(cache, model, make_tokens(100, 2)));
-  ASSERT_TRUE(demote(cache, model));  // into the blocks that the first ones have left partly empty
-  check(cache, model);
-  ASSERT_TRUE(keep(cache, model, {range(0, 100), {}, range(0, 10)}));
-  check(cache, model);
-  ASSERT_TRUE(extend(cache, model, make_tokens(5, 3)));
-  check(cache, model);
+}
+
+TEST(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
+  for (const KvDemotion& to : {kTo, kToHalf}) {
+    MemoryPool pool(size_t{64} << 20);
+    KvCache cache(pool, config_of(100));
+    Model model = start(cache, make_tokens(320, 1), to);
+    ASSERT_TRUE(demote(cache, model));
+    check(cache, model);
+    ASSERT_TRUE(keep(cache, model, {range(0, 320, 3), range(270, 300), range(1, 320, 2)}));
+    check(cache, model);
+    ASSERT_TRUE(extend(cache, model, make_tokens(100, 2)));
+    ASSERT_TRUE(demote(cache, model));  // into the blocks that the first ones have left partly empty
+    check(cache, model);
+    ASSERT_TRUE(keep(cache, model, {range(0, 100), {}, range(0, 10)}));
+    check(cache, model);
+    ASSERT_TRUE(extend(cache, model, make_tokens(5, 3)));
+    check(cache, model);
+  }
 }
 
 TEST(KvDemote, SharedBlocksStayForOthersAsTheyWere) {
@@ -280,8 +331,35 @@ TEST(KvDemote, WrongTypesAreRefusedByName) {
   latents.check_demotion({.codecs = {KvCodec::kQ8}});
 }
 
+TEST(KvDemote, KeysThatCannotLoseComponentsAreRefusedByName) {
+  const auto message = [](const KvCacheConfig& config, const KvDemotion& demotion) {
+    MemoryPool pool(size_t{64} << 20);
+    const KvCache cache(pool, config);
+    try {
+      cache.check_demotion(demotion);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  KvCacheConfig config = config_of(10);
+  EXPECT_EQ(message(config, kToHalf), "");
+  config.codec = KvCodec::kHadamard8;
+  EXPECT_THAT(message(config, {.codecs = {KvCodec::kHadamard8, KvCodec::kHadamard8}, .key_dims = {16, 32}}),
+              testing::HasSubstr("layer 0: the KV cache is of type int8-hadamard, whose keys are turned"));
+  EXPECT_EQ(message(config, {.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .key_dims = {16, 32}}), "");
+  config.codec = KvCodec::kBF16;
+  config.layers = {{1, 96, 64, true}};
+  EXPECT_THAT(message(config, {.codecs = {KvCodec::kBF16}, .key_dims = {64}}), testing::HasSubstr("(MLA)"));
+}
+
 TEST(KvDemote, RandomOperationsAgreeWithANaiveModel) {
-  for (const int32_t window : {0, 50}) {
+  struct Case {
+    int32_t window;
+    const KvDemotion& to;
+  };
+  for (const auto& [window, to] : {Case{0, kTo}, Case{50, kTo}, Case{0, kToHalf}}) {
     MemoryPool pool(size_t{64} << 20);
     KvCache cache(pool, config_of(14, window));
     std::mt19937 random(17);
@@ -293,6 +371,7 @@ TEST(KvDemote, RandomOperationsAgreeWithANaiveModel) {
       const int what = below(10);
       if (what < 2 && models.size() < 5) {
         Model model;
+        model.to = to;
         model.id = cache.create();
         const Tokens tokens = make_tokens(40 + below(200), below(3));
         const int32_t cached = cache.attach_prefix(model.id, ids_of(tokens), roles_of(tokens));
