@@ -59,7 +59,7 @@ class KvDemotionTest : public KvModelTest {
                                "think(window=8,residual=16)", "think(keep=0.25,residual=0),kivi",
                                "think(keep=0.6,residual=8),snapkv(window=8),keep=0.6,every=4",
                                "think(residual=16),quest(tokens=96,dense=0)",
-                               "think(window=40,residual=8),keydiff,tokens=170,every=6,k=int8-hadamard"});
+                               "think(window=40,residual=8),snapkv(window=8),tokens=155,every=6,k=int8-hadamard"});
         break;
       default:
         all.emplace_back("think(residual=16),k=int2-hadamard");
