@@ -158,7 +158,7 @@ class KvCache {
   [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
                           std::span<const KvMerge> merges = {});
 
-  // The components that keys of demoted entries have, by table: ascending, as many as KvDemotion::key_dims says; empty
+  // The components that keys of demoted entries have, by table: ascending, as many as KvDemotion::key_dims says; none
   // where they keep all. Once for a sequence, before it is demoted with key_dims first.
   void choose_channels(SequenceId sequence, std::vector<std::vector<int32_t>> channels);
   bool has_channels(SequenceId sequence) const;

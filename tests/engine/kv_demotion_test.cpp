@@ -1,5 +1,5 @@
-// KV policies that round older entries to fewer bits or leave out channels of their keys, and those that judge entries
-// while the prompt is computed.
+// KV policies that round older entries to fewer bits or leave out channels of their keys, and those that judge
+// entries while the prompt is computed.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -53,7 +53,7 @@ std::vector<float> component(int32_t token, int32_t table, int32_t part) {
   return x;
 }
 
-// Key and value as they are read when they were stored so, the key with these components alone; all if there are none.
+// Key and value as they are read when stored so, the key with these components alone; all if there are none.
 std::vector<float> rounded(KvCodec codec, std::vector<float> key, const std::vector<float>& value,
                            const std::vector<int32_t>& channels = {}) {
   if (!channels.empty()) {

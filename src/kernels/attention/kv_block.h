@@ -111,7 +111,7 @@ bool kv_codec_is_blockwise(KvCodec codec);
 // Whether a codec is for latents (value_in_key), or else for entries with values of their own.
 bool kv_codec_fits(KvCodec codec, bool value_in_key);
 
-// Components of keys that share a word or a scale, and are turned together: a key of a multiple of them wastes nothing.
+// Components of keys that share a word or a scale, and are turned together: a key of a multiple of them wastes none.
 int32_t kv_key_unit(KvCodec codec);
 
 struct KvBlockFormat {

@@ -81,9 +81,9 @@ struct KvSecondStage {
   double epsilon = 1e-4;
 };
 
-// Entries that are no longer among the most recent of their head are demoted: rounded to a codec of fewer bits (as the
-// residual of KIVI, Liu et al., arXiv 2402.02750; codecs by layer: KVTuner, Li et al., arXiv 2502.04420), or left with
-// the channels of their keys that matter most (ThinK, Xu et al., arXiv 2407.21018), or both.
+// Entries that are no longer among the most recent of their head are demoted: rounded to a codec of fewer bits (as
+// the residual of KIVI, Liu et al., arXiv 2402.02750; codecs by layer: KVTuner, Li et al., arXiv 2502.04420), or left
+// with the channels of their keys that matter most (ThinK, Xu et al., arXiv 2407.21018), or both.
 struct KvDemotionRule {
   // One for all layers, or if is_by_layer one for each without a window; none: the cache's own.
   std::vector<KvCodec> codecs = {};
