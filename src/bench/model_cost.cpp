@@ -85,8 +85,8 @@ void ModelCost::add_tensor(const TensorEntry& tensor, Precision precision, bool 
 }
 
 // Of all kv heads of a layer.
-double ModelCost::entry_bytes(const KvLayerSpec& layer, KvCodec codec) const {
-  const KvBlockFormat format{codec, layer.key_dim, layer.value_dim, layer.value_in_key};
+double ModelCost::entry_bytes(const KvLayerSpec& layer, KvCodec codec, int32_t key_dim) {
+  const KvBlockFormat format{codec, key_dim, layer.value_dim, layer.value_in_key};
   return static_cast<double>(layer.num_kv_heads * format.block_bytes()) / kKvBlockSize;
 }
 
@@ -96,8 +96,10 @@ double ModelCost::kv_bytes(int64_t num_entries, const KvDemotion& demotion) cons
   for (size_t i = 0; i < info_.kv_layers.size(); ++i) {
     const KvLayerSpec& layer = info_.kv_layers[i];
     const int64_t num_demoted = layer.window > 0 ? 0 : num_older;
-    bytes += static_cast<double>(num_demoted) * entry_bytes(layer, demotion.codecs[i]);
-    bytes += static_cast<double>(visible_entries(layer, num_entries) - num_demoted) * entry_bytes(layer, kv_codec_);
+    const int32_t key_dim = demotion.key_dims.empty() ? layer.key_dim : demotion.key_dims[i];
+    bytes += static_cast<double>(num_demoted) * entry_bytes(layer, demotion.codecs[i], key_dim);
+    bytes += static_cast<double>(visible_entries(layer, num_entries) - num_demoted) *
+             entry_bytes(layer, kv_codec_, layer.key_dim);
   }
   return bytes;
 }
@@ -107,7 +109,7 @@ double ModelCost::kv_bytes(int64_t num_entries, const std::optional<KvPageReader
   for (int32_t i = 0; i < std::ssize(info_.kv_layers); ++i) {
     const KvLayerSpec& layer = info_.kv_layers[static_cast<size_t>(i)];
     const int64_t num_read = entries_read(info_, i, num_entries, reader);
-    bytes += static_cast<double>(num_read) * entry_bytes(layer, kv_codec_);
+    bytes += static_cast<double>(num_read) * entry_bytes(layer, kv_codec_, layer.key_dim);
     if (num_read < visible_entries(layer, num_entries)) {
       bytes += static_cast<double>(num_entries) * layer.num_kv_heads *
                PageBounds::bytes_per_entry(layer.key_dim, reader->page_entries);

@@ -44,7 +44,7 @@ class ModelCost {
   Arithmetic prompt_attention_arithmetic(Isa isa) const;
 
  private:
-  double entry_bytes(const KvLayerSpec& layer, KvCodec codec) const;
+  static double entry_bytes(const KvLayerSpec& layer, KvCodec codec, int32_t key_dim);
   void add_tensor(const TensorEntry& tensor, Precision precision, bool is_output);
 
   ModelInfo info_;

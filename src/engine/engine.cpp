@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "engine/kv_request.h"
 #include "engine/text_stream.h"
+#include "kv/policy/key_channels.h"
 #include "sched/prefill_pacer.h"
 
 namespace witan {
@@ -141,6 +142,8 @@ struct Engine::State {
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
   KvChoice choose_kept(SequenceId kv_sequence, const Generation& generation);
   std::function<bool(SequenceId)> applied(const KvChoice& choice, const Generation& generation, bool judges);
+  bool chooses_channels(SequenceId kv_sequence, const Generation& generation) const;
+  bool demote(SequenceId kv_sequence, const Generation& generation);
   void keep_evidence(KvEvidence& evidence, const KvChoice& choice) const;
   void count_held(SequenceId kv_sequence, KvCompression& report) const;
   std::set<SequenceId> compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
@@ -326,7 +329,7 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
   KvEvidence& evidence = generation.kv_evidence;
   if (!generation.kv_policy) return;
   const bool under_pressure = generation.under_pressure;
-  const std::optional<KvCompressionPoint> point = scheduler.next_compression(sequence);
+  const std::optional<KvCompressionPoint> point = scheduler.next_judgement(sequence);
   generation.num_judged_tokens = first_token;
   generation.kv_error.clear();
   try {
@@ -396,9 +399,23 @@ std::function<bool(SequenceId)> Engine::State::applied(const KvChoice& choice, c
   return [this, &choice, &generation, drops = judges](SequenceId kv_sequence) mutable {
     if (drops && !model.kv().keep(kv_sequence, choice.kept, choice.merges)) return false;
     drops = false;
-    return !generation.kv_demotion ||
-           model.kv().demote(kv_sequence, *generation.kv_demotion, model.isa(), model.threads());
+    return !generation.kv_demotion || demote(kv_sequence, generation);
   };
+}
+
+// Whether it is demoted for the first time, and keys lose channels then.
+bool Engine::State::chooses_channels(SequenceId kv_sequence, const Generation& generation) const {
+  return generation.kv_demotion && !generation.kv_demotion->key_dims.empty() && !model.kv().has_channels(kv_sequence);
+}
+
+bool Engine::State::demote(SequenceId kv_sequence, const Generation& generation) {
+  KvCache& kv = model.kv();
+  const KvDemotion& demotion = *generation.kv_demotion;
+  if (chooses_channels(kv_sequence, generation)) {
+    kv.choose_channels(kv_sequence, choose_key_channels(model.isa(), model.threads(), kv, kv_sequence, demotion,
+                                                        *generation.kv_evidence.window));
+  }
+  return kv.demote(kv_sequence, demotion, model.isa(), model.threads());
 }
 
 void Engine::State::keep_evidence(KvEvidence& evidence, const KvChoice& choice) const {
@@ -448,14 +465,13 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     const KvChoice choice = slice.judges ? choose_kept(slice.kv_sequence, *generation) : KvChoice();
     const std::lock_guard lock(mutex);
     const int32_t num_tokens = model.kv().num_tokens(slice.kv_sequence);
+    const bool uses_evidence = slice.judges || chooses_channels(slice.kv_sequence, *generation);
     const bool is_done = scheduler.compress(slice.sequence, applied(choice, *generation, slice.judges), victims);
     std::set<SequenceId> preempted(victims.begin(), victims.end());
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (!is_done) return preempted;
-    if (slice.judges) {
-      keep_evidence(generation->kv_evidence, choice);
-      collect_evidence(slice.sequence, num_tokens);
-    }
+    if (slice.judges) keep_evidence(generation->kv_evidence, choice);
+    if (uses_evidence) collect_evidence(slice.sequence, num_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens >= num_tokens;
     auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
     if (slice.judges) {

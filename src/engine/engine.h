@@ -52,7 +52,7 @@ struct KvCompression {
   int32_t num_tokens = 0;  // of the text, when entries were judged or demoted last
   std::vector<std::vector<int32_t>>
       kept;  // then: entries of each KV head of the layers without a window: [layer][head]
-  std::vector<std::vector<int32_t>> demoted;  // of them, those of fewer bits
+  std::vector<std::vector<int32_t>> demoted;  // of them, the demoted ones
   int64_t bytes_after = 0;                    // of the sequence's blocks then
   int64_t bytes_before = 0;                   // and had all entries of the layers without a window stayed as they were
   double seconds = 0.0;                       // for all of them

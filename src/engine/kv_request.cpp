@@ -193,7 +193,7 @@ KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model
   kv.private_generation = policy.pages.has_value();
   kv.acts = !points.empty() || kv.compression.pressure || kv.private_generation;
   kv.most_judged = kv.compression.pressure ? static_cast<int32_t>(num_tokens) - 1 : kv.compression.most_entries();
-  kv.side_bytes = model.evidence_bytes(policy, kv.most_judged, static_cast<int32_t>(num_tokens));
+  kv.side_bytes = model.evidence_bytes(policy, kv.compression, kv.most_judged, static_cast<int32_t>(num_tokens));
   return kv;
 }
 

@@ -153,13 +153,15 @@ auto LoadedModel::with_room(const Make& make) {
   }
 }
 
-int64_t LoadedModel::evidence_bytes(const KvPolicy& policy, int32_t most_judged, int32_t max_tokens) const {
+int64_t LoadedModel::evidence_bytes(const KvPolicy& policy, const CompressionPlan& plan, int32_t most_judged,
+                                    int32_t max_tokens) const {
   const std::vector<KvLayerSpec>& layers = info().kv_layers;
   const KvWants wants = policy.wants();
-  int64_t bytes = 0;
+  const bool chooses_channels = plan.chooses_channels() && !plan.points.empty();
+  const int32_t most_observed = chooses_channels ? std::max(most_judged, plan.points[0].num_tokens) : most_judged;
+  int64_t bytes = QueryWindow::bytes(static_cast<int32_t>(layers.size()), info().num_heads, layers.front().key_dim,
+                                     std::min(wants.num_query_tokens, most_observed));
   if (most_judged > 0) {
-    bytes += QueryWindow::bytes(static_cast<int32_t>(layers.size()), info().num_heads, layers.front().key_dim,
-                                std::min(wants.num_query_tokens, most_judged));
     if (wants.attention_mass) bytes += AttentionMass::bytes(layers, most_judged);
     if (wants.moments) bytes += QueryMoments::bytes(layers, info().num_heads, wants.moments->order);
     if (wants.value_norms) bytes += ValueNorms::bytes(layers, most_judged);

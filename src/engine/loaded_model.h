@@ -17,6 +17,7 @@
 #include "memory/memory_pool.h"
 #include "models/model.h"
 #include "moe/telemetry.h"
+#include "sched/compression_plan.h"
 #include "text/tokenizer.h"
 
 namespace witan {
@@ -63,9 +64,10 @@ class LoadedModel {
 
   // What to keep of a sequence (kv/policy/kv_compression.h). Not during a forward.
   KvChoice choose_kept(SequenceId sequence, const KvText& text, const KvPolicy& policy, const KvEvidence* evidence);
-  // Of the memory pool, for all that a policy wants of a sequence of at most max_tokens, of which it judges
-  // most_judged.
-  int64_t evidence_bytes(const KvPolicy& policy, int32_t most_judged, int32_t max_tokens) const;
+  // Of the memory pool, for all that a policy wants of a sequence of at most max_tokens with such a plan, of which at
+  // most most_judged entries of a head are judged at once.
+  int64_t evidence_bytes(const KvPolicy& policy, const CompressionPlan& plan, int32_t most_judged,
+                         int32_t max_tokens) const;
   // Throw Error(kOutOfMemory).
   std::unique_ptr<QueryWindow> make_query_window(int32_t first_token, int32_t num_tokens);
   std::unique_ptr<AttentionMass> make_attention_mass(int32_t max_entries);

@@ -28,10 +28,6 @@ void check_cache_codec(const KvLayerSpec& spec, KvCodec codec) {
 
 int64_t ceil_div(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
-bool same_format(const KvBlockFormat& a, const KvBlockFormat& b) {
-  return a.codec == b.codec && a.key_dim == b.key_dim && a.value_dim == b.value_dim && a.value_in_key == b.value_in_key;
-}
-
 KvBlockFormat format_of(const KvCacheConfig& config, size_t layer) {
   const KvLayerSpec& spec = config.layers[layer];
   if (spec.window < 0) fail(ErrorCode::kInvalidArgument, "KV layer {}: a window of {} entries", layer, spec.window);
@@ -142,7 +138,7 @@ KvCache::State::State(MemoryPool& pool, KvCacheConfig cache_config)
 }
 
 int32_t KvCache::State::pool_for(const KvBlockFormat& format) {
-  const auto same = std::ranges::find_if(pools, [&](const Pool& pool) { return same_format(pool.format, format); });
+  const auto same = std::ranges::find(pools, format, &Pool::format);
   if (same != pools.end()) return static_cast<int32_t>(same - pools.begin());
   pools.push_back({format, BlockPool(memory, format.block_bytes())});
   needed_blocks.resize(pools.size());
@@ -562,6 +558,8 @@ KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_ent
                 entries.num_demoted);
     view.num_demoted = entries.num_demoted;
     view.demoted_format = state_->pools[sequence.demoted_pools[layer]].format;
+    const std::span<const int32_t> channels = state_->demoted_channels(sequence, table);
+    view.demoted_channels = channels.empty() ? nullptr : channels.data();
   }
   return view;
 }

@@ -52,10 +52,13 @@ struct KvCacheConfig {
   std::vector<KvLayerSpec> input_layers = {};  // cross-attention of encoder-decoder models; no windows
 };
 
-// How a sequence's older entries are rounded to fewer bits, once they are no longer among the most recent: demoted.
+// How a sequence's older entries are made smaller, once they are no longer among the most recent: demoted. They are
+// rounded to fewer bits, or their keys lose components, or both.
 struct KvDemotion {
   std::vector<KvCodec> codecs = {};  // [layers]; one with a window keeps its entries as they are
   int32_t num_recent = 128;          // of each kv head, that stay as they were written; up to 31 more do
+  // [layers] components that keys then have, those of KvCache::choose_channels; empty: all of them everywhere.
+  std::vector<int32_t> key_dims = {};
 
   bool operator==(const KvDemotion&) const = default;
 };
@@ -97,7 +100,7 @@ struct KvCacheStats {
 //
 // Life of a sequence:
 //   create (attach_prefix | attach_compressed)? (attach_input (write input entries)* commit_input)?
-//     (reserve (write entries)* commit | keep | demote | save_compressed)* release
+//     (reserve (write entries)* commit | keep | choose_channels? demote | save_compressed)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
 class KvCache {
@@ -172,12 +175,18 @@ class KvCache {
   // for what other sequences have. Negative where the copies of that take more. The sequence has no demoted entries.
   int64_t bytes_freed_by_keeping(SequenceId sequence, int64_t num_kept) const;
 
+  // The components that keys of demoted entries have, by table: ascending, as many as KvDemotion::key_dims says; none
+  // where they keep all. Once for a sequence, before it is demoted with key_dims first.
+  void choose_channels(SequenceId sequence, std::vector<std::vector<int32_t>> channels);
+  bool has_channels(SequenceId sequence) const;
+
   // Rounds all but the most recent entries of each table to the codec of `demotion` that are not yet, in whole blocks,
   // and frees the blocks that they were in. As by keep(), the sequence shares no blocks afterwards, and where there is
-  // nothing to round, nothing changes. A sequence is always demoted to the same codecs, each of fewer bytes than the
+  // nothing to round, nothing changes. A sequence is always demoted to the same formats, each of fewer bytes than the
   // cache's own (check_demotion). Codecs that are written by blocks are for sequences that drop nothing after.
   [[nodiscard]] bool demote(SequenceId sequence, const KvDemotion& demotion, Isa isa, ThreadPool& threads);
-  // Throws Error(kInvalidArgument) where layers cannot have the codecs that entries are to be demoted to.
+  // Throws Error(kInvalidArgument) where layers cannot have the codecs that entries are to be demoted to, and
+  // Error(kUnsupported) where their keys cannot lose components.
   void check_demotion(const KvDemotion& demotion) const;
   // Over all layers without a window and their heads, of num_entries demoted entries each, in whole blocks.
   int64_t demoted_bytes(const KvDemotion& demotion, int64_t num_entries) const;

@@ -24,6 +24,7 @@ void KvCache::State::copy_sequence(const KvSequence& from, KvSequence& to) {
   to.first_window_block = from.first_window_block;
   to.is_detached = true;
   to.demoted_pools = from.demoted_pools;
+  to.channels = from.channels;
   for (int64_t table = 0; table < num_tables(); ++table) {
     const BlockTable& entries = from.tables[table];
     to.tables.grow_rows(entries.num_blocks);

@@ -1,5 +1,8 @@
-// Rounding a sequence's older entries to fewer bits, in blocks that replace those that they were in.
+// Rounding a sequence's older entries to fewer bits, and leaving out components of their keys, in blocks that replace
+// those that they were in.
 #include <algorithm>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
@@ -27,10 +30,13 @@ class BlockFloats {
         keys_(static_cast<size_t>(kKvBlockSize) * static_cast<size_t>(format.key_dim)),
         values_(format.value_in_key ? 0 : static_cast<size_t>(kKvBlockSize) * static_cast<size_t>(format.value_dim)) {}
 
-  void load(const std::byte* block) {
+  // Of the keys these components alone, side by side; all if there are none.
+  void load(const std::byte* block, std::span<const int32_t> channels) {
     for (int32_t i = 0; i < kKvBlockSize; ++i) {
       float* of_value = values_.empty() ? nullptr : values_.data() + int64_t{i} * format_.value_dim;
-      kv_load(format_, block, i, keys_.data() + int64_t{i} * format_.key_dim, of_value);
+      float* of_key = keys_.data() + int64_t{i} * format_.key_dim;
+      kv_load(format_, block, i, of_key, of_value);
+      std::ranges::transform(channels, of_key, [&](int32_t channel) { return of_key[channel]; });  // they ascend
     }
   }
 
@@ -51,11 +57,26 @@ class BlockFloats {
   std::vector<float> values_;  // [32][value_dim]
 };
 
+// Whether keys can lose components.
+void check_channels(int32_t layer, const KvBlockFormat& demoted, const KvBlockFormat& written) {
+  if (written.value_in_key) {
+    fail(ErrorCode::kUnsupported,
+         "layer {}: keys cannot lose channels: they are latents, keys and values of all heads in one (MLA)", layer);
+  }
+  if (demoted.codec == written.codec && written.turned_key_dim() != 0) {
+    fail(ErrorCode::kUnsupported,
+         "layer {}: the KV cache is of type {}, whose keys are turned: each component is of all channels, and none can "
+         "be left out; demote them to a smaller type as well, or give the cache another --kv-type",
+         layer, kv_codec_name(written.codec));
+  }
+}
+
 }  // namespace
 
 KvBlockFormat KvCache::State::demoted_format(const KvDemotion& demotion, int32_t layer) const {
   KvBlockFormat format = layers[layer].format;
   format.codec = demotion.codecs[layer];
+  if (!demotion.key_dims.empty()) format.key_dim = demotion.key_dims[layer];
   return format;
 }
 
@@ -71,7 +92,8 @@ void KvCache::check_demotion(const KvDemotion& demotion) const {
     check_kv_codec(spec, demotion.codecs[layer]);
     const KvBlockFormat demoted = state.demoted_format(demotion, layer);
     const KvBlockFormat& written = state.layers[layer].format;
-    if (demoted.codec == written.codec || demoted.block_bytes() < written.block_bytes()) continue;
+    if (demoted.key_dim < written.key_dim) check_channels(layer, demoted, written);
+    if (demoted == written || demoted.block_bytes() < written.block_bytes()) continue;
     fail(ErrorCode::kInvalidArgument,
          "layer {}: KV entries of type {} are not smaller than the cache's own, of type {}: {} and {} bytes a block",
          layer, kv_codec_name(demoted.codec), kv_codec_name(written.codec), demoted.block_bytes(),
@@ -88,6 +110,25 @@ int64_t KvCache::demoted_bytes(const KvDemotion& demotion, int64_t num_entries) 
   return num_blocks_for(num_entries) * set_bytes;
 }
 
+void KvCache::choose_channels(SequenceId id, std::vector<std::vector<int32_t>> channels) {
+  const State& state = *state_;
+  KvSequence& sequence = state.at(id);
+  WITAN_CHECK(sequence.channels.empty() && sequence.demoted_pools.empty(), "sequence {} has its channels", id);
+  WITAN_CHECK(std::ssize(channels) == state.num_tables(), "channels of {} tables, there are {}", channels.size(),
+              state.num_tables());
+  for (int64_t table = 0; table < state.num_tables(); ++table) {
+    const std::vector<int32_t>& chosen = channels[table];
+    const auto rises = [](int32_t a, int32_t b) { return a >= b; };
+    WITAN_CHECK(std::ranges::adjacent_find(chosen, rises) == chosen.end(), "table {}: not ascending", table);
+    WITAN_CHECK(chosen.empty() || (chosen.front() >= 0 && chosen.back() < state.format_of_table(table).key_dim),
+                "table {}: channels {} to {} of {}", table, chosen.front(), chosen.back(),
+                state.format_of_table(table).key_dim);
+  }
+  sequence.channels = std::move(channels);
+}
+
+bool KvCache::has_channels(SequenceId id) const { return !state_->at(id).channels.empty(); }
+
 bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadPool& threads) {
   State& state = *state_;
   KvSequence& sequence = state.at(id);
@@ -98,7 +139,7 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
     const bool stays = state.config.layers[layer].window > 0;
     pools[layer] = stays ? state.layers[layer].pool : state.pool_for(state.demoted_format(demotion, layer));
   }
-  WITAN_CHECK(sequence.demoted_pools.empty() || sequence.demoted_pools == pools, "sequence {} has other codecs", id);
+  WITAN_CHECK(sequence.demoted_pools.empty() || sequence.demoted_pools == pools, "sequence {} has other formats", id);
 
   const auto num_shared = std::ssize(sequence.prefix);
   std::vector<Demotion> changes;
@@ -138,9 +179,10 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
       return place < change.first_place ? sequence.tables.block(change.table, place)
                                         : pool.blocks.data(change.blocks[place - change.first_place]);
     };
+    const std::span<const int32_t> channels = state.demoted_channels(sequence, change.table);
     BlockFloats floats(state.format_of_table(change.table));
     for (int64_t block = 0; block < change.num_blocks; ++block) {
-      floats.load(sequence.tables.block(change.table, change.first_place + block));
+      floats.load(sequence.tables.block(change.table, change.first_place + block), channels);
       const int64_t first = entries.num_demoted + block * kKvBlockSize;
       if (first % kKvBlockSize == 0) {
         kv_store_block(isa, pool.format, block_at(first / kKvBlockSize), kKvBlockSize, floats.rows());
@@ -166,6 +208,14 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
   state.detach(sequence);
   state.trim();
   return true;
+}
+
+std::span<const int32_t> KvCache::State::demoted_channels(const KvSequence& sequence, int64_t table) const {
+  const int32_t key_dim = pools[sequence.demoted_pools[layer_of_table[table]]].format.key_dim;
+  if (key_dim == format_of_table(table).key_dim) return {};
+  WITAN_CHECK(!sequence.channels.empty() && std::cmp_equal(sequence.channels[table].size(), key_dim),
+              "table {}: not the channels for keys of {}", table, key_dim);
+  return sequence.channels[table];
 }
 
 // The blocks of the demoted entries take the places of those that these were in.

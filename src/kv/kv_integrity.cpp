@@ -61,6 +61,7 @@ void KvCache::check_integrity() const {
                   blocks.num_blocks, num_entries, blocks.num_demoted);
       WITAN_CHECK(blocks.num_demoted <= blocks.num_entries && (blocks.num_demoted == 0 || sequence.is_detached),
                   "{} of {} entries are demoted", blocks.num_demoted, blocks.num_entries);
+      if (blocks.num_demoted > 0) (void)state.demoted_channels(sequence, table);  // as many as there should be
       WITAN_CHECK(!blocks.lost_entries || std::ssize(blocks.positions) == num_entries, "{} positions for {} entries",
                   blocks.positions.size(), num_entries);
       WITAN_CHECK(blocks.lost_entries || blocks.num_entries == sequence.num_tokens, "{} entries for {} tokens",

@@ -98,8 +98,9 @@ struct KvSequence {
   int64_t first_window_block = 0;  // of window tables: the places before it are gone
   InputId input = kNoInput;
   bool is_detached = false;  // keep() or demote() changed it: its blocks are its own, and none become prefix blocks
-  std::vector<int32_t> demoted_pools;  // by layer, once some of its entries are demoted
-  bool is_private = false;             // some tokens are: no more of its blocks become prefix blocks
+  std::vector<int32_t> demoted_pools;          // by layer, once some of its entries are demoted
+  std::vector<std::vector<int32_t>> channels;  // by table, once they are chosen: KvCache::choose_channels
+  bool is_private = false;                     // some tokens are: no more of its blocks become prefix blocks
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
   std::vector<TokenId> tail_tokens;  // committed tokens behind them; empty with the prefix cache off
@@ -207,6 +208,8 @@ struct KvCache::State {
   void copy_window(KvSequence& sequence, int64_t table);
   int64_t table_bytes(const KvSequence& sequence, int64_t table) const;
   KvBlockFormat demoted_format(const KvDemotion& demotion, int32_t layer) const;
+  // Of a table of a sequence that was demoted: the components that keys then have, ascending; none: all.
+  std::span<const int32_t> demoted_channels(const KvSequence& sequence, int64_t table) const;
   void place_demoted(KvSequence& sequence, int64_t table, std::span<const BlockId> blocks);
   // Gives a table blocks of its own in the places [first, first + count), where the sequence has shared ones now.
   void copy_shared(KvSequence& sequence, int64_t table, int64_t first, int64_t count);

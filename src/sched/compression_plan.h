@@ -66,6 +66,9 @@ struct CompressionPlan {
     return std::max<int64_t>(0, num_entries - demotion->num_recent) / kKvBlockSize * kKvBlockSize;
   }
 
+  // Whether queries are looked at where the first point is, judged or not.
+  bool chooses_channels() const { return demotion && !demotion->key_dims.empty(); }
+
   bool operator==(const CompressionPlan&) const = default;
 };
 

@@ -694,7 +694,7 @@ std::span<const TokenId> Scheduler::tokens(SequenceId sequence) const { return s
 
 int32_t Scheduler::num_prompt_tokens(SequenceId sequence) const { return state_->at(sequence).num_prompt_tokens; }
 
-std::optional<KvCompressionPoint> Scheduler::next_compression(SequenceId sequence) const {
+std::optional<KvCompressionPoint> Scheduler::next_judgement(SequenceId sequence) const {
   return state_->at(sequence).next_judgement();
 }
 

@@ -178,8 +178,8 @@ class Scheduler {
   std::span<const TokenId> input(SequenceId sequence) const;   // empty without an encoder
   std::span<const TokenId> tokens(SequenceId sequence) const;  // prompt, then generated; valid until the next commit
   int32_t num_prompt_tokens(SequenceId sequence) const;
-  // Where its entries are judged next; none where they are not any more.
-  std::optional<KvCompressionPoint> next_compression(SequenceId sequence) const;
+  // Where its entries are judged next, or channels of their keys; none where they are not any more.
+  std::optional<KvCompressionPoint> next_judgement(SequenceId sequence) const;
   int32_t num_generated(SequenceId sequence) const;
   int32_t max_tokens(SequenceId sequence) const;  // prompt and generated together; the caller finishes it there
   // Prompt tokens found in the prefix cache when first admitted, or those of an input that another had encoded.

@@ -56,9 +56,10 @@ struct Sequence {
   const KvCompressionPoint* next_compression() const {
     return num_compressions < compression.points.size() ? &compression.points[num_compressions] : nullptr;
   }
+  // The next point where entries are judged, or channels of their keys.
   std::optional<KvCompressionPoint> next_judgement() const {
     for (size_t i = num_compressions; i < compression.points.size(); ++i) {
-      if (compression.points[i].judges) return compression.points[i];
+      if (compression.points[i].judges || (i == 0 && compression.chooses_channels())) return compression.points[i];
     }
     return std::nullopt;
   }

@@ -95,6 +95,8 @@ TEST(ModelCost, CountsDemotedEntriesAtTheirType) {
   const ModelCost full = cost_of(test::made_model("qwen3moe", "tiny", DType::kF32), Precision::kFast, KvCodec::kF16);
   const KvDemotion demotion{.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .num_recent = 20};
   EXPECT_EQ(full.kv_bytes(100, demotion), 2 * (64 * (136 + 264) + 2 * 36 * 512));
+  const KvDemotion half{.codecs = {KvCodec::kF16, KvCodec::kF16}, .num_recent = 20, .key_dims = {64, 64}};
+  EXPECT_EQ(full.kv_bytes(100, half), 2 * 2 * (64 * 384 + 36 * 512)) << "keys of half their components";
   EXPECT_EQ(full.kv_bytes(51, demotion), full.kv_bytes(51)) << "no block is old enough";
 
   const std::string path = test::made_model("gpt-oss", "tiny", DType::kF32);

@@ -1,4 +1,5 @@
-// KV policies that round older entries to fewer bits, and those that judge entries while the prompt is computed.
+// KV policies that round older entries to fewer bits or leave out channels of their keys, and those that judge
+// entries while the prompt is computed.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "engine/engine.h"
 #include "kv_policy_test_support.h"
 
@@ -21,11 +23,13 @@ using test::expect_the_same_answers_in_little_room;
 using test::kModels;
 using test::kPrompt;
 using test::KvModelTest;
+using test::ModelCase;
+using test::options_for;
 using test::prompt_tokens;
 using test::request_for;
 using test::small_options;
 
-// Policies that round older entries to fewer bits, alone or of what others keep or read.
+// Policies that make older entries smaller, alone or of what others keep or read.
 class KvDemotionTest : public KvModelTest {
  protected:
   static std::string smaller_type() {
@@ -53,9 +57,14 @@ class KvDemotionTest : public KvModelTest {
         all.emplace_back("snapkv(window=8),tokens=90,residual=8,k=int4-latent");
         break;
       case KvCodec::kF16:
-        all.insert(all.end(), {"kivi(bits=4,residual=8)", "adakv(window=8),keep=0.6,kivi(residual=0)"});
+        all.insert(all.end(), {"kivi(bits=4,residual=8)", "adakv(window=8),keep=0.6,kivi(residual=0)",
+                               "think(window=8,residual=16)", "think(keep=0.25,residual=0),kivi",
+                               "think(keep=0.6,residual=8),snapkv(window=8),keep=0.6,every=4",
+                               "think(residual=16),quest(tokens=96,dense=0)",
+                               "think(window=40,residual=8),snapkv(window=8),tokens=155,every=6,k=int8-hadamard"});
         break;
       default:
+        all.emplace_back("think(residual=16),k=int2-hadamard");
         break;
     }
     return all;
@@ -80,6 +89,7 @@ TEST_P(KvDemotionTest, WithNothingOldEnoughOrTheCachesOwnTypeNothingChanges) {
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "residual=200," + smaller_type())).steps, dense.steps);
   const std::string own = fmt::format("k={},residual=0", kv_codec_name(GetParam().codec));
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), own)).steps, dense.steps);
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "think(keep=1,residual=0)")).steps, dense.steps);
 }
 
 TEST_P(KvDemotionTest, BytesAndEntriesAreReportedAndFreed) {
@@ -114,16 +124,68 @@ TEST_P(KvDemotionTest, BytesAndEntriesAreReportedAndFreed) {
 
 INSTANTIATE_TEST_SUITE_P(All, KvDemotionTest, testing::ValuesIn(kModels), arch_name);
 
+TEST(KvChannels, HalfOfTheChannelsOfOlderKeysAreAQuarterOfTheirBytes) {
+  ModelOptions o = options_for(kModels[0]);
+  o.prefix_cache = false;
+  Engine engine(o);
+  const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), "think(residual=16)", 40));
+  ASSERT_NE(answer.usage.kv, nullptr);
+  const KvCompression& kv = *answer.usage.kv;
+  EXPECT_EQ(kv.num_times, 0) << "nothing was judged";
+  EXPECT_EQ(kv.num_tokens, kPrompt + 32);
+  int64_t block_bytes = 0;
+  for (const KvLayerSpec& layer : engine.model_info().kv_layers) {
+    block_bytes += layer.num_kv_heads * KvBlockFormat{o.kv_codec, layer.key_dim, layer.value_dim}.block_bytes();
+    ASSERT_EQ(layer.key_dim, layer.value_dim);
+  }
+  for (const auto& layer : kv.demoted) EXPECT_EQ(layer, std::vector<int32_t>(layer.size(), 160));
+  EXPECT_EQ(kv.bytes_before - kv.bytes_after, 160 / kKvBlockSize * block_bytes / 4);
+  EXPECT_EQ(engine.stats().kv.block_bytes_held, 0);
+}
+
+// What is generated is demoted too, and a prompt that had nothing old yet.
+TEST(KvChannels, AreChosenWhereEntriesAreDemotedFirst) {
+  Engine engine(options_for(kModels[0]));
+  const GenerationRequest dense = request_for(prompt_tokens(50, 5), "", 100);
+  const GenerationRequest request = request_for(prompt_tokens(50, 5), "think(window=8,residual=40)", 100);
+  const Answer expected = ask(engine, dense);
+  const Answer answer = ask(engine, request);
+  EXPECT_NE(answer.steps, expected.steps);
+  // 50, 82 tokens: the first 32 are old. The token sampled there is the last that none were lost for.
+  EXPECT_EQ(std::vector(answer.steps.begin(), answer.steps.begin() + 33),
+            std::vector(expected.steps.begin(), expected.steps.begin() + 33));
+  EXPECT_NE(answer.steps[33], expected.steps[33]);
+  EXPECT_EQ(answer.usage.kv->demoted[0][0], 96);
+}
+
+TEST(KvChannels, CannotBeLeftOutOfLatentsNorOfTurnedKeysThatStayOfTheirType) {
+  const auto error_of = [](const ModelCase& model) {
+    Engine engine(options_for(model));
+    try {
+      engine.submit(request_for(prompt_tokens(kPrompt, 1), "think"), {});
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_EQ(error_of(kModels[0]), "");
+  EXPECT_THAT(error_of(kModels[1]), testing::HasSubstr("(MLA)"));
+  EXPECT_THAT(error_of(kModels[2]), testing::HasSubstr("of type int4-hadamard, whose keys are turned"));
+}
+
 // Policies that judge entries while the prompt is computed.
 class KvPrefillTest : public KvDemotionTest {
  protected:
   static std::vector<std::string> policies() {
-    return {"snapkv(window=8),tokens=40,prefill_every=50",
-            "keydiff,keep=0.4,prefill_every=33",
-            "h2o,tokens=30,prefill_every=40,every=5",
-            "expectedattention,tokens=30,prefill_every=64",
-            "pyramidkv(window=8),keep=0.4,prefill_every=70,residual=8," + smaller_type(),
-            "prefill_every=64,residual=8," + smaller_type()};
+    std::vector<std::string> all = {"snapkv(window=8),tokens=40,prefill_every=50",
+                                    "keydiff,keep=0.4,prefill_every=33",
+                                    "h2o,tokens=30,prefill_every=40,every=5",
+                                    "expectedattention,tokens=30,prefill_every=64",
+                                    "pyramidkv(window=8),keep=0.4,prefill_every=70,residual=8," + smaller_type(),
+                                    "prefill_every=64,residual=8," + smaller_type()};
+    if (GetParam().codec == KvCodec::kF16) all.emplace_back("think(residual=16),keydiff,tokens=60,prefill_every=64");
+    return all;
   }
 };
 

@@ -333,6 +333,7 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
     if (name == "duoattention") return name + "(heads=10/01,recent=16)";
     if (name == "kivi") return name + "(residual=8)";
     if (name == "kvtuner") return name + "(layers=int4-hadamard/k4v2-hadamard,residual=8)";
+    if (name == "think") return name + "(window=4,residual=16)";
     return has_window ? name + "(window=4)" : name;
   };
   int32_t num_run = 0;

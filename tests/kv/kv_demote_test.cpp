@@ -25,9 +25,15 @@ using test::roles_of;
 using test::Tokens;
 
 const KvDemotion kTo{.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .num_recent = 40};
+// The first layer's keys lose half of their components and those of the second, which are rounded, none.
+const KvDemotion kToHalf{.codecs = {KvCodec::kF32, KvCodec::kHadamard8}, .num_recent = 40, .key_dims = {16, kDim}};
+const std::vector<std::vector<int32_t>> kChannels = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31},
+    {1, 3, 4, 6, 7, 9, 10, 12, 15, 16, 18, 20, 22, 25, 28, 30},
+    {},
+};
 
-KvBlockFormat format_of(KvCodec codec) { return {codec, kDim, kDim, false}; }
-KvCodec codec_of(int32_t table) { return kTo.codecs[static_cast<size_t>(test::place_of(table).first)]; }
+KvBlockFormat format_of(KvCodec codec, int32_t key_dim = kDim) { return {codec, key_dim, kDim, false}; }
 
 // Key (part 0) or value (1) as they are computed.
 std::vector<float> component(const ModelEntry& entry, int32_t part) {
@@ -39,14 +45,23 @@ std::vector<float> component(const ModelEntry& entry, int32_t part) {
   return x;
 }
 
-// Key and value as a block of the codec has them.
-std::vector<float> rounded(KvCodec codec, const ModelEntry& entry) {
-  const KvBlockFormat format = format_of(codec);
+// Key and value as they are read when stored so, the key with these components alone; all if there are none.
+std::vector<float> rounded(KvCodec codec, const ModelEntry& entry, const std::vector<int32_t>& channels = {}) {
+  std::vector<float> key = component(entry, 0);
+  if (!channels.empty()) {
+    std::vector<float> chosen;
+    for (const int32_t channel : channels) chosen.push_back(key[static_cast<size_t>(channel)]);
+    key = chosen;
+  }
+  const KvBlockFormat format = format_of(codec, static_cast<int32_t>(key.size()));
   std::vector<std::byte> storage(static_cast<size_t>(format.block_bytes()) + 64);
   auto* block = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(storage.data()) + 63) / 64 * 64);
-  kv_store(format, block, 5, component(entry, 0).data(), component(entry, 1).data());
+  kv_store(format, block, 5, key.data(), component(entry, 1).data());
   std::vector<float> out(2 * kDim);
-  kv_load(format, block, 5, out.data(), out.data() + kDim);
+  kv_load(format, block, 5, key.data(), out.data() + kDim);
+  for (size_t i = 0; i < key.size(); ++i) {
+    out[channels.empty() ? i : static_cast<size_t>(channels[i])] = key[i];
+  }
   return out;
 }
 
@@ -58,22 +73,33 @@ class KvDemote : public test::NaiveModelTest {
   bool holds(const KvView& view, int32_t i, const ModelEntry& entry) override {
     std::vector<float> loaded(2 * kDim);
     view.load(i, loaded.data(), loaded.data() + kDim);
-    return loaded == rounded(entry.is_demoted ? codec_of(entry.table) : KvCodec::kF32, entry);
+    if (!entry.is_demoted) return loaded == rounded(KvCodec::kF32, entry);
+    return loaded == rounded(codec_of(entry.table), entry, channels_of(entry.table));
   }
 
-  int64_t demoted_block_bytes(int32_t table) const override { return format_of(codec_of(table)).block_bytes(); }
+  KvCodec codec_of(int32_t table) const { return to_.codecs[static_cast<size_t>(test::place_of(table).first)]; }
+  std::vector<int32_t> channels_of(int32_t table) const {
+    return to_.key_dims.empty() ? std::vector<int32_t>() : kChannels[static_cast<size_t>(table)];
+  }
+  int64_t demoted_block_bytes(int32_t table) const override {
+    const std::vector<int32_t> channels = channels_of(table);
+    return format_of(codec_of(table), channels.empty() ? kDim : static_cast<int32_t>(channels.size())).block_bytes();
+  }
 
-  static bool demote(KvCache& cache, Model& model) {
+  bool demote(KvCache& cache, Model& model) const {
     ThreadPool threads(2);
-    if (!cache.demote(model.id, kTo, Isa::kReference, threads)) return false;
+    if (!to_.key_dims.empty() && !cache.has_channels(model.id)) cache.choose_channels(model.id, kChannels);
+    if (!cache.demote(model.id, to_, Isa::kReference, threads)) return false;
     for (int32_t table = 0; table < kTables; ++table) {
       if (has_window(cache, table)) continue;
       const auto i = static_cast<size_t>(table);
-      const auto older = static_cast<int32_t>(model.positions[i].size()) - model.demoted[i] - kTo.num_recent;
+      const auto older = static_cast<int32_t>(model.positions[i].size()) - model.demoted[i] - to_.num_recent;
       if (older > 0) model.demoted[i] += older / kKvBlockSize * kKvBlockSize;
     }
     return true;
   }
+
+  KvDemotion to_ = kTo;
 };
 
 TEST_F(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
@@ -101,21 +127,46 @@ TEST_F(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
   EXPECT_EQ(cache.stats().block_bytes_held, 0);
 }
 
-TEST_F(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
+TEST_F(KvDemote, OlderKeysLoseTheSameComponentsEachTimeAndTheirBytesAreFree) {
+  to_ = kToHalf;
   MemoryPool pool(size_t{64} << 20);
-  KvCache cache(pool, config_of(100));
-  Model model = start(cache, make_tokens(320, 1));
+  KvCacheConfig config = config_of(100);
+  config.prefix_cache = false;
+  KvCache cache(pool, config);
+  Model model = start(cache, make_tokens(200, 1));
+  const int64_t bytes = cache.held_bytes(model.id);
   ASSERT_TRUE(demote(cache, model));
+  EXPECT_EQ(model.demoted, std::vector<int32_t>(kTables, 160));
+  EXPECT_LT(cache.held_bytes(model.id), bytes);
   check(cache, model);
-  ASSERT_TRUE(keep(cache, model, {range(0, 320, 3), range(270, 300), range(1, 320, 2)}));
+  const int64_t lost_bytes = int64_t{2} * 5 * kKvBlockSize * (kDim - 16) * 4;  // of 160 keys of two heads
+  EXPECT_EQ(cache.demoted_bytes({.codecs = kToHalf.codecs, .num_recent = 40}, 160) - cache.demoted_bytes(kToHalf, 160),
+            lost_bytes);
+  EXPECT_TRUE(cache.has_channels(model.id));
+  ASSERT_TRUE(extend(cache, model, make_tokens(64, 3)));
+  ASSERT_TRUE(demote(cache, model));
+  EXPECT_EQ(model.demoted, std::vector<int32_t>(kTables, 224));
   check(cache, model);
-  ASSERT_TRUE(extend(cache, model, make_tokens(100, 2)));
-  ASSERT_TRUE(demote(cache, model));  // into the blocks that the first ones have left partly empty
-  check(cache, model);
-  ASSERT_TRUE(keep(cache, model, {range(0, 100), {}, range(0, 10)}));
-  check(cache, model);
-  ASSERT_TRUE(extend(cache, model, make_tokens(5, 3)));
-  check(cache, model);
+}
+
+TEST_F(KvDemote, WhatIsKeptOfDemotedEntriesMovesTogetherAndMoreGoBehind) {
+  for (const KvDemotion& to : {kTo, kToHalf}) {
+    to_ = to;
+    MemoryPool pool(size_t{64} << 20);
+    KvCache cache(pool, config_of(100));
+    Model model = start(cache, make_tokens(320, 1));
+    ASSERT_TRUE(demote(cache, model));
+    check(cache, model);
+    ASSERT_TRUE(keep(cache, model, {range(0, 320, 3), range(270, 300), range(1, 320, 2)}));
+    check(cache, model);
+    ASSERT_TRUE(extend(cache, model, make_tokens(100, 2)));
+    ASSERT_TRUE(demote(cache, model));  // into the blocks that the first ones have left partly empty
+    check(cache, model);
+    ASSERT_TRUE(keep(cache, model, {range(0, 100), {}, range(0, 10)}));
+    check(cache, model);
+    ASSERT_TRUE(extend(cache, model, make_tokens(5, 3)));
+    check(cache, model);
+  }
 }
 
 TEST_F(KvDemote, SharedBlocksStayForOthersAsTheyWere) {
@@ -196,8 +247,36 @@ TEST_F(KvDemote, WrongTypesAreRefusedByName) {
   latents.check_demotion({.codecs = {KvCodec::kQ8}});
 }
 
+TEST_F(KvDemote, KeysThatCannotLoseComponentsAreRefusedByName) {
+  const auto message = [](const KvCacheConfig& config, const KvDemotion& demotion) {
+    MemoryPool pool(size_t{64} << 20);
+    const KvCache cache(pool, config);
+    try {
+      cache.check_demotion(demotion);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  KvCacheConfig config = config_of(10);
+  EXPECT_EQ(message(config, kToHalf), "");
+  config.codec = KvCodec::kHadamard8;
+  EXPECT_THAT(message(config, {.codecs = {KvCodec::kHadamard8, KvCodec::kHadamard8}, .key_dims = {16, 32}}),
+              testing::HasSubstr("layer 0: the KV cache is of type int8-hadamard, whose keys are turned"));
+  EXPECT_EQ(message(config, {.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .key_dims = {16, 32}}), "");
+  config.codec = KvCodec::kBF16;
+  config.layers = {{1, 96, 64, true}};
+  EXPECT_THAT(message(config, {.codecs = {KvCodec::kBF16}, .key_dims = {64}}), testing::HasSubstr("(MLA)"));
+}
+
 TEST_F(KvDemote, RandomOperationsAgreeWithANaiveModel) {
-  for (const int32_t window : {0, 50}) {
+  struct Case {
+    int32_t window;
+    const KvDemotion& to;
+  };
+  for (const auto& [window, to] : {Case{0, kTo}, Case{50, kTo}, Case{0, kToHalf}}) {
+    to_ = to;
     MemoryPool pool(size_t{64} << 20);
     KvCache cache(pool, config_of(14, window));
     int num_demoted = 0;

@@ -62,9 +62,11 @@ struct ScratchLayout {
   int64_t query_words;
   int64_t turned_queries;
   int64_t decoded;
+  int64_t chosen_queries;  // pointers to [num_rows][chosen_stride] floats, which follow: the channels that keys have
+  int64_t chosen_stride;
   int64_t end;
 
-  ScratchLayout(const KvBlockFormat& format, int64_t num_rows)
+  ScratchLayout(const KvBlockFormat& format, int64_t num_rows, bool chooses_channels)
       : padded_value_dim(padded_row_floats(format.value_dim)),
         query_stride(query_words_of(format) == 0 ? 0 : padded_row_floats(query_words_of(format))),
         scores(num_rows * kBlocksPerSplit * static_cast<int64_t>(sizeof(uint32_t))),
@@ -73,8 +75,12 @@ struct ScratchLayout {
         query_words(tile + kKvBlockSize * std::max<int64_t>(format.key_dim, padded_value_dim) *
                                static_cast<int64_t>(sizeof(float))),
         turned_queries(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))),
-        decoded(turned_queries + (format.turned_key_dim() != 0 ? (num_rows + 7) / 8 * 64 : 0)),
-        end(decoded + decoded_bytes(format)) {}
+        decoded(turned_queries + (format.turned_key_dim() != 0 ? pointer_bytes(num_rows) : 0)),
+        chosen_queries(decoded + decoded_bytes(format)),
+        chosen_stride(padded_row_floats(format.key_dim)),
+        end(chosen_queries + (chooses_channels ? pointer_bytes(num_rows) + num_rows * chosen_stride * 4 : 0)) {}
+
+  static int64_t pointer_bytes(int64_t num_rows) { return (num_rows + 7) / 8 * 64; }
 };
 
 // The entries of one block and the span of their positions.
@@ -129,16 +135,34 @@ void check_task(const KvView& view, int32_t split) {
   WITAN_CHECK(0 <= split && split < view.num_splits(), "split {} of {}", split, view.num_splits());
   const KvBlockFormat& format = view.format_of_split(split);
   WITAN_CHECK(format.key_dim > 0 && format.value_dim > 0, "keys of {}, values of {}", format.key_dim, format.value_dim);
+  WITAN_CHECK(
+      format.key_dim == view.format.key_dim || (view.channels_of_split(split) != nullptr && !format.value_in_key),
+      "keys of {} of {} components", format.key_dim, view.format.key_dim);
   WITAN_CHECK(!format.value_in_key || format.value_dim <= format.key_dim, "values of {} in keys of {}",
               format.value_dim, format.key_dim);
   WITAN_CHECK(kv_codec_fits(format.codec, format.value_in_key), "{} with values {} keys", kv_codec_name(format.codec),
               format.value_in_key ? "in" : "beside");
 }
 
+// The rows' queries, of those components that the keys have.
+const float* const* choose_channels(const AttentionRows& rows, const int32_t* channels, int32_t key_dim,
+                                    const ScratchLayout& layout, std::byte* scratch) {
+  if (channels == nullptr) return rows.queries;
+  auto** chosen = reinterpret_cast<float**>(scratch + layout.chosen_queries);
+  auto* floats =
+      reinterpret_cast<float*>(scratch + layout.chosen_queries + ScratchLayout::pointer_bytes(rows.num_rows));
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    chosen[r] = floats + r * layout.chosen_stride;
+    for (int32_t i = 0; i < key_dim; ++i) chosen[r][i] = rows.queries[r][channels[i]];
+  }
+  return chosen;
+}
+
 SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
                     std::byte* scratch) {
   const KvBlockFormat& format = view.format_of_split(split);
-  const ScratchLayout layout(format, rows.num_rows);
+  const int32_t* channels = view.channels_of_split(split);
+  const ScratchLayout layout(format, rows.num_rows, channels != nullptr);
   const int32_t first_block = view.split_first_block(split);
   const int32_t end_block = view.split_first_block(split + 1);
   const int32_t num_blocks = end_block - first_block;
@@ -152,7 +176,7 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .rope = format.rope_offset(),
           .values = format.value_in_key ? 0 : format.key_bytes(),
           .value_scales = format.value_scales_offset(),
-          .queries = rows.queries,
+          .queries = choose_channels(rows, channels, format.key_dim, layout, scratch),
           .num_rows = rows.num_rows,
           .scale = rows.scale,
           .biases = rows.biases,
@@ -189,12 +213,13 @@ AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, P
 }
 
 int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows) {
-  return ScratchLayout(format, num_rows).end;
+  return ScratchLayout(format, num_rows, false).end;
 }
 
 int64_t attention_scratch_bytes(const KvView& view, int32_t num_rows) {
   const int64_t bytes = attention_scratch_bytes(view.format, num_rows);
-  return view.num_demoted == 0 ? bytes : std::max(bytes, attention_scratch_bytes(view.demoted_format, num_rows));
+  if (view.num_demoted == 0) return bytes;
+  return std::max(bytes, ScratchLayout(view.demoted_format, num_rows, view.demoted_channels != nullptr).end);
 }
 
 void attention_split(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, int32_t split,

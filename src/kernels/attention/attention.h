@@ -36,7 +36,8 @@ enum class AttentionArithmetic : uint8_t {
 AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, Precision precision);
 
 // The entries of one kv head of one layer of one sequence, borrowed. Those in front may be demoted: rounded to another
-// codec, in blocks of their own, which come before the others'. No split has both kinds.
+// codec, or with keys that have lost some of their components, or both, in blocks of their own, which come before the
+// others'. No split has both kinds. A component that keys have lost counts as 0, and nobody multiplies it.
 struct KvView {
   KvBlockFormat format;                      // of the entries that are not demoted
   const std::byte* const* blocks = nullptr;  // [num_blocks()]
@@ -44,6 +45,8 @@ struct KvView {
   const int32_t* positions = nullptr;  // [num_entries]; nullptr: entry i is at position i
   int32_t num_demoted = 0;             // the first so many entries
   KvBlockFormat demoted_format = {};   // theirs, if there are any
+  // [demoted_format.key_dim] the components that their keys have, ascending; nullptr: all.
+  const int32_t* demoted_channels = nullptr;
 
   int32_t num_demoted_blocks() const { return ceil_div(num_demoted, kKvBlockSize); }
   int32_t num_blocks() const { return num_demoted_blocks() + ceil_div(num_entries - num_demoted, kKvBlockSize); }
@@ -78,6 +81,11 @@ struct KvView {
     return split < num_demoted_splits() ? demoted_format : format;
   }
 
+  // The components of the keys of a split that is of demoted entries; nullptr: all.
+  const int32_t* channels_of_split(int32_t split) const {
+    return split < num_demoted_splits() ? demoted_channels : nullptr;
+  }
+
   const KvBlockFormat& format_of(int32_t entry) const { return entry < num_demoted ? demoted_format : format; }
   const std::byte* block_of(int32_t entry) const {
     if (entry < num_demoted) return blocks[entry / kKvBlockSize];
@@ -85,8 +93,9 @@ struct KvView {
   }
   int32_t slot_of(int32_t entry) const { return (entry < num_demoted ? entry : entry - num_demoted) % kKvBlockSize; }
 
-  void load(int32_t entry, float* key, float* value) const {  // as kv_load
+  void load(int32_t entry, float* key, float* value) const {  // as kv_load, the key with all of its components
     kv_load(format_of(entry), block_of(entry), slot_of(entry), key, value);
+    if (entry < num_demoted && demoted_channels != nullptr) spread_channels(key);
   }
   void load_value(int32_t entry, float* value) const {  // as kv_load_value
     kv_load_value(format_of(entry), block_of(entry), slot_of(entry), value);
@@ -94,6 +103,18 @@ struct KvView {
 
  private:
   static int32_t ceil_div(int32_t value, int32_t by) { return (value + by - 1) / by; }
+
+  // Puts the components of a demoted key in their places, from the last one on, and zeros between them.
+  void spread_channels(float* key) const {
+    int32_t end = format.key_dim;
+    for (int32_t i = demoted_format.key_dim - 1; i >= 0; --i) {
+      const int32_t channel = demoted_channels[i];
+      std::fill(key + channel + 1, key + end, 0.0f);
+      key[channel] = key[i];
+      end = channel;
+    }
+    std::fill(key, key + end, 0.0f);
+  }
 };
 
 // Query rows: a row is one (token, query head) pair whose head reads this kv head.

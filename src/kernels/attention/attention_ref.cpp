@@ -59,7 +59,17 @@ struct Entries {
 KvView with_format_of(const KvView& view, int32_t split) {
   KvView of_split = view;
   of_split.format = view.format_of_split(split);
+  of_split.demoted_channels = view.channels_of_split(split);
   return of_split;
+}
+
+// Of a row's query the components that the keys of such a view have.
+std::vector<float> query_of(const KvView& view, const AttentionRows& rows, int32_t row) {
+  const float* query = rows.queries[row];
+  std::vector<float> chosen(query, query + view.format.key_dim);
+  if (view.demoted_channels == nullptr) return chosen;
+  for (size_t i = 0; i < chosen.size(); ++i) chosen[i] = query[view.demoted_channels[i]];
+  return chosen;
 }
 
 double round_to_bf16(double x) { return bf16_to_f32(f32_to_bf16(static_cast<float>(x))); }
@@ -86,9 +96,9 @@ std::vector<double> round_to_int8(const float* x, int32_t dim, int32_t group) {
   return rounded;
 }
 
-std::vector<double> round_query(AttentionArithmetic arithmetic, const KvBlockFormat& format, const float* query) {
+std::vector<double> round_query(AttentionArithmetic arithmetic, const KvBlockFormat& format,
+                                std::vector<float> turned) {
   const int32_t dim = format.key_dim;
-  std::vector<float> turned(query, query + dim);
   if (format.turned_key_dim() != 0) hadamard_rotate(turned.data(), format.turned_key_dim());
   if (arithmetic == AttentionArithmetic::kInt8) return round_to_int8(turned.data(), dim, scale_group(format, dim));
   std::vector<double> rounded(turned.begin(), turned.end());
@@ -123,7 +133,7 @@ void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* b
 std::vector<double> weigh_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                               int32_t row, const Entries& entries, float* state) {
   const int32_t key_dim = view.format.key_dim;
-  const std::vector<double> query = round_query(arithmetic, view.format, rows.queries[row]);
+  const std::vector<double> query = round_query(arithmetic, view.format, query_of(view, rows, row));
   std::vector<double> scores(static_cast<size_t>(entries.count), kNothing);
   double max = kNothing;
   for (int32_t i = 0; i < entries.count; ++i) {

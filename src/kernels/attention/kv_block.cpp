@@ -328,6 +328,20 @@ bool kv_codec_fits(KvCodec codec, bool value_in_key) {
   return kv_latent_bits(codec) == 0;
 }
 
+int32_t kv_key_unit(KvCodec codec) {
+  switch (codec) {
+    case KvCodec::kF32:
+    case KvCodec::kF16:
+    case KvCodec::kBF16:
+      return 2;
+    case KvCodec::kKivi4:
+    case KvCodec::kKivi2:
+      return 32 / kv_kivi_bits(codec);
+    default:
+      return 32;
+  }
+}
+
 int64_t KvBlockFormat::key_bytes() const { return round_up(rope_offset() + rope_bytes(*this), 64); }
 
 int64_t KvBlockFormat::key_scales_offset() const { return key_element_bytes(*this); }

@@ -111,6 +111,9 @@ bool kv_codec_is_blockwise(KvCodec codec);
 // Whether a codec is for latents (value_in_key), or else for entries with values of their own.
 bool kv_codec_fits(KvCodec codec, bool value_in_key);
 
+// Components of keys that share a word or a scale, and are turned together: a key of a multiple of them wastes none.
+int32_t kv_key_unit(KvCodec codec);
+
 struct KvBlockFormat {
   KvCodec codec = KvCodec::kF32;
   int32_t key_dim = 0;
@@ -128,6 +131,8 @@ struct KvBlockFormat {
   int64_t rope_offset() const;
   int64_t value_scales_offset() const;
   int64_t block_bytes() const;  // keys and values, a multiple of 64
+
+  bool operator==(const KvBlockFormat&) const = default;
 };
 
 // Writes entry `slot` (0..31) of `block`: key [key_dim], value [value_dim] (ignored when value_in_key), float32.

@@ -8,8 +8,6 @@
 namespace witan {
 namespace {
 
-int32_t num_recent(PartArguments& arguments) { return arguments.integer("residual", 128, 0, 1 << 30); }
-
 std::string known_codecs() {
   std::vector<std::string_view> names;
   for (const KvCodec codec : kKvCodecs) names.push_back(kv_codec_name(codec));
@@ -40,19 +38,20 @@ void add_layers(const std::string& part, const std::string& text, std::vector<Kv
 
 // Key and value types by layer, as KVTuner (Li et al., arXiv 2502.04420) searches them. Here the table is given.
 void kv_tuner(PolicyBuilder& builder, PartArguments& arguments) {
-  KvDemotionRule demotion{.codecs = {}, .is_by_layer = true};
+  std::vector<KvCodec> codecs;
   std::istringstream layers(arguments.text("layers"));
-  for (std::string layer; std::getline(layers, layer, '/');) add_layers(arguments.part(), layer, demotion.codecs);
-  if (demotion.codecs.empty()) fail(ErrorCode::kInvalidArgument, "{}: layers: no layers", arguments.part());
-  demotion.num_recent = num_recent(arguments);
-  builder.choose_demotion(arguments, std::move(demotion));
+  for (std::string layer; std::getline(layers, layer, '/');) add_layers(arguments.part(), layer, codecs);
+  if (codecs.empty()) fail(ErrorCode::kInvalidArgument, "{}: layers: no layers", arguments.part());
+  builder.choose_layer_types(arguments, std::move(codecs));
+  builder.choose_residual(arguments);
 }
 
 // KIVI (Liu et al., arXiv 2402.02750). Keys and values are flushed by the block of 32, not the keys by the residual and
 // the values one by one.
 void kivi(PolicyBuilder& builder, PartArguments& arguments) {
   const KvCodec codec = arguments.choice("bits", {"2", "4"}) == "2" ? KvCodec::kKivi2 : KvCodec::kKivi4;
-  builder.choose_demotion(arguments, {.codecs = {codec}, .num_recent = num_recent(arguments)});
+  builder.choose_types(arguments, {codec});
+  builder.choose_residual(arguments);
 }
 
 void entry_types(PolicyBuilder& builder, PartArguments& arguments) {
@@ -65,7 +64,8 @@ void entry_types(PolicyBuilder& builder, PartArguments& arguments) {
          "k=int8-hadamard,v=int4-hadamard",
          key, value, known_codecs());
   }
-  builder.choose_demotion(arguments, {.codecs = {*codec}, .num_recent = num_recent(arguments)});
+  builder.choose_types(arguments, {*codec});
+  builder.choose_residual(arguments);
 }
 
 }  // namespace witan

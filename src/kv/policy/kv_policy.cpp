@@ -2,6 +2,7 @@
 #include "kv/policy/kv_policy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "base/error.h"
@@ -13,6 +14,13 @@ namespace {
 int64_t share_of(int64_t count, double ratio) {
   const auto number = static_cast<double>(count);
   return static_cast<int64_t>(ratio * number + 1e-9 * number);
+}
+
+// Channels of a key that stay: the share, rounded to what its codec stores without waste, and at least that.
+int32_t num_channels(const KvLayerSpec& layer, KvCodec codec, double share) {
+  const int32_t unit = kv_key_unit(codec);
+  const auto rounded = static_cast<int32_t>(std::lround(share * layer.key_dim / unit)) * unit;
+  return std::min(std::max(rounded, unit), layer.key_dim);
 }
 
 // Of a policy with its own budget: of a table of heads the mean, and of lazy layers the most when there is one.
@@ -53,6 +61,9 @@ KvWants KvPolicy::wants() const {
   constexpr int32_t kLastTokens = 32;
   KvWants wants = scorer == nullptr ? KvWants() : scorer->wants();
   wants.value_norms = second_stage.has_value();
+  if (demotion && demotion->drops_channels()) {
+    wants.num_query_tokens = std::max(wants.num_query_tokens, demotion->num_query_tokens);
+  }
   const bool merges_by_attention = merging && merging->into == KvMerging::Into::kNext && !wants.attention_mass;
   if (guard > 0.0 || merges_by_attention) wants.num_query_tokens = std::max(wants.num_query_tokens, kLastTokens);
   return wants;
@@ -77,13 +88,16 @@ KvDemotion KvDemotionRule::of(std::span<const KvLayerSpec> layers, KvCodec own) 
          num_layers);
   }
   KvDemotion demotion{.codecs = {}, .num_recent = num_recent};
+  std::vector<int32_t> key_dims;
+  bool drops_any = false;
   for (size_t next = 0; const KvLayerSpec& layer : layers) {
-    if (layer.window > 0) {
-      demotion.codecs.push_back(own);
-    } else {
-      demotion.codecs.push_back(codecs[is_by_layer ? next++ : 0]);
-    }
+    const bool stays = layer.window > 0;
+    const KvCodec codec = stays || codecs.empty() ? own : codecs[is_by_layer ? next++ : 0];
+    demotion.codecs.push_back(codec);
+    key_dims.push_back(stays ? layer.key_dim : num_channels(layer, codec, key_share));
+    drops_any |= key_dims.back() < layer.key_dim;
   }
+  if (drops_any) demotion.key_dims = std::move(key_dims);
   return demotion;
 }
 

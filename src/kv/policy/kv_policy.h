@@ -72,12 +72,18 @@ struct KvSecondStage {
   double epsilon = 1e-4;
 };
 
-// Entries that are no longer among the most recent of their head are demoted: rounded to a codec of fewer bits (as the
-// residual of KIVI, Liu et al., arXiv 2402.02750; codecs by layer: KVTuner, Li et al., arXiv 2502.04420).
+// Entries that are no longer among the most recent of their head are demoted: rounded to a codec of fewer bits (as
+// the residual of KIVI, Liu et al., arXiv 2402.02750; codecs by layer: KVTuner, Li et al., arXiv 2502.04420), or left
+// with the channels of their keys that matter most (ThinK, Xu et al., arXiv 2407.21018), or both.
 struct KvDemotionRule {
-  std::vector<KvCodec> codecs = {};  // one for all layers, or if is_by_layer one for each without a window
+  // One for all layers, or if is_by_layer one for each without a window; none: the cache's own.
+  std::vector<KvCodec> codecs = {};
   bool is_by_layer = false;
   int32_t num_recent = 128;
+  double key_share = 1.0;        // of the channels of a key, that stay; see choose_key_channels
+  int32_t num_query_tokens = 0;  // they are chosen by the queries of so many last tokens
+
+  bool drops_channels() const { return key_share < 1.0; }
 
   // For a model whose cache has entries of type `own`. Throws Error(kInvalidArgument) for one of other layers.
   KvDemotion of(std::span<const KvLayerSpec> layers, KvCodec own) const;

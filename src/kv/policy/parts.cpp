@@ -86,6 +86,10 @@ constexpr Part kParts[] = {
       "types of older entries by layer: layers=k8v4-hadamard/int4-hadamard*3/..., residual=128 (most recent that "
       "stay)"},
      kv_tuner},
+    {{"think", false,
+      "older keys keep the channels that matter most to the last queries: keep=0.5 (of the channels), window=32, "
+      "residual=128"},
+     think},
     {{"global", false, "heads of all layers compete: floor=0"}, shared_budget},
 };
 
@@ -182,8 +186,13 @@ void add_entry_types(PolicyBuilder& builder, Arguments& keys) {
     if (auto found = keys.extract(key)) types.insert(std::move(found));
   }
   if (types.empty()) return;
+  const bool has_types = types.contains("k") || types.contains("v") || !builder.policy.demotion;
   PartArguments arguments("k, v, residual", std::move(types));
-  entry_types(builder, arguments);
+  if (has_types) {
+    entry_types(builder, arguments);
+  } else {
+    builder.choose_residual(arguments);  // of what a part demotes
+  }
 }
 
 // Entries are demoted for good.
@@ -192,11 +201,11 @@ void check_demotion(const KvPolicy& policy) {
       "where some are dropped again and again (by every, which rkv sets, or prefill_every)";
   if (!policy.demotion || !policy.judges_again() || policy.scorer == nullptr) return;
   if (policy.merging) {
-    fail(ErrorCode::kInvalidArgument, "values of entries cannot be merged into those of fewer bits {}", kAgain);
+    fail(ErrorCode::kInvalidArgument, "values of entries cannot be merged into those of demoted ones {}", kAgain);
   }
   if (policy.pages) {
-    fail(ErrorCode::kInvalidArgument,
-         "pages cannot be read of entries of fewer bits {}: what stays would not be whole pages", kAgain);
+    fail(ErrorCode::kInvalidArgument, "pages cannot be read of demoted entries {}: what stays would not be whole pages",
+         kAgain);
   }
   for (const KvCodec codec : policy.demotion->codecs) {
     if (!kv_codec_is_blockwise(codec)) continue;

@@ -124,9 +124,32 @@ void PolicyBuilder::choose_merging(const PartArguments& by, const KvMerging& mer
   policy.merging = merging;
 }
 
-void PolicyBuilder::choose_demotion(const PartArguments& by, KvDemotionRule demotion) {
+KvDemotionRule& PolicyBuilder::demotion() {
+  if (!policy.demotion) policy.demotion.emplace();
+  return *policy.demotion;
+}
+
+void PolicyBuilder::choose_types(const PartArguments& by, std::vector<KvCodec> codecs) {
   claim("the types of older entries", by);
-  policy.demotion = std::move(demotion);
+  demotion().codecs = std::move(codecs);
+}
+
+void PolicyBuilder::choose_layer_types(const PartArguments& by, std::vector<KvCodec> codecs) {
+  choose_types(by, std::move(codecs));
+  demotion().is_by_layer = true;
+}
+
+void PolicyBuilder::choose_channels(const PartArguments& by, double key_share, int32_t num_query_tokens) {
+  claim("the channels of older keys", by);
+  demotion().key_share = key_share;
+  demotion().num_query_tokens = num_query_tokens;
+}
+
+void PolicyBuilder::choose_residual(PartArguments& by) {
+  const int32_t num_recent = by.integer("residual", -1, 0, 1 << 30);
+  if (num_recent < 0) return;
+  claim("how many recent entries stay as they are", by);
+  demotion().num_recent = num_recent;
 }
 
 void PolicyBuilder::choose_later(const PartArguments& by, double floor) {
@@ -137,6 +160,7 @@ void PolicyBuilder::choose_later(const PartArguments& by, double floor) {
   claim("what becomes of the values of dropped entries", by);
   claim("which entries are read", by);
   claim("the types of older entries", by);
+  claim("the channels of older keys", by);
   policy.automatic = KvAuto{.floor = floor, .by_room = false, .rest = {}};
 }
 
@@ -151,8 +175,11 @@ KvPolicy PolicyBuilder::finish() {
       std::array{"how heads share their budget", "how layers share their budget", "which entries stay together"},
       [&](const char* what) { return chosen_by_.contains(what); });
   if (suggested_scope_ && !decides_sharing) policy.scope = *suggested_scope_;
-  const size_t num_without_score = (policy.pages ? 1 : 0) + (policy.demotion ? 1 : 0);
-  const bool needs_none = num_without_score > 0 && chosen_by_.size() == num_without_score;
+  constexpr std::array kWithoutScore = {"which entries are read", "the types of older entries",
+                                        "the channels of older keys", "how many recent entries stay as they are"};
+  const bool needs_none = !chosen_by_.empty() && std::ranges::all_of(chosen_by_, [&](const auto& choice) {
+    return std::ranges::find(kWithoutScore, choice.first) != kWithoutScore.end();
+  });
   if (policy.scorer == nullptr && !needs_none) {
     fail(ErrorCode::kInvalidArgument, "no part says which entries stay; add a method, such as snapkv");
   }

@@ -56,7 +56,10 @@ class PolicyBuilder {
   void choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds);
   void choose_grouping(const PartArguments& by);
   void choose_merging(const PartArguments& by, const KvMerging& merging);
-  void choose_demotion(const PartArguments& by, KvDemotionRule demotion);
+  void choose_types(const PartArguments& by, std::vector<KvCodec> codecs);        // of older entries
+  void choose_layer_types(const PartArguments& by, std::vector<KvCodec> codecs);  // one for each layer
+  void choose_channels(const PartArguments& by, double key_share, int32_t num_query_tokens);
+  void choose_residual(PartArguments& by);  // its argument `residual`, if it is given
   // Leaves all of these to be chosen when a request arrives.
   void choose_later(const PartArguments& by, double floor);
   void protect(int32_t num_sinks, int32_t num_recent);  // at least so many
@@ -67,6 +70,7 @@ class PolicyBuilder {
  private:
   void check_second_stage();
   void claim(const char* what, const PartArguments& by);
+  KvDemotionRule& demotion();
 
   std::map<std::string, std::string> chosen_by_;  // what -> part
   std::shared_ptr<const KvScorer> suggested_;
@@ -101,6 +105,7 @@ void merge_next(PolicyBuilder& builder, PartArguments& arguments);
 void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
 void kivi(PolicyBuilder& builder, PartArguments& arguments);
 void kv_tuner(PolicyBuilder& builder, PartArguments& arguments);
+void think(PolicyBuilder& builder, PartArguments& arguments);
 // The keys k, v and residual of a policy.
 void entry_types(PolicyBuilder& builder, PartArguments& arguments);
 

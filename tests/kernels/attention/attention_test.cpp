@@ -304,6 +304,87 @@ TEST(Attention, DemotedEntriesAreAttendedInTheirOwnFormatBeforeTheOthers) {
   }
 }
 
+// So many components of a key, ascending, the first and the last among them.
+std::vector<int32_t> some_channels(int32_t key_dim, int32_t count) {
+  std::vector<int32_t> channels;
+  for (int32_t i = 0; i < count; ++i) channels.push_back(i * (key_dim - 1) / (count - 1));
+  return channels;
+}
+
+// All of a view's entries have been demoted: their keys have these components alone.
+KvView without_channels(const KvEntries& entries, int32_t key_dim, const std::vector<int32_t>& channels) {
+  KvView view = entries.view();
+  view.num_demoted = view.num_entries;
+  view.demoted_format = view.format;
+  view.demoted_channels = channels.data();
+  view.format.key_dim = key_dim;
+  return view;
+}
+
+TEST(Attention, AComponentThatKeysHaveLostCountsAsZero) {
+  struct Case {
+    int32_t key_dim;
+    int32_t num_channels;
+  };
+  for (const KvCodec codec : {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16}) {
+    for (const auto& [key_dim, num_channels] : {Case{64, 26}, Case{20, 7}, Case{80, 2}}) {
+      const std::vector<int32_t> channels = some_channels(key_dim, num_channels);
+      for (const int32_t num_entries : {1, 70, 600}) {
+        const KvEntries entries(format_of({num_channels, 24, false}, codec), num_entries);
+        const KvView view = without_channels(entries, key_dim, channels);
+        KvEntries zeroed(format_of({key_dim, 24, false}, codec), num_entries);
+        for (int32_t i = 0; i < num_entries; ++i) {
+          std::vector<float> key(static_cast<size_t>(key_dim), kNaN);
+          std::vector<float> value(24);
+          view.load(i, key.data(), value.data());
+          std::vector<float> stored(static_cast<size_t>(num_channels));
+          entries.view().load(i, stored.data(), value.data());
+          std::vector<float> expected(static_cast<size_t>(key_dim), 0.0f);
+          for (size_t c = 0; c < channels.size(); ++c) expected[static_cast<size_t>(channels[c])] = stored[c];
+          ASSERT_EQ(key, expected);
+          zeroed.store(i, key, value);
+        }
+        const Queries queries(key_dim, last_positions(21, 3, num_entries));
+        const AttentionRows rows = queries.tile(0, queries.rows.size());
+        for (const Variant& variant : test::variants(entries.format)) {
+          const std::vector<State> states = test::attend(variant, view, rows);
+          for (int32_t r = 0; r < rows.num_rows; ++r) {
+            test::expect_matches(test::finish(variant.isa, states[static_cast<size_t>(r)]),
+                                 Oracle(zeroed.view(), rows, r, variant.arithmetic(entries.format)),
+                                 describe(variant, view.format, num_entries) + fmt::format(" row {}", r));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Whatever the codec makes of a key, it is made of what has stayed of it.
+TEST(Attention, QueriesLoseTheComponentsThatKeysHaveLost) {
+  constexpr int32_t kKeyDim = 96;
+  for (const KvCodec codec : kKvCodecs) {
+    if (!kv_codec_fits(codec, false)) continue;
+    const std::vector<int32_t> channels = some_channels(kKeyDim, 64);
+    const KvEntries entries(format_of({64, 40, false}, codec), 700);
+    const KvView view = without_channels(entries, kKeyDim, channels);
+    const Queries queries(kKeyDim, last_positions(18, 2, 700));
+    Queries chosen = queries;
+    for (size_t r = 0; r < queries.rows.size(); ++r) {
+      chosen.rows[r].clear();
+      for (const int32_t channel : channels) chosen.rows[r].push_back(queries.rows[r][static_cast<size_t>(channel)]);
+      chosen.pointers[r] = chosen.rows[r].data();
+    }
+    for (const Variant& variant : test::variants(entries.format)) {
+      const std::vector<State> states = test::attend(variant, view, queries.tile(0, 18));
+      const std::vector<State> expected = test::attend(variant, entries.view(), chosen.tile(0, 18));
+      for (size_t r = 0; r < states.size(); ++r) {
+        EXPECT_TRUE(test::same_bits(states[r], expected[r]))
+            << describe(variant, entries.format, 700) << fmt::format(" row {}", r);
+      }
+    }
+  }
+}
+
 TEST(Attention, AWindowHidesWhatLiesBeforeIt) {
   for (KvCodec codec : kSomeCodecs) {
     const KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 1100);
@@ -532,7 +613,7 @@ struct Weights {
     std::vector<float*> state_pointers;
     for (auto& row : rows) row_pointers.push_back(row.data());
     for (auto& state : states) state_pointers.push_back(state.data());
-    const test::AlignedBytes scratch = test::poisoned_bytes(attention_scratch_bytes(view.format, tile.num_rows));
+    const test::AlignedBytes scratch = test::poisoned_bytes(attention_scratch_bytes(view, tile.num_rows));
     attention_weights(isa, view, tile, split, state_pointers.data(), row_pointers.data(), scratch.get());
   }
 };
@@ -571,6 +652,26 @@ TEST(AttentionWeights, AreThoseOfTheAttentionOfEverySplit) {
             }
             for (size_t c = 0; c < sum.size(); ++c) EXPECT_NEAR(states[r][2 + c], sum[c], 1e-3) << where;
           }
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionWeights, OfKeysThatHaveLostComponentsAreThoseOfTheirAttention) {
+  const std::vector<int32_t> channels = some_channels(64, 30);
+  for (const KvCodec codec : {KvCodec::kF16, KvCodec::kBF16}) {
+    const KvEntries entries(format_of({30, 40, false}, codec), 600);
+    const KvView view = without_channels(entries, 64, channels);
+    const Queries queries(64, last_positions(20, 2, 600));
+    const AttentionRows rows = queries.tile(0, 20);
+    for (const Isa isa : test::supported_isas()) {
+      for (int32_t split = 0; split < 2; ++split) {
+        const Weights weights(isa, view, rows, split);
+        const std::vector<State> states = test::split_states({isa, Precision::kExact}, view, rows, split);
+        for (size_t r = 0; r < states.size(); ++r) {
+          EXPECT_EQ(weights.states[r][0], states[r][0]) << isa_name(isa);
+          EXPECT_EQ(weights.states[r][1], states[r][1]) << isa_name(isa);
         }
       }
     }

@@ -6,7 +6,8 @@
 // dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads, entries], attention had so far (or
 // when the text was repeated) and weights of values, unrotated.f32 [layers, entries, heads * group, dim], the queries
 // of all tokens before RoPE, and sinks.f32 [heads * group], of the last layer alone, and prints a JSON line with these
-// numbers, then one per policy with what it keeps, and with the values [tables, kept, dim] then if it merges any.
+// numbers, then one per policy with what it keeps, with the values [tables, kept, dim] then if it merges any, and by
+// table with the channels that older keys keep if these lose some.
 #include <nlohmann/json.hpp>
 
 #include <cmath>
@@ -16,6 +17,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "kv/policy/key_channels.h"
 #include "kv/policy/kv_compression.h"
 
 namespace witan {
@@ -210,8 +212,18 @@ void run(int argc, char** argv) {
   for (int i = 2; i < argc; ++i) {
     const KvPolicy policy = parse_kv_policy(argv[i]);
     const KvEvidence evidence = made_up.evidence(pool, config.layers, policy.wants());
-    const KvChoice choice = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence);
+    KvChoice choice;
+    if (policy.scorer != nullptr) {
+      choice = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence);
+    }
     json line = {{"policy", argv[i]}, {"kept", choice.kept}};
+    if (policy.demotion) {
+      const SequenceId demoted = fill(kv, made_up);
+      if (policy.scorer != nullptr && !kv.keep(demoted, choice.kept)) fail(ErrorCode::kOutOfMemory, "no room");
+      line["channels"] = choose_key_channels(ctx.isa, threads, kv, demoted,
+                                             policy.demotion->of(config.layers, config.codec), *evidence.window);
+      kv.release(demoted);
+    }
     if (policy.merging) {
       const SequenceId merged = fill(kv, made_up);
       if (!kv.keep(merged, choice.kept, choice.merges)) fail(ErrorCode::kOutOfMemory, "no room");

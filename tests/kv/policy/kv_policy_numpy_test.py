@@ -368,6 +368,13 @@ def merge_next(e, layer, head, kept, attention, m=32):
     return merged
 
 
+def think(e, layer, head, count, window=32, kept=slice(None)):
+    """ThinK, arXiv 2407.21018: of each kv head the channels with the largest || Q_i K_i^T ||_F"""
+    q = e.queries[layer, -window:, head].reshape(-1, e.queries.shape[-1])
+    worth = [np.linalg.norm(np.outer(a, b)) for a, b in zip(q.T, e.keys[layer, head, kept].T, strict=True)]
+    return sorted(top(np.array(worth), count))
+
+
 def of_window(e, layer, head):
     return window_weights(e, layer, head, 32).mean((0, 1))
 
@@ -380,6 +387,12 @@ MERGES = {  # of policies that keep what another one does
         e, l, h, kept, of_window(e, l, h), 7
     ),
     ("h2o,cam,tokens=100", "h2o,tokens=100"): lambda e, l, h, kept: merge_next(e, l, h, kept, e.masses[l, h]),
+}
+CHANNELS = {  # how many of 16 stay, of which last tokens' queries, and of whose entries
+    "think": (8, 32, None),
+    "think(keep=0.4,window=64)": (6, 64, None),
+    "think(keep=0.75,window=8),residual=32": (12, 8, None),
+    "think(keep=0.4),snapkv,keep=0.3": (6, 32, "snapkv,keep=0.3"),
 }
 CASES = {
     "simlayerkv(threshold=0.4246,sinks=4,recent=300)": lambda e: sim_layer_kv(e, 0.4246, 4, 300),
@@ -446,12 +459,13 @@ class PolicyTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         with tempfile.TemporaryDirectory() as name:
-            policies = [*CASES, *SAME, *SAME.values(), *(policy for policy, _ in MERGES)]
+            policies = [*CASES, *SAME, *SAME.values(), *(policy for policy, _ in MERGES), *CHANNELS, "snapkv,keep=0.3"]
             done = subprocess.run([DUMP, name, *policies], check=True, capture_output=True, text=True)
             numbers, *lines = map(json.loads, done.stdout.splitlines())
             cls.evidence = Evidence(pathlib.Path(name), numbers)
             cls.kept = {line["policy"]: line["kept"] for line in lines}
             cls.values = {line["policy"]: line["values"] for line in lines if "values" in line}
+            cls.channels = {line["policy"]: line["channels"] for line in lines if "channels" in line}
 
     def test_policies_keep_what_their_papers_do(self):
         for policy, expected in CASES.items():
@@ -470,6 +484,14 @@ class PolicyTest(unittest.TestCase):
                     theirs = expected(self.evidence, layer, head, kept)
                     np.testing.assert_allclose(np.array(values), theirs, rtol=1e-4, atol=1e-5)
                     self.assertGreater(np.abs(theirs - self.evidence.values[layer, head, kept]).max(), 0.01)
+
+    def test_older_keys_keep_the_channels_that_their_papers_say(self):
+        for policy, (count, window, kept_by) in CHANNELS.items():
+            for table, channels in enumerate(self.channels[policy]):
+                layer, head = divmod(table, self.evidence.heads)
+                kept = self.kept[kept_by][table] if kept_by else slice(None)
+                with self.subTest(policy=policy, table=table):
+                    self.assertEqual(channels, think(self.evidence, layer, head, count, window, kept))
 
     def test_ways_to_say_the_same_give_the_same(self):
         for one, other in SAME.items():

@@ -86,6 +86,46 @@ TEST(KvPolicy, TypesOfOlderEntriesAreChosenForKeysAndValues) {
   }
 }
 
+TEST(KvPolicy, OlderKeysMayKeepTheChannelsThatMatterMost) {
+  const std::vector<KvLayerSpec> layers = {{2, 128, 128}, {2, 128, 128, false, 128}, {2, 64, 64}};
+  const auto demotion_of = [&](const std::string& text, KvCodec own) {
+    return parse_kv_policy(text).demotion.value().of(layers, own);
+  };
+  const KvPolicy policy = parse_kv_policy("think(keep=0.6,window=16)");
+  EXPECT_EQ(policy.wants().num_query_tokens, 16);
+  EXPECT_EQ(policy.demotion->num_recent, 128);
+  EXPECT_EQ(policy.num_kept(100), 100) << "nothing is dropped";
+  EXPECT_EQ(parse_kv_policy("snapkv(window=24),keep=0.5,think").wants().num_query_tokens, 32);
+  const KvDemotion demotion = demotion_of("think(keep=0.6)", KvCodec::kBF16);
+  EXPECT_EQ(demotion.codecs, std::vector<KvCodec>(3, KvCodec::kBF16));
+  EXPECT_EQ(demotion.key_dims, (std::vector<int32_t>{76, 128, 38})) << "pairs of components";
+  EXPECT_EQ(demotion_of("think(keep=0.6)", KvCodec::kQ8).key_dims, (std::vector<int32_t>{64, 128, 32}))
+      << "components that share a scale";
+  EXPECT_EQ(demotion_of("think(keep=0.6),kivi", KvCodec::kBF16).key_dims, (std::vector<int32_t>{80, 128, 32}))
+      << "words of 16";
+  EXPECT_EQ(demotion_of("think(keep=0.7),kvtuner(layers=int8-hadamard/bf16)", KvCodec::kF16).key_dims,
+            (std::vector<int32_t>{96, 128, 44}));
+  EXPECT_EQ(demotion_of("think(keep=0.01)", KvCodec::kBF16).key_dims, (std::vector<int32_t>{2, 128, 2}));
+  EXPECT_EQ(demotion_of("think(keep=0.01)", KvCodec::kQ8).key_dims, (std::vector<int32_t>{32, 128, 32}));
+  EXPECT_TRUE(demotion_of("think(keep=0.999)", KvCodec::kBF16).key_dims.empty()) << "all stay";
+  EXPECT_TRUE(demotion_of("think(keep=1)", KvCodec::kBF16).key_dims.empty());
+  EXPECT_EQ(parse_kv_policy("think(keep=1)").wants().num_query_tokens, 0);
+
+  const auto residual_of = [](const std::string& text) { return parse_kv_policy(text).demotion.value().num_recent; };
+  EXPECT_EQ(residual_of("think(residual=32)"), 32);
+  EXPECT_EQ(residual_of("think,residual=16"), 16);
+  EXPECT_EQ(residual_of("think,k=q8_0,residual=16"), 16);
+  EXPECT_EQ(residual_of("think(residual=64),kivi"), 64);
+  EXPECT_EQ(residual_of("think,kivi(residual=8)"), 8);
+  EXPECT_THAT(error_of("think(residual=64),kivi(residual=8)"), HasSubstr("think and kivi cannot be combined"));
+  EXPECT_THAT(error_of("think(residual=64),k=q8_0,residual=8"), HasSubstr("how many recent entries stay"));
+  EXPECT_THAT(error_of("think,think(keep=0.4)"), HasSubstr("each decides the channels of older keys"));
+  EXPECT_THAT(error_of("think(keep=0)"), HasSubstr("keep must be a number from 0.01"));
+  EXPECT_THAT(error_of("think,keep=0.5"), HasSubstr("add a method"));
+  EXPECT_THAT(error_of("auto,think"), HasSubstr("auto and think cannot be combined"));
+  EXPECT_EQ(error_of("keydiff,keep=0.5,every=8,think"), "none");
+}
+
 TEST(KvPolicy, OlderEntriesAreDemotedByTheBlockFromTheEndOfThePromptOn) {
   const auto point = [](int32_t num_tokens, int32_t num_kept, bool judges) {
     return KvCompressionPoint{.num_tokens = num_tokens, .num_kept = num_kept, .judges = judges};
