@@ -30,9 +30,11 @@ void print_list() {
   print_stdout("  {:<20}  {}\n", "floor=N", "but at least so many tokens");
   print_stdout("  {:<20}  {}\n", "sinks=N, recent=N", "first and last tokens that stay in any case");
   print_stdout("  {:<20}  {}\n", "every=N", "judge again whenever so many tokens were generated");
-  print_stdout("  {:<20}  {}\n", "when=pressure", "judge only where the KV cache has no room, at most every=64 tokens");
+  print_stdout("  {:<20}  {}\n", "when=pressure",
+               "judge only where the KV cache has no room, again after every=64 tokens");
   print_stdout("  {:<20}  {}\n", "prefill_every=N", "and whenever so many tokens of a prompt were computed");
   print_stdout("  {:<20}  {}\n", "generated_keep=X", "or generated_tokens=N: a budget for generated tokens alone");
+  print_stdout("  {:<20}  {}\n", "generated_growth=...", "adaptive: that budget grows until all tokens are generated");
   print_stdout("  {:<20}  {}\n", "guard=X", "keep everything where less of the attention than this share would stay");
   print_stdout("  {:<20}  {}\n", "k=TYPE, v=TYPE",
                "round older entries to a KV cache type; residual=128: not the last");

@@ -250,7 +250,7 @@ RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback
     generation.kv_demotion = sequence_request.compression.demotion;
     generation.usage.kv_auto = kv_auto;
     if (kv.acts) {
-      generation.kv_policy = request.kv_policy;
+      generation.kv_policy = kv.policy;
       generation.kv_text = kv.text;
       generation.most_judged = kv.most_judged;
       generation.under_pressure = sequence_request.compression.pressure.has_value();

@@ -172,15 +172,18 @@ bool leaves_the_same(const KvPolicy& policy, const GenerationRequest& request) {
 
 KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model) {
   const auto num_prompt = static_cast<int32_t>(request.prompt.size());
-  KvRequest kv{.text = {.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned}, .compression = {}};
-  const KvPolicy& policy = *request.kv_policy;
+  KvRequest kv{.policy = request.kv_policy,
+               .text = {.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned},
+               .compression = {}};
+  const int64_t num_tokens = most_tokens(request, model);
+  kv.policy->max_generated = static_cast<int32_t>(num_tokens) - num_prompt;
+  const KvPolicy& policy = *kv.policy;
   check_head_kinds(policy, model.info());
   check_merging(policy, model.info());
   if (num_prompt == 0) return kv;
   if (!policy.span_separator.empty()) {
     kv.text.span_starts = span_starts(model.tokenizer(), request.prompt, policy.span_separator);
   }
-  const int64_t num_tokens = most_tokens(request, model);
   kv.compression = compression_of(policy, num_prompt, num_tokens, model);
   if (leaves_the_same(policy, request)) kv.compression.shared_as = policy.text;
   const std::vector<KvCompressionPoint>& points = kv.compression.points;

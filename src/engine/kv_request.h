@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "engine/engine.h"
 #include "engine/loaded_model.h"
@@ -12,6 +13,7 @@ namespace witan {
 
 // What a request's KV policy becomes with this model and this prompt; nothing without a policy.
 struct KvRequest {
+  std::optional<KvPolicy> policy;  // the request's, which knows how many tokens will be generated at most
   KvText text;
   CompressionPlan compression;
   bool acts = false;                // whether anything may be judged, demoted or read by pages

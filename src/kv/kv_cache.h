@@ -154,25 +154,26 @@ class KvCache {
   [[nodiscard]] bool reserve(SequenceId sequence, int32_t num_tokens);
 
   // The entries written since the last commit are those of `tokens` (their number was reserved). Full blocks become
-  // prefix blocks, found by later sequences; where an equal one exists already, the sequence takes that one. What was
-  // reserved beyond them is freed.
+  // prefix blocks, found by later sequences; where an equal one exists already, the sequence takes that one. What
+  // was reserved beyond them is freed.
   void commit(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
-  // Drops the committed entries that are not in `kept`: ascending indices of committed entries, by table (layer, then
-  // head). What stays moves together into as few blocks as it takes, with its bits and its positions; all other blocks
-  // are free at once. Layers with a window keep what they have, whatever `kept` says of them. The sequence shares no
-  // blocks afterwards, and none of its later ones become prefix blocks; what it shared stays for others as it was. Only
-  // where there is no room for the copies of what it keeps of prefix blocks, those that no other sequence has become
-  // its own, and the prefix cache loses all that nobody has. Where everything is kept nothing changes. Entries that are
-  // reserved must be committed first. False, and nothing changed, when there is no room for the copies of what it keeps
-  // of blocks that other sequences have.
+  // Drops the committed entries that are not in `kept`: ascending indices of committed entries, by table (layer,
+  // then head). What stays moves together into as few blocks as it takes, with its bits and its positions; all other
+  // blocks are free at once. Layers with a window keep what they have, whatever `kept` says of them. The sequence
+  // shares no blocks afterwards, and none of its later ones become prefix blocks; what it shared stays for others as
+  // it was. Only where there is no room for the copies of what it keeps of prefix blocks, the prefix cache loses all
+  // that nobody has, and those that no other sequence has become its own. Where everything is kept nothing changes.
+  //  Entries that are reserved must be committed first. False, and nothing changed, when there is no room
+  // for the copies of what it keeps of blocks that other sequences have.
   //
   // merges: by table, what values of dropped entries do to those that stay, for this sequence alone; none: nothing.
   [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
                           std::span<const KvMerge> merges = {});
 
-  // Bytes of blocks that would be free if each head kept num_kept of its entries: of layers without a window, and but
-  // for what other sequences have. Negative where the copies of that take more. The sequence has no demoted entries.
+  // Bytes of blocks that would be free if each head kept num_kept of its entries: of layers without a window, and
+  // but for what other sequences have. Negative where the copies of that take more. The sequence has no demoted
+  // entries.
   int64_t bytes_freed_by_keeping(SequenceId sequence, int64_t num_kept) const;
 
   // The components that keys of demoted entries have, by table: ascending, as many as KvDemotion::key_dims says; none

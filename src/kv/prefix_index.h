@@ -56,8 +56,8 @@ class PrefixIndex {
   void erase(PrefixId entry);  // unreferenced and without children
 
   int32_t num_references(PrefixId entry) const { return entries_[entry].num_references; }
-  // The blocks of an entry without children are the caller's, who alone references it, and its window part if that is
-  // there; the entry is gone.
+  // The blocks of an entry without children are the caller's, who alone references it, and its window part if that
+  // is there; the entry is gone.
   void take(PrefixId entry);
 
   // Of the window part of an entry that the caller references; it must be there.

@@ -160,7 +160,8 @@ int64_t Scheduler::State::bytes_freed_by_judging(const Sequence& s) const {
   return std::max<int64_t>(0, kv.bytes_freed_by_keeping(*s.kv_sequence, num_kept + uneven));
 }
 
-// Plans that the running sequence is judged for which this frees most, and nothing else; false where it frees nothing.
+// Plans that the running sequence is judged for which this frees most, and nothing else; false where it frees
+// nothing.
 bool Scheduler::State::judge_for_room(Step& step) {
   Sequence* best = nullptr;
   int64_t most_bytes = 0;
@@ -176,7 +177,6 @@ bool Scheduler::State::judge_for_room(Step& step) {
   best->compression.points.push_back(
       {.num_tokens = best->num_computed, .num_kept = best->compression.pressure->budget.of(best->num_computed)});
   best->is_judged_for_room = true;
-  waiting.release_followers(*best);  // its next blocks will be nobody else's
   step.add_judgement(*best);
   return true;
 }
@@ -219,8 +219,8 @@ bool Scheduler::State::plan_prefills(Step& step) {
   return true;
 }
 
-// The next chunk of a running sequence in prefill, reserved; 0 when it has to wait for less, and none where entries are
-// judged first.
+// The next chunk of a running sequence in prefill, reserved; 0 when it has to wait for less, and none where entries
+// are judged first.
 std::optional<int32_t> Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
   for (;;) {
     const int32_t num_wanted = std::min(step.budget_tokens, sequence.num_computable());

@@ -102,13 +102,13 @@ struct SchedulerStats {
 // sequences in prefill (a chunk each), waiting sequences; beside decodes no more than max_mixed_prompt_tokens of the
 // latter two, and none with Prefills::kAlone. The repetitions of its compression plan are a part of a sequence's
 // prefill, each computed in chunks as the prompt is, and give their blocks back when they are over. At most
-// min(max_sequences, max_step_tokens) sequences run, so every decoding one gets its token in every step, and of those
-// in prefill at least the most valuable goes on in every step that has any.
+// min(max_sequences, max_step_tokens) sequences run, so every decoding one gets its token in every step, and of
+// those in prefill at least the most valuable goes on in every step that has any.
 //
 // Admission: the most valuable waiting sequence is admitted when the KV cache has room for it and for every running
 // one to finish their prefills and then decode a block each; until then nobody behind it is. So nobody is admitted
-// to be preempted before it got anywhere. The exception: a sequence whose next uncached block is just being computed by
-// a more valuable running one waits for as long as the two have tokens in common, and then shares the blocks;
+// to be preempted before it got anywhere. The exception: a sequence whose next uncached block is just being computed
+// by a more valuable running one waits for as long as the two have tokens in common, and then shares the blocks;
 // meanwhile those behind it may pass. Admission never preempts.
 //
 // Preemption: when a running sequence finds no room for the next token, the least valuable running one is preempted:
@@ -116,21 +116,21 @@ struct SchedulerStats {
 // sequence in prefill takes smaller chunks first, and when it is itself the least valuable, waits with what it has.
 //
 // Pressure: before anybody is preempted for the room of a token, or a prefill waits for it, running sequences whose
-// compression plans say so (CompressionPlan::pressure) have their entries judged, whatever their value: first the one
-// whose judging frees most, by the budget and without what other sequences have too, one after the other until there is
-// room or none frees anything. The same happens for the most valuable waiting sequence when there was no room to admit
-// it, but only if all of them together make that room. A sequence is judged when its prompt is computed, between two of
-// its own tokens, and again when it has `every` tokens more. Such a step is of one sequence, which is judged, and of no
-// tokens. The place of the text becomes a point of the sequence's plan: if it is preempted later and computed again, it
-// is judged where it was. With such a plan a prompt has to fit, but the whole text need not, as long as what is left
-// when it is judged and `every` tokens do.
+// compression plans say so (CompressionPlan::pressure) have their entries judged, whatever their value: first the
+// one whose judging frees most, by the budget and without what other sequences have too, one after the other until
+// there is room or none frees anything. The same happens for the most valuable waiting sequence when there was no
+// room to admit it, but only if all of them together make that room. A sequence is judged when its prompt is
+// computed, between two of its own tokens, and again when it has `every` tokens more. Such a step is of one
+// sequence, which is judged, and of no tokens: the others wait. The place of the text becomes a point of the
+// sequence's plan: if it is preempted later and computed again, it is judged where it was. With such a plan a prompt
+// has to fit, but the whole text need not, as long as what is left when it is judged and `every` tokens do.
 //
 // Every sequence ends, if its caller ends it at max_tokens. The most valuable running one is never preempted for
-// another and goes on in every step that computes any tokens, or at least, in prefill, in those that are not of decodes
-// alone, whose number its caller bounds: alone it has room (add() saw to that), and it takes that room
-// from all others if it must. While the most valuable of all waits, nobody less valuable is admitted, so the running
-// ones end or are preempted, one after the other, until it is admitted. It becomes the most valuable running one
-// then; so it ends, and the next is the most valuable of all.
+// another and goes on in every step that computes any tokens, or at least, in prefill, in those that are not of
+// decodes alone, whose number its caller bounds: alone it has room (add() saw to that), and it takes that room from
+// all others if it must. While the most valuable of all waits, nobody less valuable is admitted, so the running ones
+// end or are preempted, one after the other, until it is admitted. It becomes the most valuable running one then; so
+// it ends, and the next is the most valuable of all.
 // Thread safety: none.
 class Scheduler {
  public:
@@ -158,12 +158,12 @@ class Scheduler {
   void commit(const StepPlan& plan, std::span<const TokenId> sampled);
 
   // Drops and demotes KV entries of a sequence whose slice reached a point of its compression plan in the plan
-  // committed last: apply(its KV sequence) does it, or says false, having changed nothing that it would do again, where
-  // the KV cache has no room. Between that and the next schedule() it is called for each of them that goes on. The room
-  // may be that of less valuable sequences, which are preempted, or of this one if it is the least valuable: it is
-  // computed again then, and compressed again. Those that were preempted are added to `preempted`, also where it throws
-  // SequenceError(kOutOfMemory), as schedule() does, when it runs alone. For one that is judged to make room nobody is
-  // preempted: it keeps its entries then. False where nothing was dropped or demoted.
+  // committed last: apply(its KV sequence) does it, or says false, having changed nothing that it would do again,
+  // where the KV cache has no room. Between that and the next schedule() it is called for each of them that goes on.
+  // The room may be that of less valuable sequences, which are preempted, or of this one if it is the least
+  // valuable: it is computed again then, and compressed again. Those that were preempted are added to `preempted`,
+  // also where it throws SequenceError(kOutOfMemory), as schedule() does, when it runs alone. For one that is judged
+  // to make room nobody is preempted: it keeps its entries then. False where nothing was dropped or demoted.
   bool compress(SequenceId sequence, FunctionRef<bool(SequenceId kv_sequence)> apply,
                 std::vector<SequenceId>& preempted);
 

@@ -333,7 +333,7 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
     if (name == "duoattention") return name + "(heads=10/01,recent=16)";
     if (name == "kivi") return name + "(residual=8)";
     if (name == "kvtuner") return name + "(layers=int4-hadamard/k4v2-hadamard,residual=8)";
-    if (name == "think") return name + "(window=4,residual=16)";
+    if (name == "think") return name + "(window=4,residual=8)";
     return has_window ? name + "(window=4)" : name;
   };
   int32_t num_run = 0;
@@ -382,6 +382,26 @@ TEST(KvPolicyEngine, AttentionMassHasRoomForWhatAGuardKeeps) {
   const Answer guarded = ask(engine, request_for(prompt_tokens(500, 1), "h2o,tokens=100,every=32,guard=1", 200));
   EXPECT_EQ(guarded.steps, dense.steps);
   EXPECT_EQ(guarded.usage.kv->num_times, 7);
+}
+
+TEST(KvPolicyEngine, ThePoolOfGeneratedTokensMayGrow) {
+  for (const ModelCase& model : kModels) {
+    SCOPED_TRACE(model.arch);
+    Engine engine(options_for(model));
+    const std::string growing = ",keep=0.3,generated_tokens=10,every=4,generated_growth=adaptive";
+    // One more than the recent ones every 26/6 or 25/5 of 30 tokens.
+    for (const auto& [method, kept] : {std::pair("snapkv(window=4)", 45 + 4 + 5), std::pair("h2o", 45 + 5 + 4)}) {
+      const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), method + growing, 30));
+      ASSERT_NE(answer.usage.kv, nullptr);
+      EXPECT_EQ(answer.usage.kv->num_tokens, kPrompt + 28);
+      EXPECT_EQ(answer.usage.kv->kept[0].empty() ? 0 : answer.usage.kv->kept[0][0], kept) << method;
+    }
+    expect_the_same_answer_everywhere(options_for(model),
+                                      "h2o,keep=0.3,generated_tokens=6,every=2,generated_growth=adaptive");
+  }
+  expect_the_same_answers_in_little_room(small_options(),
+                                         "snapkv(window=8),keep=0.8,generated_keep=0.9,every=12,"
+                                         "generated_growth=adaptive");
 }
 
 TEST(KvPolicyEngine, VariantsOfMethodsGiveTheSameEverywhere) {

@@ -1,4 +1,5 @@
-// when=pressure in the engine: dense as long as there is room, and where there is none, entries go before sequences do.
+// when=pressure in the engine: dense as long as there is room, and where there is none, entries go before sequences
+// do.
 
 #include <fmt/format.h>
 #include <gmock/gmock.h>
@@ -70,6 +71,7 @@ TEST_P(KvPressureTest, WithRoomNoBitChanges) {
 TEST_P(KvPressureTest, WithoutRoomEntriesGoBeforeSequencesAndOthersAreNotChanged) {
   ModelOptions o = options();
   o.context_length = 256;
+  o.max_decode_slowdown = 0;  // who is judged or preempted does not depend on times
   const auto run = [&](Engine& engine, const std::string& policy) {
     std::vector<Answer> answers(6);
     for (int32_t i = 0; i < 6; ++i) {
@@ -143,6 +145,7 @@ TEST(KvPressureEngine, JudgedAtTheEndOfThePromptItGivesWhatItGivesWithoutPressur
 TEST(KvPressureEngine, WhatIsComputedAgainIsJudgedWhereItWas) {
   for (const ModelCase& model : {kModels[0], kModels[1]}) {
     ModelOptions o = options_for(model);
+    o.max_decode_slowdown = 0;
     const int64_t bytes = row_bytes(o);
     for (const char* policy : kPolicies) {
       SCOPED_TRACE(fmt::format("{} {}", model.arch, policy));
@@ -161,6 +164,21 @@ TEST(KvPressureEngine, WhatIsComputedAgainIsJudgedWhereItWas) {
       EXPECT_EQ(engine.stats().scheduler.num_judged_for_room, 1);
     }
   }
+}
+
+// It is judged with 160, 232 and 264 tokens, of which 20 stay: less than its window of 64, and the last time there are
+// no more than 52.
+TEST(KvPressureEngine, AWindowMayBeLongerThanWhatIsLeft) {
+  ModelOptions o = small_options();
+  o.max_decode_slowdown = 0;
+  o.kv_capacity_bytes = 9 * row_bytes(o);
+  Engine engine(o);
+  engine.submit(request_for(prompt_tokens(20, 6), "", 230), {});
+  const Answer answer =
+      ask(engine, request_for(prompt_tokens(60, 5), "snapkv(window=64),tokens=20,every=4,when=pressure", 220));
+  EXPECT_EQ(answer.usage.kv->num_times, 3);
+  EXPECT_EQ(answer.usage.kv->num_tokens, 264);
+  EXPECT_EQ(answer.usage.kv->kept[0][0], 20);
 }
 
 TEST(KvPressureEngine, PinnedTokensStay) {
@@ -182,6 +200,7 @@ TEST(KvPressureEngine, PinnedTokensStay) {
 
 TEST(KvPressureEngine, AGuardKeepsEverythingAndSomebodyIsPreempted) {
   ModelOptions o = small_options();
+  o.max_decode_slowdown = 0;
   o.kv_capacity_bytes = 8 * row_bytes(o);
   Engine engine(o);
   const Answer dense = ask(engine, request_for(prompt_tokens(90, 5), "", 120));

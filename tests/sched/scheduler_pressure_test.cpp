@@ -158,6 +158,19 @@ TEST(SchedulerPressureTest, ATextMayBeLongerThanTheCacheAsLongAsWhatIsLeftFits) 
   }
 }
 
+// 5 in this test: of 100 tokens 95 may be found, which are 2 blocks.
+TEST(SchedulerPressureTest, TheLastTokensAreComputedForTheirQueries) {
+  SchedulerHarness harness(with_budget(512));
+  harness.add(make_prompt(100, 1), 3);
+  harness.run_to_end(10);
+  const SequenceId dense = harness.add(make_prompt(100, 1), 3);
+  const SequenceId id = harness.add(make_prompt(100, 1), 3, 0, pressed(0.5));
+  harness.step();
+  EXPECT_EQ(harness.scheduler().num_prefix_hit_tokens(dense), 96);
+  EXPECT_EQ(harness.scheduler().num_prefix_hit_tokens(id), 64);
+  harness.run_to_end(10);
+}
+
 TEST(SchedulerPressureTest, AnAbandonedJudgementIsPlannedAgain) {
   SchedulerHarness harness(with_budget(512, 4));
   const Dropping few{.pressure = KvPressure{.budget = {.tokens = 40}, .every = 64}};
@@ -172,8 +185,8 @@ TEST(SchedulerPressureTest, AnAbandonedJudgementIsPlannedAgain) {
   expect_text(harness, id, make_prompt(100, 1), 100);
 }
 
-// The prompt's 3 blocks are also another's. With 4 more of its own one of them would be free, but 3 are to be copied,
-// and there is no room.
+// The prompt's 3 blocks are also another's. With 4 more of its own one of them would be free, but 3 are to be
+// copied, and there is no room.
 TEST(SchedulerPressureTest, WhereThereIsNoRoomForCopiesEntriesStayAndTheLeastValuableIsPreempted) {
   SchedulerHarness harness(with_budget(512, 11));
   const SequenceId dense = harness.add(make_prompt(100, 1), 200);

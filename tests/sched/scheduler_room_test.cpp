@@ -269,8 +269,8 @@ TEST(SchedulerRoomTest, SequencesWaitForTheRoomOfWhatTheirOwnerTakes) {
 
 std::optional<Dropping> dropping_if(bool drops) { return drops ? std::optional<Dropping>(Dropping()) : std::nullopt; }
 
-// Two prompts that end in one step, one of them to be compressed, when the room for its copies of what it shares with
-// an earlier sequence has gone to others.
+// Two prompts that end in one step, one of them to be compressed, when the room for its copies of what it shares
+// with an earlier sequence has gone to others.
 void compress_without_room(bool first_compresses) {
   SchedulerHarness harness(with_budget(100, 12));
   const SequenceId earlier = harness.add(make_prompt(40, first_compresses ? 1 : 2), 20);

@@ -41,7 +41,9 @@ std::string with_share(const KvAuto& automatic, double share) {
 
 // None is behind the token that the last of the answer is sampled from.
 std::vector<KvCompressionPoint> points_of(const KvPolicy& policy, const KvAutoRequest& request) {
-  return policy.compression_points(request.num_prompt_tokens, request.num_entries - 1);
+  KvPolicy of_request = policy;
+  of_request.max_generated = request.num_entries + 1 - request.num_prompt_tokens;
+  return of_request.compression_points(request.num_prompt_tokens, request.num_entries - 1);
 }
 
 // What is kept of the prompt when it is judged, or of all that is judged first where that is later; 1: everything.

@@ -4,7 +4,8 @@
 
 namespace witan {
 
-// How many of some entries stay: `tokens`, or where that is 0 the share `ratio`, but at least `floor` and at least one.
+// How many of some entries stay: `tokens`, or where that is 0 the share `ratio`, but at least `floor` and at least
+// one.
 struct KvBudget {
   double ratio = 1.0;
   int32_t tokens = 0;

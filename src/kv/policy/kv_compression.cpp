@@ -131,9 +131,8 @@ class Judge {
     const int32_t num_generated = kv_.num_tokens(sequence_) - num_prompt;
     const bool apart = policy_.generated_budget && num_generated > 0;
     const int32_t num_kept =
-        apart ? policy_.generated_budget->of(num_generated) : policy_.num_kept(num_prompt, num_generated);
-    std::vector<std::vector<int32_t>> selected =
-        select_entries(policy_, layer_scores(apart), num_kept, text_.span_starts);
+        apart ? policy_.num_generated_kept(num_generated) : policy_.num_kept(num_prompt, num_generated);
+    std::vector<std::vector<int32_t>> selected = select(apart, num_kept);
     if (policy_.guard > 0.0) {
       choice.attention_kept = attention_kept(selected);
       choice.fell_back = *choice.attention_kept < policy_.guard;
@@ -229,6 +228,17 @@ class Judge {
         }
       }
     }
+  }
+
+  std::vector<std::vector<int32_t>> select(bool prompt_is_fixed, int32_t num_kept) const {
+    const std::vector<LayerScores> scores = layer_scores(prompt_is_fixed);
+    if (!prompt_is_fixed || !policy_.generated_grows) {
+      return select_entries(policy_, scores, num_kept, text_.span_starts);
+    }
+    KvPolicy of_pool = policy_;  // the recent tokens are as many as when it has its whole budget
+    of_pool.num_recent = policy_.num_recent_of_pool();
+    of_pool.recent_share = 0.0;
+    return select_entries(of_pool, scores, num_kept, text_.span_starts);
   }
 
   std::vector<LayerScores> layer_scores(bool prompt_is_fixed) const {

@@ -72,7 +72,23 @@ KvWants KvPolicy::wants() const {
 int32_t KvPolicy::num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens) const {
   if (has_own_budget()) return num_kept_by_itself(*this, num_prompt_tokens + num_generated_tokens);
   if (!generated_budget) return budget.of(num_prompt_tokens + num_generated_tokens);
-  return budget.of(num_prompt_tokens) + generated_budget->of(num_generated_tokens);
+  return budget.of(num_prompt_tokens) + num_generated_kept(num_generated_tokens);
+}
+
+int32_t KvPolicy::num_recent_of_pool() const {
+  const int32_t most = generated_budget->of(max_generated);
+  return num_protected(max_generated, most, false).num_recent;
+}
+
+// With `heavy` entries beside the recent ones in the end, the pool has one more of them every (max_generated -
+// recent) / heavy tokens.
+int32_t KvPolicy::num_generated_kept(int32_t num_generated_tokens) const {
+  if (!generated_grows || num_generated_tokens >= max_generated) return generated_budget->of(num_generated_tokens);
+  const int32_t recent = num_recent_of_pool();
+  if (num_generated_tokens <= recent) return num_generated_tokens;
+  const int64_t heavy = generated_budget->of(max_generated) - recent;
+  const int64_t num_grown = heavy * (num_generated_tokens - recent) / (max_generated - recent);
+  return static_cast<int32_t>(std::min<int64_t>(recent + num_grown, num_generated_tokens));
 }
 
 int32_t KvPolicy::num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const {

@@ -112,15 +112,20 @@ struct KvPolicy {
 
   // When so many tokens were generated since, entries are judged again; 0: never, what is generated is kept.
   int32_t every = 0;
-  // Entries are not judged at points of the text, but where others want their room, or the text's own next ones, once
-  // the prompt is computed; and again when `every` tokens were generated since. So what the text becomes depends on
-  // what else runs.
+  // Entries are not judged at points of the text, but where others want their room, or the text's own next ones,
+  // once the prompt is computed; and again when `every` tokens were generated since. So what the text becomes
+  // depends on what else runs.
   bool under_pressure = false;
   // > 0: while the prompt is computed entries are judged too, whenever so many tokens of it were, with the budget of
   // those so far. So heads never hold more than that and so many, on average, but for a guard.
   int32_t prefill_every = 0;
   // Generated tokens have a pool of their own: what the prompt has left stays for good, and only they are judged.
   std::optional<KvBudget> generated_budget;
+  // That pool grows: it has room for the most recent tokens alone at first, and for one more at regular intervals
+  // until it has its whole budget when all tokens are generated (the adaptive strategy of SCOPE, Wu et al., arXiv
+  // 2412.13649, section 3.3).
+  bool generated_grows = false;
+  int32_t max_generated = 0;  // tokens, for a pool that grows; known when a request arrives
 
   // Entries that stay whatever their score, where the budget has room for them: sinks first, then the most recent.
   int32_t num_sinks = 0;
@@ -178,6 +183,11 @@ struct KvPolicy {
   // be lazy, the most that it is when one is.
   int32_t num_kept(int32_t num_prompt_tokens, int32_t num_generated_tokens = 0) const;
 
+  // Of the pool of generated tokens, with generated_budget, when there are so many.
+  int32_t num_generated_kept(int32_t num_generated_tokens) const;
+  // Those of a pool that grows that stay in any case: the most recent that its whole budget protects.
+  int32_t num_recent_of_pool() const;
+
   // The same when so many tokens are computed, since the last time that they were judged.
   int32_t num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const;
 
@@ -196,8 +206,9 @@ struct KvPolicy {
 //   snapkv(window=32),adakv(floor=0.2),keep=0.2,every=64
 //
 // Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks,
-// recent, when, every, prefill_every, generated_keep, generated_tokens, guard, k, v and residual. The same may be said
-// as a JSON object. Throws Error(kInvalidArgument) naming what is unknown, missing, out of range or cannot be combined.
+// recent, when, every, prefill_every, generated_keep, generated_tokens, generated_growth, guard, k, v and residual.
+// The same may be said as a JSON object. Throws Error(kInvalidArgument) naming what is unknown, missing, out of
+// range or cannot be combined.
 KvPolicy parse_kv_policy(std::string_view text);
 
 // What parts there are, for help texts and tests.

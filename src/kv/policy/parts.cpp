@@ -145,7 +145,7 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
   if (part == std::end(kParts)) {
     fail(ErrorCode::kInvalidArgument,
          "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, when=, "
-         "every=, prefill_every=, generated_keep=, generated_tokens=, guard=, k=, v=, residual=",
+         "every=, prefill_every=, generated_keep=, generated_tokens=, generated_growth=, guard=, k=, v=, residual=",
          name, known_names());
   }
   Arguments values;
@@ -253,12 +253,27 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   policy.budget.floor = arguments.integer("floor", 0, 0, kMost);
   policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
+  policy.generated_grows = arguments.choice("generated_growth", {"none", "adaptive"}) == "adaptive";
   policy.guard = arguments.number("guard", 0.0, 0.0, 1.0);
   policy.under_pressure = arguments.choice("when", {"prompt", "pressure"}) == "pressure";
   const bool has_every = policy.every > 0 || policy.generated_budget || policy.under_pressure;
   policy.every = arguments.integer("every", has_every && policy.every == 0 ? 64 : policy.every, 1, kMost);
   policy.prefill_every = arguments.integer("prefill_every", 0, 1, kMost);
   arguments.check_all_known();
+}
+
+void check_growth(const KvPolicy& policy) {
+  if (!policy.generated_grows) return;
+  if (!policy.generated_budget) {
+    fail(ErrorCode::kInvalidArgument,
+         "generated_growth=adaptive is of a budget for generated tokens; give one by generated_tokens or "
+         "generated_keep");
+  }
+  if (policy.num_recent == 0 && policy.recent_share == 0.0) {
+    fail(ErrorCode::kInvalidArgument,
+         "generated_growth=adaptive begins with the most recent tokens alone, and the policy keeps none in any case; "
+         "give recent=N");
+  }
 }
 
 std::string without_auto(std::vector<std::string_view> parts) {
@@ -288,6 +303,7 @@ KvPolicy parse_kv_policy(std::string_view text) {
   KvPolicy policy = builder.finish();
   set_budget(policy, keys);
   check_pressure(policy);
+  check_growth(policy);
   check_demotion(policy);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument,

@@ -47,8 +47,12 @@ class KvCompressionTest : public testing::Test {
   }
 
   KvChoice choose(const std::string& policy, const KvText& text = {.num_prompt_tokens = kEntries}) {
+    return choose(parse_kv_policy(policy), text);
+  }
+
+  KvChoice choose(const KvPolicy& policy, const KvText& text) {
     ComputeContext ctx{.threads = threads_, .scratch = scratch_, .isa = select_isa(), .precision = Precision::kExact};
-    return choose_kept(ctx, kv_, sequence_, text, parse_kv_policy(policy), &evidence_);
+    return choose_kept(ctx, kv_, sequence_, text, policy, &evidence_);
   }
 
   // Of the softmax weights of the last 32 tokens, the share that `kept` [tables] has, on average.
@@ -116,6 +120,36 @@ TEST_F(KvCompressionTest, PinnedEntriesStayWhereEntriesAreJudgedTwice) {
     const KvChoice choice = choose(policy, text);
     for (const auto& kept : choice.kept) EXPECT_THAT(kept, testing::IsSupersetOf({10, 11, 12, 13, 60})) << policy;
     EXPECT_NE(choose(policy).kept, choice.kept) << policy;
+  }
+}
+
+// In a pool that grows the recent tokens are as many as in the whole one; its other places are for heavy hitters.
+TEST_F(KvCompressionTest, APoolThatGrowsHasTheRecentTokensAndTheHeaviestBeforeThem) {
+  constexpr int32_t kPrompt = 40;
+  constexpr int32_t kGenerated = kEntries - kPrompt;
+  constexpr int32_t kRecent = 10;
+  KvPolicy policy = parse_kv_policy("h2o,keep=0.5,generated_tokens=20,generated_growth=adaptive");
+  policy.max_generated = 2 * kGenerated;
+  evidence_.mass = std::make_unique<AttentionMass>(pool_, kv_.config().layers, kEntries);
+  for (int32_t layer = 0; layer < kLayers; ++layer) {
+    for (int32_t head = 0; head < kHeads; ++head) {
+      for (int32_t i = 0; i < kEntries; ++i) {
+        evidence_.mass->of(layer, head)[i] = static_cast<float>((i * 37 + layer * 11 + head * 5) % 101);
+      }
+    }
+  }
+  const KvChoice choice = choose(policy, {.num_prompt_tokens = kPrompt});
+  const int32_t num_heavy = (20 - kRecent) * (kGenerated - kRecent) / (2 * kGenerated - kRecent);
+  ASSERT_GT(num_heavy, 1);
+  for (int32_t table = 0; table < kLayers * kHeads; ++table) {
+    const float* mass = evidence_.mass->of(table / kHeads, table % kHeads);
+    std::vector<int32_t> heavy(static_cast<size_t>(kGenerated - kRecent));
+    std::iota(heavy.begin(), heavy.end(), kPrompt);
+    std::ranges::stable_sort(heavy, std::greater<>(), [&](int32_t i) { return mass[i]; });
+    std::vector<int32_t> expected(heavy.begin(), heavy.begin() + num_heavy);
+    for (int32_t i = 0; i < kPrompt; ++i) expected.push_back(i);
+    for (int32_t i = kEntries - kRecent; i < kEntries; ++i) expected.push_back(i);
+    EXPECT_THAT(choice.kept[static_cast<size_t>(table)], testing::UnorderedElementsAreArray(expected)) << table;
   }
 }
 

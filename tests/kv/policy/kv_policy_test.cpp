@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
+#include <tuple>
 
 #include "base/error.h"
 
@@ -261,6 +263,39 @@ TEST(KvPolicy, PromptAndGeneratedTokensMayHavePoolsOfTheirOwn) {
   EXPECT_EQ(policy.num_kept(100, 16), 66);
   EXPECT_EQ(parse_kv_policy("snapkv,generated_keep=0.25").compression_points(100, 200), (Points{{164, 116}}))
       << "the prompt stays whole, and 64 is the default of `every`";
+}
+
+// Against the strategy as the paper tells it, step by step.
+TEST(KvPolicy, ThePoolOfGeneratedTokensMayGrow) {
+  for (const auto& [text, recent, most] :
+       {std::tuple("h2o,generated_tokens=40,generated_growth=adaptive", 20, 40),
+        std::tuple("h2o(recent=0.25),generated_tokens=41,generated_growth=adaptive", 10, 41),
+        std::tuple("snapkv(window=16),generated_tokens=30,generated_growth=adaptive", 16, 30),
+        std::tuple("keynorm,recent=7,generated_keep=0.1,generated_growth=adaptive", 7, 30),
+        std::tuple("snapkv(window=32),generated_tokens=20,generated_growth=adaptive", 20, 20)}) {
+    KvPolicy policy = parse_kv_policy(text);
+    policy.max_generated = 300;
+    EXPECT_EQ(policy.num_recent_of_pool(), recent) << text;
+    int32_t size = recent;
+    for (int32_t t = 0; t <= 300; ++t) {
+      // The next entry comes when that many intervals are over, counted from a pool that is full of recent tokens.
+      const double interval = static_cast<double>(300 - recent) / (most - recent);
+      if (size < most && t - recent >= (size + 1 - recent) * interval - 1e-9) ++size;
+      EXPECT_EQ(policy.num_kept(100, t), 100 + std::min(t, size)) << text << " at " << t;
+    }
+    EXPECT_EQ(size, most) << text;
+  }
+  KvPolicy policy = parse_kv_policy("h2o,keep=0.5,generated_tokens=20,every=10,generated_growth=adaptive");
+  EXPECT_EQ(policy.every, 10);
+  policy.max_generated = 60;
+  EXPECT_EQ(policy.compression_points(100, 158), (Points{{100, 50}, {120, 62}, {130, 64}, {140, 66}, {150, 68}}))
+      << "one more every 5 tokens";
+  policy.max_generated = 20;
+  EXPECT_EQ(policy.compression_points(100, 118), (Points{{100, 50}})) << "there is room for all";
+  EXPECT_FALSE(parse_kv_policy("h2o,generated_tokens=20,generated_growth=none").generated_grows);
+  EXPECT_THAT(error_of("h2o,keep=0.5,generated_growth=adaptive"), HasSubstr("give one by generated_tokens"));
+  EXPECT_THAT(error_of("keynorm,generated_tokens=9,generated_growth=adaptive"), HasSubstr("give recent=N"));
+  EXPECT_THAT(error_of("h2o,generated_tokens=9,generated_growth=fast"), HasSubstr("is one of none, adaptive"));
 }
 
 TEST(KvPolicy, PagesMayBeReadOfAllEntriesOrOfWhatStays) {
