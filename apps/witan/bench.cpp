@@ -165,7 +165,8 @@ class Bench {
     return result;
   }
 
-  Measurement run_generation(const Case& c, const Limits& limits) {
+  Measurement run_generation(Case c, const Limits& limits) {
+    if (c.kv_policy) c.kv_policy->max_generated = engine_.options().context_length - std::max(1, c.depth);
     const std::vector<RequestId> requests = begin_generating(c);
     double seconds = 0;
     double bytes = 0;
@@ -246,8 +247,11 @@ class Bench {
     }
     std::vector<RequestId> requests;
     compression_seconds_.clear();
+    std::optional<KvPolicy> kv_policy = c.kv_policy;
+    // Under another name each time: what it leaves of a prompt is not found again.
+    if (kv_policy) kv_policy->text += fmt::format(" {}", ++num_times_generating_);
     for (int32_t i = 0; i < c.batch; ++i) {
-      requests.push_back(submit(prompt(i), engine_.options().context_length, c.kv_policy));
+      requests.push_back(submit(prompt(i), engine_.options().context_length, kv_policy));
     }
     return requests;
   }
@@ -282,6 +286,7 @@ class Bench {
   ModelCost cost_;
   std::map<RequestId, double> compression_seconds_;
   int64_t num_generated_ = 0;
+  int64_t num_times_generating_ = 0;
   RequestId last_finished_ = 0;
 };
 

@@ -4,8 +4,9 @@
 
 namespace witan {
 
-// Each command adds its flags to `app` and a callback that runs it. The program's exit code: 0; 1 for an error in what
-// was asked or computed; 2 for flags that do not parse, CLI::ParseError; that of a CLI::RuntimeError.
+// Each command adds its flags to `app` and a callback that runs it. The program's exit code: 0; 1 for an error in
+// what was asked or computed; 2 for flags that do not parse, CLI::ParseError; 3 for a KV policy that the model or
+// the prompt cannot have, KvPolicyError; that of a CLI::RuntimeError.
 void add_run_command(CLI::App& app);
 void add_chat_command(CLI::App& app);
 void add_render_command(CLI::App& app);

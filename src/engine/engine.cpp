@@ -205,11 +205,15 @@ RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_out
 
 // What `auto` is for a request that arrives now.
 KvAutoChoice Engine::State::choose_policy(const GenerationRequest& request) const {
-  KvAutoRequest of_request = kv_auto_request(request, model);
-  const std::lock_guard lock(mutex);
-  const auto capacity_bytes = static_cast<int64_t>(model.kv().config().capacity_bytes);
-  of_request.free_bytes = std::max(int64_t{0}, capacity_bytes - scheduler.final_bytes());
-  return choose_kv_policy(*request.kv_policy, of_request);
+  try {
+    KvAutoRequest of_request = kv_auto_request(request, model);
+    const std::lock_guard lock(mutex);
+    const auto capacity_bytes = static_cast<int64_t>(model.kv().config().capacity_bytes);
+    of_request.free_bytes = std::max(int64_t{0}, capacity_bytes - scheduler.final_bytes());
+    return choose_kv_policy(*request.kv_policy, of_request);
+  } catch (const Error& error) {
+    throw KvPolicyError(error.code(), error.what());
+  }
 }
 
 RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback on_output,
@@ -330,6 +334,7 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
   if (!generation.kv_policy) return;
   const bool under_pressure = generation.under_pressure;
   const std::optional<KvCompressionPoint> point = scheduler.next_judgement(sequence);
+  const bool goes_on = generation.num_judged_tokens == first_token && evidence.window != nullptr;
   generation.num_judged_tokens = first_token;
   generation.kv_error.clear();
   try {
@@ -348,13 +353,15 @@ void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
     if (wants.num_query_tokens > 0 && under_pressure && evidence.window == nullptr) {
       evidence.window = model.make_query_window(0, std::min(wants.num_query_tokens, generation.most_judged));
     } else if (wants.num_query_tokens > 0 && !under_pressure) {
-      const int32_t num_tokens = std::min(wants.num_query_tokens, point->num_tokens - first_token);
+      int32_t num_tokens = std::min(wants.num_query_tokens, point->num_tokens - first_token);
+      if (goes_on) num_tokens = std::min(num_tokens, evidence.window->max_tokens());  // it has the last of them
       if (evidence.window == nullptr || evidence.window->max_tokens() < num_tokens) {
         evidence.window.reset();
         evidence.window = model.make_query_window(point->num_tokens - num_tokens, num_tokens);
       }
       evidence.window->move_to(point->num_tokens - num_tokens, num_tokens);
     }
+    if (generation.most_judged == 0) return;  // channels are chosen, and nothing is judged
     if (wants.attention_mass && evidence.mass == nullptr) {
       evidence.mass = model.make_attention_mass(generation.most_judged);
     }
@@ -471,7 +478,7 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (!is_done) return preempted;
     if (slice.judges) keep_evidence(generation->kv_evidence, choice);
-    if (uses_evidence) collect_evidence(slice.sequence, num_tokens);
+    if (uses_evidence) collect_evidence(slice.sequence, slice.judges ? num_tokens : generation->num_judged_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens >= num_tokens;
     auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
     if (slice.judges) {

@@ -62,7 +62,7 @@ struct KvCompression {
 
 struct GenerationUsage {
   int32_t prompt_tokens = 0;
-  int32_t cached_prompt_tokens = 0;  // found in the prefix cache
+  int32_t cached_prompt_tokens = 0;  // found in the prefix cache, or as a compressed prefix
   int32_t generated_tokens = 0;      // an end token included
   double first_token_seconds = 0.0;  // since submit
   double total_seconds = 0.0;        // since submit
@@ -135,8 +135,8 @@ class Engine {
   // model has no tokenizer.
   std::vector<TokenId> encode(std::string_view text, ParseSpecial parse_special = ParseSpecial::kNo) const;
 
-  // Queues a request. Throws Error(kInvalidArgument) naming what is wrong with it, KvPolicyError where that is its KV
-  // policy; Error(kOutOfMemory), with the numbers, when it could never fit. Nothing else is affected.
+  // Queues a request. Throws Error(kInvalidArgument) naming what is wrong with it, KvPolicyError where that is its
+  // KV policy; Error(kOutOfMemory), with the numbers, when it could never fit. Nothing else is affected.
   RequestId submit(const GenerationRequest& request, OutputCallback on_output);
 
   // Ends a request; unknown and finished ids are ignored. Its choices finish with kCancelled in the next step.

@@ -172,6 +172,7 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
   std::vector<CompressedId> compressed_left = droppable_compressed();
   std::ranges::reverse(compressed_left);
   std::vector<CompressedId> dropped_compressed;
+  bool is_last_try = false;  // memory is short, of which other pools may give slabs back once all is dropped
   // Frames that others leave are used before anything is dropped. Slabs come first, as another thread may take the
   // memory pool's last frames at any time, and what is dropped cannot be brought back.
   while (missing_bytes > 0 || !take_slabs(needed, dropped_blocks)) {
@@ -198,8 +199,11 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
       dropped_compressed.push_back(compressed_left.back());
       compressed_left.pop_back();
       continue;
-    } else {
+    } else if (missing_bytes > 0 || pools.size() == 1) {
       return false;
+    } else {
+      is_last_try = true;
+      break;
     }
     missing_bytes -= (drops_full ? full_set_bytes : 0) + (drops_window ? window_set_bytes : 0);
     for (size_t i = 0; i < pools.size(); ++i) {
@@ -212,7 +216,10 @@ bool KvCache::State::make_room(std::span<const int64_t> needed) {
   for (const InputId id : dropped_inputs) drop_input(id);
   for (const CompressedId id : dropped_compressed) drop_compressed(id);
   stats.prefix_evicted_blocks += num_entries;
-  return true;
+  if (!is_last_try) return true;
+  trim();
+  std::ranges::fill(dropped_blocks, 0);
+  return take_slabs(needed, dropped_blocks);
 }
 
 bool KvCache::State::slabs_suffice(std::span<const int64_t> needed, std::span<const int64_t> dropped) const {

@@ -37,9 +37,9 @@ struct KvCompressedPrefix {
   int32_t num_tokens = 0;  // of the text
 };
 
-// Bytes of blocks that a text of num_tokens takes at most while it is computed in chunks of chunk_tokens: every entry
-// in layers without a window; in the others the window and the chunk, in whole blocks. Throws Error(kInvalidArgument)
-// for a codec that layers cannot have.
+// Bytes of blocks that a text of num_tokens takes at most while it is computed in chunks of chunk_tokens: every
+// entry in layers without a window; in the others the window and the chunk, in whole blocks. Throws
+// Error(kInvalidArgument) for a codec that layers cannot have.
 int64_t kv_bytes_for_tokens(std::span<const KvLayerSpec> layers, KvCodec codec, int64_t num_tokens,
                             int64_t chunk_tokens);
 
@@ -83,19 +83,19 @@ struct KvCacheStats {
 // The paged KV cache of one model.
 //
 // A block is kKvBlockSize entries of one kv head of one layer; each sequence has a block table per (layer, kv head).
-// A prefix block is the set of blocks of all (layer, head) tables for the same 32 tokens: immutable once full, shared
-// by reference count, found by a chained hash of tokens, roles and content_salt (tokens are compared too, so a hash
-// collision cannot give wrong text). Unreferenced prefix blocks stay until their room is needed, least recently used
-// first, a chain's tail before its head.
+// A prefix block is the set of blocks of all (layer, head) tables for the same 32 tokens: immutable once full,
+// shared by reference count, found by a chained hash of tokens, roles and content_salt (tokens are compared too, so
+// a hash collision cannot give wrong text). Unreferenced prefix blocks stay until their room is needed, least
+// recently used first, a chain's tail before its head.
 //
 // Layers with a sliding window keep the entries that the next token sees and no more: at commit the blocks that lie
 // before them are given up. Private ones are free at once; those of prefix blocks stay as long as nobody needs their
 // room, and are dropped before any prefix block is. A prefix is found only as far as the blocks of the last window
 // before its end are there (docs/adr/0006).
 //
-// Models with an encoder: a sequence's input is encoded once, as a whole, into entries of the input layers, which all
-// sequences of exactly that input share. An input that no sequence has stays, encoded, until its room is needed, least
-// recently used first. What a text computes depends on its input too, so such a cache keeps no prefix blocks
+// Models with an encoder: a sequence's input is encoded once, as a whole, into entries of the input layers, which
+// all sequences of exactly that input share. An input that no sequence has stays, encoded, until its room is needed,
+// least recently used first. What a text computes depends on its input too, so such a cache keeps no prefix blocks
 // (docs/adr/0007).
 //
 // Life of a sequence:
@@ -129,13 +129,13 @@ class KvCache {
 
   SequenceId create();
 
-  // Attaches the longest usable cached chain of whole prefix blocks that matches the beginning of `tokens` and returns
-  // its length in tokens: a multiple of the block size, less than tokens.size(), so that at least one token is left to
-  // compute. The sequence must be empty. roles has one entry per token.
+  // Attaches the longest usable cached chain of whole prefix blocks that matches the beginning of `tokens` and
+  // returns its length in tokens: a multiple of the block size, less than tokens.size(), so that at least one token
+  // is left to compute. The sequence must be empty. roles has one entry per token.
   int32_t attach_prefix(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
-  // Gives the sequence the input of exactly these tokens, one that is there or a new one whose entries the caller is to
-  // write. False, and nothing changed, when there is no room for a new one.
+  // Gives the sequence the input of exactly these tokens, one that is there or a new one whose entries the caller is
+  // to write. False, and nothing changed, when there is no room for a new one.
   [[nodiscard]] bool attach_input(SequenceId sequence, std::span<const TokenId> tokens);
   bool input_is_encoded(SequenceId sequence) const;
   // The entries of the sequence's input are written.
@@ -149,8 +149,8 @@ class KvCache {
   int64_t bytes_of_input(int64_t num_tokens) const;
 
   // Makes room for `num_tokens` more entries in every table, evicting unreferenced prefix blocks if it must. False,
-  // and nothing changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before a
-  // commit replaces the reservation's size: entries that were written and are within it stay, the others are gone.
+  // and nothing changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before
+  // a commit replaces the reservation's size: entries that were written and are within it stay, the others are gone.
   [[nodiscard]] bool reserve(SequenceId sequence, int32_t num_tokens);
 
   // The entries written since the last commit are those of `tokens` (their number was reserved). Full blocks become
@@ -164,8 +164,8 @@ class KvCache {
   // shares no blocks afterwards, and none of its later ones become prefix blocks; what it shared stays for others as
   // it was. Only where there is no room for the copies of what it keeps of prefix blocks, the prefix cache loses all
   // that nobody has, and those that no other sequence has become its own. Where everything is kept nothing changes.
-  //  Entries that are reserved must be committed first. False, and nothing changed, when there is no room
-  // for the copies of what it keeps of blocks that other sequences have.
+  // Entries that are reserved must be committed first. False, and no sequence changed, when there is no room for the
+  // copies of what it keeps of blocks that other sequences have.
   //
   // merges: by table, what values of dropped entries do to those that stay, for this sequence alone; none: nothing.
   [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
@@ -176,15 +176,16 @@ class KvCache {
   // entries.
   int64_t bytes_freed_by_keeping(SequenceId sequence, int64_t num_kept) const;
 
-  // The components that keys of demoted entries have, by table: ascending, as many as KvDemotion::key_dims says; none
-  // where they keep all. Once for a sequence, before it is demoted with key_dims first.
+  // The components that keys of demoted entries have, by table: ascending, as many as KvDemotion::key_dims says;
+  // none where they keep all. Once for a sequence, before it is demoted with key_dims first.
   void choose_channels(SequenceId sequence, std::vector<std::vector<int32_t>> channels);
   bool has_channels(SequenceId sequence) const;
 
-  // Rounds all but the most recent entries of each table to the codec of `demotion` that are not yet, in whole blocks,
-  // and frees the blocks that they were in. As by keep(), the sequence shares no blocks afterwards, and where there is
-  // nothing to round, nothing changes. A sequence is always demoted to the same formats, each of fewer bytes than the
-  // cache's own (check_demotion). Codecs that are written by blocks are for sequences that drop nothing after.
+  // Rounds all but the most recent entries of each table to the codec of `demotion` that are not yet, in whole
+  // blocks, and frees the blocks that they were in. As by keep(), the sequence shares no blocks afterwards, and
+  // where there is nothing to round, nothing changes. A sequence is always demoted to the same formats, each of
+  // fewer bytes than the cache's own (check_demotion). Codecs that are written by blocks are for sequences that drop
+  // nothing after.
   [[nodiscard]] bool demote(SequenceId sequence, const KvDemotion& demotion, Isa isa, ThreadPool& threads);
   // Throws Error(kInvalidArgument) where layers cannot have the codecs that entries are to be demoted to, and
   // Error(kUnsupported) where their keys cannot lose components.
@@ -192,14 +193,15 @@ class KvCache {
   // Over all layers without a window and their heads, of num_entries demoted entries each, in whole blocks.
   int64_t demoted_bytes(const KvDemotion& demotion, int64_t num_entries) const;
 
-  // Keeps a copy of what keep() and demote() left of a sequence for later ones: `tokens` is its text, `policy` stands
-  // for everything else that its entries depend on. Such compressed prefixes are apart from the prefix cache's blocks,
-  // which only hold entries as they were computed; they take at most a quarter of the capacity, and are dropped for
-  // room, least recently used first, when no such block is left. Returns whether it is there: not where nothing
-  // was dropped or demoted, there is no room, it is too large, or the prefix cache is off.
+  // Keeps a copy of what keep() and demote() left of a sequence for later ones: `tokens` is its text, `policy`
+  // stands for everything else that its entries depend on. Such compressed prefixes are apart from the prefix
+  // cache's blocks, which only hold entries as they were computed; they take at most a quarter of the capacity, and
+  // are dropped for room, least recently used first, when no such block is left. Returns whether it is there: not
+  // where nothing was dropped or demoted, there is no room, it is too large, or the prefix cache is off.
   bool save_compressed(SequenceId sequence, std::string_view policy, std::span<const TokenId> tokens);
 
-  // The longest one of that policy which `tokens` begins with, and goes on behind; valid until the next non-const call.
+  // The longest one of that policy which `tokens` begins with, and goes on behind; valid until the next non-const
+  // call.
   std::optional<KvCompressedPrefix> find_compressed(std::string_view policy, std::span<const TokenId> tokens) const;
   // Makes an empty sequence a copy of it. False, and nothing changed, when there is no room.
   [[nodiscard]] bool attach_compressed(SequenceId sequence, CompressedId prefix);
@@ -216,8 +218,8 @@ class KvCache {
   // Where entry `entry` (num_entries <= entry < num_entries + reserved) of a table is written.
   Slot slot(SequenceId sequence, int32_t layer, int32_t head, int32_t entry);
 
-  // The first num_entries entries of a table, committed or written since. Valid until the next non-const call. Blocks
-  // that a window has passed are null.
+  // The first num_entries entries of a table, committed or written since. Valid until the next non-const call.
+  // Blocks that a window has passed are null.
   KvView view(SequenceId sequence, int32_t layer, int32_t head, int32_t num_entries) const;
 
   // Blocks' bytes that reserve could still hand out, counting evictable prefix blocks as free: of whole sets of one

@@ -239,7 +239,10 @@ int64_t KvCache::bytes_freed_by_keeping(SequenceId id, int64_t num_kept) const {
   const int64_t num_shared = state.num_shared_with_others(sequence);
   int64_t bytes = 0;
   for (int64_t table = 0; table < state.num_tables(); ++table) {
-    if (state.is_window_table[table]) continue;
+    if (state.is_window_table[table]) {
+      bytes -= state.num_copies(sequence, table, 0, num_shared) * state.format_of_table(table).block_bytes();
+      continue;
+    }
     const BlockTable& entries = sequence.tables[table];
     const int64_t num_own = entries.num_blocks_of(entries.num_entries) - num_shared;
     const int64_t num_left = num_blocks_for(std::min<int64_t>(num_kept, entries.num_entries));

@@ -23,7 +23,8 @@ void check_kv_codec(const KvLayerSpec& spec, KvCodec codec);
 // The block tables of one sequence, one per (layer, kv head). Tables may come to differ in length, once entries are
 // dropped from some: nothing here takes them to be equally long.
 //
-// In the tables of layers with a sliding window, window tables, blocks keep their places and the first ones are gone:
+// In the tables of layers with a sliding window, window tables, blocks keep their places and the first ones are
+// gone:
 //
 //   blocks of a full table     [0 ........................................ num_blocks)
 //   of a window table          [gone ........ first_window_block) [held .. num_blocks)
@@ -180,7 +181,8 @@ struct KvCache::State {
   std::vector<CompressedId> droppable_compressed() const;  // least recently used first
   void drop_compressed(CompressedId id);
 
-  // Room for the blocks needed of each pool: slabs taken, prefix blocks dropped. False, and nothing changed, if none.
+  // Room for the blocks needed of each pool: slabs taken, prefix blocks dropped. False, and no sequence changed, if
+  // none.
   bool make_room(std::span<const int64_t> needed);
   bool take_slabs(std::span<const int64_t> needed, std::span<const int64_t> dropped);
   // Whether `dropped` blocks of each pool and what the memory pool has would give the blocks needed.

@@ -303,7 +303,9 @@ void Scheduler::State::plan_admissions(Step& step) {
   std::optional<InFlightPrefixes> in_flight;
   while (step.budget_tokens > 0 && std::ssize(running) < max_running()) {
     Sequence* sequence = waiting.first();
-    if (sequence == nullptr || missing_since_refusal(*sequence) > 0) return;
+    if (sequence == nullptr) return;
+    // One that may go on behind a compressed prefix needs less room than it was refused.
+    if (sequence->compression.shared_as.empty() && missing_since_refusal(*sequence) > 0) return;
     if (!in_flight) in_flight.emplace(running);
     if (try_admit(step, *sequence, *in_flight) == Admission::kNoRoom) return;
   }
@@ -324,8 +326,7 @@ Scheduler::State::Admission Scheduler::State::try_admit(Step& step, Sequence& se
   if (const std::string& policy = sequence.compression.shared_as; !policy.empty()) {
     const auto prompt = std::span(sequence.tokens).first(static_cast<size_t>(sequence.num_prompt_tokens));
     if (const auto prefix = kv.find_compressed(policy, prompt)) {
-      const Admission admission = try_admit_compressed(step, sequence, *prefix);
-      if (admission == Admission::kAdmitted || !running.empty()) return admission;
+      if (try_admit_compressed(step, sequence, *prefix) == Admission::kAdmitted) return Admission::kAdmitted;
     }
   }
   const int64_t available_before = kv.available_bytes();

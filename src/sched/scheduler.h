@@ -36,12 +36,12 @@ struct SequenceRequest {
   bool private_generation = false;  // generated tokens are computed in a way of its own: nobody shares their entries
 };
 
-// One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens are
-// computed. They follow what the KV cache already holds.
+// One sequence's part of a step: tokens [first_token, first_token + num_tokens) of its prompt and generated tokens
+// are computed. They follow what the KV cache already holds.
 //
 // Or of a repetition of its compression plan, which is computed behind the prompt: its tokens [num_uncommitted,
-// num_uncommitted + num_tokens), at the places from first_token on. The entries of those before them are written, and
-// reserved still; when the repetition is over none are.
+// num_uncommitted + num_tokens), at the places from first_token on. The entries of those before them are written,
+// and reserved still; when the repetition is over none are.
 //
 // Or nothing is computed: the slice has no tokens and is the plan's only one, and its sequence's entries are judged.
 struct ScheduledSlice {
@@ -109,7 +109,9 @@ struct SchedulerStats {
 // one to finish their prefills and then decode a block each; until then nobody behind it is. So nobody is admitted
 // to be preempted before it got anywhere. The exception: a sequence whose next uncached block is just being computed
 // by a more valuable running one waits for as long as the two have tokens in common, and then shares the blocks;
-// meanwhile those behind it may pass. Admission never preempts.
+// meanwhile those behind it may pass. Admission never preempts. A sequence whose plan is `shared_as` something goes
+// on behind what that left of the beginning of its prompt, where the KV cache has it (a compressed prefix):
+// compress() saves one at each point within a prompt.
 //
 // Preemption: when a running sequence finds no room for the next token, the least valuable running one is preempted:
 // its blocks go (to the prefix cache where they can), its tokens stay, and it waits again, in its place by value. A
@@ -134,15 +136,16 @@ struct SchedulerStats {
 // Thread safety: none.
 class Scheduler {
  public:
-  // Throws Error(kInvalidArgument) when a number in `config` is less than 1. The KV cache must outlive the scheduler.
+  // Throws Error(kInvalidArgument) when a number in `config` is less than 1. The KV cache must outlive the
+  // scheduler.
   Scheduler(KvCache& kv, SchedulerConfig config);
   ~Scheduler();
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // Queues a sequence. Throws Error(kInvalidArgument) for an empty prompt, max_new_tokens < 1 or a prompt that leaves
-  // no room in the context; Error(kOutOfMemory), with the numbers, for one that could not run even alone. A request
-  // for more tokens than the context has left ends at the context's end (max_tokens tells).
+  // Queues a sequence. Throws Error(kInvalidArgument) for an empty prompt, max_new_tokens < 1 or a prompt that
+  // leaves no room in the context; Error(kOutOfMemory), with the numbers, for one that could not run even alone. A
+  // request for more tokens than the context has left ends at the context's end (max_tokens tells).
   SequenceId add(SequenceRequest request);
 
   // The next step. Empty when there are no sequences, of no tokens where one's entries are judged first. With
@@ -182,7 +185,8 @@ class Scheduler {
   std::optional<KvCompressionPoint> next_judgement(SequenceId sequence) const;
   int32_t num_generated(SequenceId sequence) const;
   int32_t max_tokens(SequenceId sequence) const;  // prompt and generated together; the caller finishes it there
-  // Prompt tokens found in the prefix cache when first admitted, or those of an input that another had encoded.
+  // Prompt tokens found in the prefix cache, or as a compressed prefix, when first admitted; or those of an input
+  // that another had encoded.
   int32_t num_prefix_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;

@@ -103,8 +103,10 @@ struct Sequence {
   int32_t num_attachable() const {
     const int32_t most = std::min(num_tokens() - 1, num_shareable());
     if (compression.points.empty() && !compression.pressure) return most;
-    // Under pressure it may be judged for the first time as soon as all its tokens are computed.
-    const int32_t first_judged = compression.points.empty() ? num_tokens() : compression.points[0].num_tokens;
+    // Under pressure it may be judged for the first time when all its tokens but the last generated one are
+    // computed.
+    const int32_t first_judged =
+        compression.points.empty() ? std::max(num_prompt_tokens, num_tokens() - 1) : compression.points[0].num_tokens;
     return std::min(most, std::max(0, first_judged - compression.num_query_tokens));
   }
   int32_t num_publishable() const {

@@ -153,7 +153,7 @@ TEST(KvAutoEngine, ModelsWithAnEncoderKeepEverything) {
   EXPECT_EQ(answer.policy(), "");
   EXPECT_THAT(answer.usage.kv_auto->reason, HasSubstr("encoder"));
   request.kv_policy = parse_kv_policy("auto,keep=0.5");
-  EXPECT_THROW(engine.submit(request, {}), Error);
+  EXPECT_THROW(engine.submit(request, {}), KvPolicyError);
 }
 
 }  // namespace

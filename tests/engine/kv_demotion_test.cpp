@@ -285,6 +285,20 @@ TEST_P(KvPrefillTest, WhatDependsOnMoreThanTheBeginningIsNotFound) {
 
 INSTANTIATE_TEST_SUITE_P(All, KvPrefillTest, testing::ValuesIn(kModels), arch_name);
 
+// Where nothing is ever judged, within the budget, queries alone are looked at, to choose channels.
+TEST(KvDemotionEngine, ChannelsAreChosenWhereNothingIsJudged) {
+  Engine engine(small_options());
+  for (const char* method : {"h2o,tokens=400", "expectedattention,tokens=400", "criticalkv(window=8),tokens=400"}) {
+    const Answer answer =
+        ask(engine, request_for(prompt_tokens(kPrompt, 5), fmt::format("{},think(window=8,residual=8)", method)));
+    ASSERT_NE(answer.usage.kv, nullptr) << method;
+    EXPECT_EQ(answer.usage.kv->num_times, 0) << method;
+    EXPECT_GT(answer.usage.kv->demoted[0][0], 0) << method;
+    const Answer same = ask(engine, request_for(prompt_tokens(kPrompt, 5), "think(window=8,residual=8)"));
+    EXPECT_EQ(answer.steps, same.steps) << method;
+  }
+}
+
 // With a tenth of their entries, all generating at once, each having been computed in the same room.
 TEST(KvPrefill, EightSequencesFitWhereOneDid) {
   constexpr int32_t kLength = 4000;

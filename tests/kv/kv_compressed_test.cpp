@@ -238,6 +238,26 @@ TEST_F(KvCompressedTest, TheyTakeAQuarterOfTheCapacityAtMost) {
   cache().check_integrity();
 }
 
+// Memory that copies of few bits lie in is there for other entries too, where they are all that is left to drop.
+TEST_F(KvCompressedTest, MemoryOfOneTypeOfEntriesBecomesRoomForAnother) {
+  MemoryPool memory(4 * MemoryPool::kFrameBytes);
+  constexpr int64_t kSets = 341;  // in 1024 blocks of 8 KiB
+  KvCache cache(memory, config_of(kSets));
+  const Tokens text = make_tokens(96 * kKvBlockSize, 1);
+  const SequenceId id = cache.create();
+  ASSERT_TRUE(append(cache, id, {}, text));
+  ThreadPool threads(1);
+  const KvDemotion all{.codecs = kDemotion.codecs, .num_recent = 0};
+  ASSERT_TRUE(cache.demote(id, all, Isa::kReference, threads));
+  ASSERT_TRUE(cache.save_compressed(id, kPolicy, ids_of(text)));
+  cache.release(id);
+  ASSERT_GT(cache.stats().compressed_bytes, 0);
+  const SequenceId dense = cache.create();
+  EXPECT_TRUE(cache.reserve(dense, kSets * kKvBlockSize));
+  EXPECT_EQ(cache.stats().compressed_bytes, 0);
+  cache.check_integrity();
+}
+
 TEST_F(KvCompressedTest, NothingIsKeptWithoutThePrefixCacheOrOfATextAsItWasComputed) {
   KvCacheConfig config = config_of(40);
   config.prefix_cache = false;

@@ -171,6 +171,22 @@ TEST_F(KvKeep, WithoutRoomForAllCopiesOnlyBlocksThatOthersHaveAreCopied) {
   EXPECT_EQ(held(cache), kTables * (2 + 2));
 }
 
+TEST_F(KvKeep, WhatIsFreedIsWithoutTheCopiesOfSharedWindows) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config_of(100, 70));
+  const Tokens tokens = make_tokens(321, 1);
+  const Model dense = start(cache, tokens);
+  Model model = attach(cache, tokens);
+  ASSERT_TRUE(extend_to(cache, model, tokens));
+  const int64_t held_before = cache.stats().block_bytes_held;
+  const int64_t freed = cache.bytes_freed_by_keeping(model.id, 32);
+  ASSERT_TRUE(keep(cache, model, std::vector(kTables, range(0, 32))));
+  EXPECT_EQ(held_before - cache.stats().block_bytes_held, freed);
+  EXPECT_LT(freed, 0) << "all that it has is shared";
+  check(cache, model);
+  check(cache, dense);
+}
+
 TEST_F(KvKeep, LayersWithAWindowKeepWhatTheyHave) {
   MemoryPool pool(size_t{64} << 20);
   KvCache cache(pool, config_of(100, 70));

@@ -51,11 +51,11 @@ TEST_P(SchedulerRandomTest, EverySequenceEndsWithTheTextItHasAlone) {
     if (c.repeats && dropping) {
       for (int n = pick(0, 3); n > 0; --n) dropping->repetitions.push_back(pick(1, 70));
     }
-    if (c.judges_prompts && dropping) dropping->prefill_every = 20 * pick(0, 3);
     if (c.presses && dropping && pick(0, 4) > 0) {
       const KvBudget budget{.ratio = pick(1, 9) / 10.0, .tokens = pick(0, 2) == 0 ? pick(1, 80) : 0};
       dropping = {.pressure = KvPressure{.budget = budget, .every = pick(1, 40)}};
     }
+    if (c.judges_prompts && dropping && !dropping->pressure) dropping->prefill_every = 20 * pick(0, 3);
     const SequenceId id = harness.add(prompt, max_new_tokens, priority, dropping);
     requests[id] = {std::move(prompt), max_new_tokens, dropping};
   };
@@ -137,6 +137,7 @@ INSTANTIATE_TEST_SUITE_P(
                    true,
                    true},
         RandomCase{"JudgedUnderPressure", {.num_rows = 12}, 3, 150, 120, 3, true, false, true},
+        RandomCase{"JudgedUnderPressureOrInThePrompt", {.num_rows = 16}, 3, 150, 120, 3, true, false, true, true},
         RandomCase{"JudgedUnderPressureWithoutPrefixCache",
                    {.num_rows = 9, .prefix_cache = false},
                    3,

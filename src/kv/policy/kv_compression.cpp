@@ -275,7 +275,9 @@ class Judge {
         },
         [&](const JudgedLayer& layer, int32_t index, const HeadEvidence& head, float* scratch) {
           const auto table = static_cast<size_t>(int64_t{layer.first_table} + index);
-          choice.merges[table] = plan_merge(*policy_.merging, head, choice.kept[table], layer.layer, index, scratch);
+          const HeadEvidence evidence = head.with_last_queries(num_last_tokens());
+          choice.merges[table] =
+              plan_merge(*policy_.merging, evidence, choice.kept[table], layer.layer, index, scratch);
         });
   }
 
@@ -295,12 +297,15 @@ class Judge {
         },
         [&](const JudgedLayer& layer, int32_t index, const HeadEvidence& head, float* scratch) {
           float* shares = scratch + attention_shares_scratch(head.view);
-          attention_shares(head, shares, scratch);
+          attention_shares(head.with_last_queries(num_last_tokens()), shares, scratch);
           const size_t table = first_heads[static_cast<size_t>(&layer - judged_.data())] + static_cast<size_t>(index);
           for (const int32_t entry : kept[table]) of_heads[table] += static_cast<double>(shares[entry]);
         });
     return std::accumulate(of_heads.begin(), of_heads.end(), 0.0) / static_cast<double>(of_heads.size());
   }
+
+  // Whose attention says what an entry is worth; the window may be of more, by whose queries channels are chosen.
+  int32_t num_last_tokens() const { return std::max(kKvLastTokens, policy_.scorer->wants().num_query_tokens); }
 
   ComputeContext& ctx_;
   const KvCache& kv_;

@@ -57,15 +57,13 @@ KvPolicy::Protected KvPolicy::num_protected(int32_t num_entries, int32_t num_kep
 }
 
 KvWants KvPolicy::wants() const {
-  // The last tokens whose attention a guard looks at, or a merging, of policies that want the queries of fewer.
-  constexpr int32_t kLastTokens = 32;
   KvWants wants = scorer == nullptr ? KvWants() : scorer->wants();
   wants.value_norms = second_stage.has_value();
   if (demotion && demotion->drops_channels()) {
     wants.num_query_tokens = std::max(wants.num_query_tokens, demotion->num_query_tokens);
   }
   const bool merges_by_attention = merging && merging->into == KvMerging::Into::kNext && !wants.attention_mass;
-  if (guard > 0.0 || merges_by_attention) wants.num_query_tokens = std::max(wants.num_query_tokens, kLastTokens);
+  if (guard > 0.0 || merges_by_attention) wants.num_query_tokens = std::max(wants.num_query_tokens, kKvLastTokens);
   return wants;
 }
 

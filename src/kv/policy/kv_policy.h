@@ -89,6 +89,9 @@ struct KvDemotionRule {
   KvDemotion of(std::span<const KvLayerSpec> layers, KvCodec own) const;
 };
 
+// The last tokens whose attention a guard looks at, or a merging, of policies that want the queries of fewer.
+inline constexpr int32_t kKvLastTokens = 32;
+
 // What a policy leaves to be chosen when a request arrives: see kv_auto.h.
 struct KvAuto {
   double floor = 0.5;    // the least share of the prompt that is ever chosen

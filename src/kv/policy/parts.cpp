@@ -222,7 +222,8 @@ void check_pressure(const KvPolicy& policy) {
     fail(ErrorCode::kInvalidArgument, "{} cannot be combined with when=pressure", what);
   };
   if (policy.automatic) refuse("auto, which chooses by the room when a request arrives,");
-  if (policy.demotion) refuse("rounding older entries (k, v, kivi, kvtuner), which is done at points of the text,");
+  if (policy.demotion)
+    refuse("making older entries smaller (k, v, kivi, kvtuner, think), which is done at points of the text,");
   if (policy.generated_budget) refuse("a budget for generated tokens alone (generated_keep, generated_tokens)");
   if (policy.prefill_every > 0) refuse("prefill_every, which has entries judged while the prompt is computed,");
   if (policy.wants().repetitions) refuse("kvzip, which reads the prompt a second time when it is computed,");
