@@ -135,7 +135,7 @@ class KvCache {
   int32_t attach_prefix(SequenceId sequence, std::span<const TokenId> tokens, std::span<const TokenRole> roles);
 
   // Gives the sequence the input of exactly these tokens, one that is there or a new one whose entries the caller is
-  // to write. False, and nothing changed, when there is no room for a new one.
+  // to write. False, and no sequence changed, when there is no room for a new one.
   [[nodiscard]] bool attach_input(SequenceId sequence, std::span<const TokenId> tokens);
   bool input_is_encoded(SequenceId sequence) const;
   // The entries of the sequence's input are written.
@@ -149,7 +149,7 @@ class KvCache {
   int64_t bytes_of_input(int64_t num_tokens) const;
 
   // Makes room for `num_tokens` more entries in every table, evicting unreferenced prefix blocks if it must. False,
-  // and nothing changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before
+  // and no sequence changed, when there is no room, be it of the capacity or of the memory pool. Reserving again before
   // a commit replaces the reservation's size: entries that were written and are within it stay, the others are gone.
   [[nodiscard]] bool reserve(SequenceId sequence, int32_t num_tokens);
 
@@ -203,7 +203,7 @@ class KvCache {
   // The longest one of that policy which `tokens` begins with, and goes on behind; valid until the next non-const
   // call.
   std::optional<KvCompressedPrefix> find_compressed(std::string_view policy, std::span<const TokenId> tokens) const;
-  // Makes an empty sequence a copy of it. False, and nothing changed, when there is no room.
+  // Makes an empty sequence a copy of it. False, and no sequence changed, when there is no room.
   [[nodiscard]] bool attach_compressed(SequenceId sequence, CompressedId prefix);
 
   // Frees the sequence: its private blocks at once, its share of prefix blocks to the prefix cache.

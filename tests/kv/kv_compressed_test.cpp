@@ -9,30 +9,24 @@
 #include "kernels/attention/kv_block.h"
 #include "kv/kv_cache.h"
 #include "kv_test_support.h"
+#include "naive_model_test_support.h"
 
 namespace witan {
 namespace {
 
 using test::append;
+using test::config_of;
 using test::holds_entries;
 using test::ids_of;
+using test::kDim;
 using test::make_tokens;
 using test::roles_of;
 using test::Tokens;
 
-constexpr int32_t kDim = 32;
 constexpr const char* kPolicy = "keydiff,keep=0.4,prefill_every=100";
 const KvDemotion kDemotion{.codecs = {KvCodec::kHadamard4, KvCodec::kHadamard8}, .num_recent = 8};
 
-// Two heads in layer 0 and one in layer 1, which may have a window. Room for so many sets of one block per table.
-KvCacheConfig config_of(int64_t num_sets, int32_t window = 0) {
-  KvCacheConfig config;
-  config.layers = {{2, kDim, kDim}, {1, kDim, kDim, false, window}};
-  config.codec = KvCodec::kF32;
-  config.capacity_bytes = static_cast<size_t>(num_sets * 3 * kKvBlockSize * 2 * kDim * 4);
-  return config;
-}
-
+// Of three tables, two of layer 0 and one of layer 1.
 class KvCompressedTest : public testing::Test {
  protected:
   void open(const KvCacheConfig& config) { cache_.emplace(memory_, config); }
