@@ -30,6 +30,8 @@ struct GenerationRequest {
   int32_t priority = 0;                        // higher runs first
   std::optional<KvPolicy> kv_policy = {};      // lossy; none: every entry stays
   std::vector<KvSpan> kv_pinned = {};          // of the prompt: entries that stay before all that the policy chooses
+  // Of the prompt, ascending: texts that other prompts may have elsewhere. Nothing without a KV policy that reuses them.
+  std::vector<KvSpan> kv_documents = {};
 };
 
 // A request whose KV policy the model, or the prompt, cannot have.
