@@ -14,6 +14,10 @@ namespace witan {
 // The documents of a request whose entries are reused, while it runs: what the passes of its ReusePlan compute, and
 // which tokens are computed again.
 //
+//   (restart (add learn?)*)*     learn: of slices that probe, once they are computed
+//
+// Thread safety: none.
+//
 // Deviation of a token, by which they are chosen: of its values, the squared distance between those that it has in
 // the document alone and those where it is, in the layer behind the probed ones; of its routes, the total variation
 // between the weights that its experts have here and there, 1/2 sum_e |w_e - w'_e| with weights that add up to 1, over

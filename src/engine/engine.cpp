@@ -141,12 +141,13 @@ struct Engine::State {
   KvAutoChoice choose_policy(const GenerationRequest& request) const;
   bool step();
   std::vector<SequenceId> all_sequences() const;
-  StepBatches make_batches(const StepPlan& plan) const;
+  StepBatches make_batches(const StepPlan& plan);
   void add_text(const ScheduledSlice& slice, ForwardBatch& batch) const;
   std::span<float> forward(const StepBatches& batches);
   std::vector<Delivery> end_cancelled();
   StepPlan schedule(std::vector<Delivery>& deliveries);
-  void compute(const StepPlan& plan, const StepBatches& batches, std::vector<Delivery>& deliveries);
+  void compute(const StepPlan& plan, const StepBatches& batches, double schedule_seconds,
+               std::vector<Delivery>& deliveries);
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
   void begin_collecting(const StepPlan& plan);
   void forget_evidence(std::span<const SequenceId> sequences);
@@ -286,7 +287,7 @@ void Engine::cancel(RequestId request) {
   state_->work_arrived.notify_one();
 }
 
-StepBatches Engine::State::make_batches(const StepPlan& plan) const {
+StepBatches Engine::State::make_batches(const StepPlan& plan) {
   StepBatches batches;
   for (const ScheduledSlice& slice : plan.slices) {
     if (!slice.reuse) {
@@ -586,7 +587,9 @@ StepPlan Engine::State::schedule(std::vector<Delivery>& deliveries) {
   }
 }
 
-void Engine::State::compute(const StepPlan& plan, const StepBatches& batches, std::vector<Delivery>& deliveries) {
+// Planning takes its time where documents are copied.
+void Engine::State::compute(const StepPlan& plan, const StepBatches& batches, double schedule_seconds,
+                            std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
   std::vector<SampleJob> jobs;
   try {
@@ -601,11 +604,11 @@ void Engine::State::compute(const StepPlan& plan, const StepBatches& batches, st
     for (const ScheduledSlice& slice : plan.slices) fail_sequence(slice.sequence, error.what(), deliveries);
     return;
   }
-  const double forward_seconds = seconds_since(start);
+  const double step_seconds = schedule_seconds + seconds_since(start);
   int64_t num_prompt = 0;
   {
     const std::lock_guard lock(mutex);
-    if (plan.num_tokens > 0) pacer.step_done(plan.num_decodes, plan.num_tokens - plan.num_decodes, forward_seconds);
+    if (plan.num_tokens > 0) pacer.step_done(plan.num_decodes, plan.num_tokens - plan.num_decodes, step_seconds);
     num_prompt = num_prompt_tokens(plan);
     std::vector<TokenId> sampled;
     for (const SampleJob& job : jobs) sampled.push_back(job.result.token);
@@ -637,6 +640,7 @@ bool Engine::State::step() {
   StepPlan plan;
   StepBatches batches;
   std::vector<Delivery> deliveries;
+  double schedule_seconds = 0.0;
   {
     const std::lock_guard lock(mutex);
     const Clock::time_point start = Clock::now();
@@ -644,7 +648,8 @@ bool Engine::State::step() {
     plan = schedule(deliveries);
     begin_collecting(plan);
     batches = make_batches(plan);
-    stats.schedule_seconds += seconds_since(start);
+    schedule_seconds = seconds_since(start);
+    stats.schedule_seconds += schedule_seconds;
 #ifndef NDEBUG
     if (!scheduler.has_work()) {
       scheduler.check_integrity();
@@ -652,7 +657,7 @@ bool Engine::State::step() {
     }
 #endif
   }
-  if (!plan.empty()) compute(plan, batches, deliveries);
+  if (!plan.empty()) compute(plan, batches, schedule_seconds, deliveries);
   deliver(deliveries);
   return !plan.empty() || !deliveries.empty();
 }

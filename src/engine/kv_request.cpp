@@ -72,12 +72,12 @@ void check_documents(std::span<const KvSpan> documents, int32_t num_prompt) {
 }
 
 // Of the documents, what may be found elsewhere: whole blocks, not of one that begins the prompt, where it is just
-// that, nor the last token of the prompt, which is computed in any case.
-std::vector<KvSpan> reusable_documents(const GenerationRequest& request) {
+// that, nor of the last tokens of the prompt, which are computed in any case.
+std::vector<KvSpan> reusable_documents(const GenerationRequest& request, int32_t num_last_tokens) {
   std::vector<KvSpan> documents;
-  const auto last = static_cast<int32_t>(request.prompt.size()) - 1;
+  const int32_t end = static_cast<int32_t>(request.prompt.size()) - num_last_tokens;
   for (const KvSpan& span : request.kv_documents) {
-    const int32_t num_tokens = (std::min(span.end, last) - span.begin) / kKvBlockSize * kKvBlockSize;
+    const int32_t num_tokens = (std::min(span.end, end) - span.begin) / kKvBlockSize * kKvBlockSize;
     if (span.begin > 0 && num_tokens > 0) documents.push_back({span.begin, span.begin + num_tokens});
   }
   return documents;
@@ -86,6 +86,14 @@ std::vector<KvSpan> reusable_documents(const GenerationRequest& request) {
 void check_reuse(const KvPolicy& policy, const LoadedModel& model) {
   const ModelInfo& info = model.info();
   const KvReuse& reuse = *policy.reuse;
+  if (policy.prefill_every > 0) {
+    fail(ErrorCode::kInvalidArgument, "the KV policy {} judges entries of documents before they are there",
+         policy.text);
+  }
+  if (policy.wants().sees_all_tokens()) {
+    fail(ErrorCode::kInvalidArgument,
+         "the KV policy {} judges by the queries of all tokens, and those of documents are not computed", policy.text);
+  }
   if (std::ranges::any_of(info.kv_layers, [](const KvLayerSpec& layer) { return layer.window > 0; })) {
     fail(ErrorCode::kUnsupported,
          "the KV policy {} moves documents' entries, of which layers with a sliding window do not keep all",
@@ -106,17 +114,6 @@ void check_reuse(const KvPolicy& policy, const LoadedModel& model) {
     fail(ErrorCode::kInvalidArgument, "the KV policy {} compares routes in the first {} layers, which have no experts",
          policy.text, reuse.num_layers);
   }
-}
-
-// Tokens behind the documents have the queries that a policy judges by.
-void check_queries(const KvPolicy& policy, int32_t num_query_tokens, int32_t num_behind) {
-  if (num_query_tokens <= num_behind) return;
-  fail(ErrorCode::kInvalidArgument,
-       "the KV policy {} judges by the queries of {}, but only {} behind the documents are sure to be computed",
-       policy.text,
-       num_query_tokens == std::numeric_limits<int32_t>::max() ? "all tokens"
-                                                               : fmt::format("the last {} tokens", num_query_tokens),
-       num_behind);
 }
 
 // A table of heads has to be of this model.
@@ -236,10 +233,10 @@ bool leaves_the_same(const KvPolicy& policy, const GenerationRequest& request) {
 void plan_reuse(const GenerationRequest& request, const LoadedModel& model, KvRequest& kv) {
   const KvPolicy& policy = *kv.policy;
   check_reuse(policy, model);
-  std::vector<KvSpan> documents = reusable_documents(request);
+  // Where entries are judged by queries, those of the last tokens are wanted.
+  const int32_t num_judging = std::min(kv.compression.num_query_tokens, kv.text.num_prompt_tokens);
+  std::vector<KvSpan> documents = reusable_documents(request, std::max(1, num_judging));
   if (documents.empty()) return;
-  const int32_t num_behind = kv.text.num_prompt_tokens - documents.back().end;
-  check_queries(policy, kv.compression.num_query_tokens, num_behind);
   kv.documents.emplace(*policy.reuse, documents, model.info());
   kv.reuse = ReusePlan{.documents = std::move(documents),
                        .probes_alone = policy.reuse->by == KvReuse::By::kRoutes,

@@ -56,6 +56,7 @@ void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const Forw
   auto* delta = compute.scratch.allocate<float>(n * dim);
   embed_tokens(compute, frame.embedding, batch.tokens, x);
   for (int32_t layer = 0; layer < static_cast<int32_t>(frame.layer_norms.size()); ++layer) {
+    if (batch.ends_at(layer) && !batch.writes_entries()) return;
     const DecoderFrame::LayerNorms& norms = frame.layer_norms[static_cast<size_t>(layer)];
     rms_norm_rows(compute, x, norms.attention, frame.norm_epsilon, n, dim, normed);
     attention(layer, normed, delta);

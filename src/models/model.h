@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -106,6 +107,10 @@ struct ForwardBatch {
   int32_t last_layer = -1;
 
   bool ends_at(int32_t layer) const { return layer == last_layer; }
+  bool writes_entries() const {
+    return std::ranges::any_of(
+        slices, [](const SequenceSlice& slice) { return slice.in_place != SequenceSlice::InPlace::kReads; });
+  }
   int32_t position(int32_t row) const { return positions[static_cast<size_t>(row)]; }
   int64_t num_tokens() const { return std::ssize(tokens); }
 };

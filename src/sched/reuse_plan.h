@@ -13,8 +13,8 @@ namespace witan {
 
 // Documents in a prompt whose KV entries are made from those of the same tokens at the beginning of a text, which the
 // prefix cache may have, instead of being computed where they are (CacheBlend, Yao et al., arXiv 2405.16444; EPIC, Hu
-// et al., arXiv 2410.15332). When the tokens before them are computed, the sequence goes through these passes, of
-// which each but the third may be of no tokens:
+// et al., arXiv 2410.15332). When the tokens before them are computed, the sequence goes through these passes; those of
+// documents and the last may be of no tokens:
 //
 //   for each document, its tokens by themselves, as far as the prefix cache has not got them; then, with
 //     probes_alone, its first layers once more; then its entries are copied to where they belong
@@ -54,6 +54,7 @@ struct ReuseSlice {
 
 // How far a sequence is in its plan.
 struct ReuseProgress {
+  bool has_begun = false;
   int32_t num_documents = 0;           // copied
   std::optional<SequenceId> document;  // the KV sequence of the next one
   int32_t num_document_tokens = 0;     // of that, computed or found

@@ -117,6 +117,8 @@ struct Scheduler::State {
   int32_t reserve_next(Sequence& sequence, int32_t budget_tokens);
   int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
   [[nodiscard]] bool advance_reuse(Sequence& sequence);
+  void begin_reuse(Sequence& sequence);
+  int32_t attach_document(const Sequence& sequence, const KvSpan& place, SequenceId document);
   void open_document(Sequence& sequence);
   void close_document(Sequence& sequence);
   void commit_pass(Sequence& sequence, const ScheduledSlice& slice);
@@ -136,6 +138,7 @@ struct Scheduler::State {
   int64_t missing_bytes(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
                         int64_t available_bytes) const;
   int64_t bytes_alone(const Sequence& sequence) const;
+  int64_t reuse_bytes(const Sequence& sequence) const;
   int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
   int64_t copied_bytes(const Sequence& sequence, const KvCompressionPoint& point) const;
   int32_t mean_entries(SequenceId kv_sequence) const;
@@ -283,6 +286,7 @@ int32_t Scheduler::State::reserve_next(Sequence& sequence, int32_t budget_tokens
 // there is no room.
 bool Scheduler::State::advance_reuse(Sequence& sequence) {
   if (!sequence.reuses()) return true;
+  if (!sequence.reused.has_begun) begin_reuse(sequence);
   if (!kv.reserve(*sequence.kv_sequence, sequence.reuse->num_tokens())) return false;
   const ReuseProgress& reused = sequence.reused;
   while (reused.num_documents < std::ssize(sequence.reuse->documents)) {
@@ -297,19 +301,32 @@ bool Scheduler::State::advance_reuse(Sequence& sequence) {
   return true;
 }
 
+// What the prefix cache has of its documents becomes what was used last, so that the room for the text is not theirs.
+void Scheduler::State::begin_reuse(Sequence& sequence) {
+  int32_t num_found = 0;
+  for (const KvSpan& place : sequence.reuse->documents) {
+    const SequenceId document = kv.create();
+    num_found += attach_document(sequence, place, document);
+    kv.release(document);
+  }
+  if (!sequence.num_document_hit_tokens) sequence.num_document_hit_tokens = num_found;
+  sequence.reused.has_begun = true;
+}
+
+// Returns how many tokens of a document the prefix cache has.
+int32_t Scheduler::State::attach_document(const Sequence& sequence, const KvSpan& place, SequenceId document) {
+  // One token more than what may be attached, as in the text behind the document.
+  const auto num_tokens = static_cast<size_t>(place.end - place.begin) + 1;
+  const std::vector<TokenRole> roles(num_tokens, TokenRole::kPrompt);
+  return kv.attach_prefix(document, std::span(sequence.tokens).subspan(static_cast<size_t>(place.begin), num_tokens),
+                          roles);
+}
+
 void Scheduler::State::open_document(Sequence& sequence) {
   ReuseProgress& reused = sequence.reused;
   reused.document = kv.create();
-  // One token more than what may be attached, as in the text behind the document.
-  const auto num_tokens = static_cast<size_t>(sequence.document_tokens()) + 1;
-  const auto first = static_cast<size_t>(sequence.reuse->documents[static_cast<size_t>(reused.num_documents)].begin);
-  const std::vector<TokenRole> roles(num_tokens, TokenRole::kPrompt);
   reused.num_document_tokens =
-      kv.attach_prefix(*reused.document, std::span(sequence.tokens).subspan(first, num_tokens), roles);
-  if (reused.num_documents == sequence.num_ever_reused) {
-    ++sequence.num_ever_reused;
-    sequence.num_document_hit_tokens += reused.num_document_tokens;
-  }
+      attach_document(sequence, sequence.reuse->documents[static_cast<size_t>(reused.num_documents)], *reused.document);
 }
 
 void Scheduler::State::close_document(Sequence& sequence) {
@@ -557,7 +574,8 @@ int64_t Scheduler::State::missing_bytes(const Sequence& sequence, int32_t num_at
   for (const Sequence* other : running) num_prefill_tokens += other->num_unplanned();
   const int64_t tokens_per_chunk =
       std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
-  const int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1;
+  int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1 + sequence.num_passes_left();
+  for (const Sequence* other : running) num_chunks += other->num_passes_left();
   const int64_t horizon = num_chunks * pace.num_steps_per_chunk + kKvBlockSize;
 
   const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
@@ -587,9 +605,15 @@ int64_t Scheduler::State::bytes_alone(const Sequence& s) const {
   const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
   const int64_t most_entries =
       int64_t{pressure->budget.of(s.max_entries())} + std::max(pressure->every, kKvBlockSize) + uneven;
-  const int64_t judged_bytes =
-      std::max(kv.bytes_for_entries(most_entries, s.max_entries(), 1), kv.bytes_for_tokens(s.num_prompt_tokens, 1));
+  const int64_t judged_bytes = std::max({kv.bytes_for_entries(most_entries, s.max_entries(), 1),
+                                         kv.bytes_for_tokens(s.num_prompt_tokens, 1), reuse_bytes(s)});
   return std::min(dense_bytes, judged_bytes);
+}
+
+// Of the text up to the end of its documents, and one of these by itself, as long as there are passes to come.
+int64_t Scheduler::State::reuse_bytes(const Sequence& s) const {
+  if (!s.reuse || s.reused.is_over) return 0;
+  return kv.bytes_for_tokens(s.reuse->end()) + kv.bytes_for_tokens(s.reuse->longest_document());
 }
 
 // The most that a sequence holds until num_tokens of it are computed, from now on.
@@ -605,10 +629,7 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
         num_demoted == 0 ? 0 : kv.demoted_bytes(*s.compression.demotion, num_demoted + uneven);
     return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
   };
-  int64_t peak = 0;
-  if (s.reuse && !s.reused.is_over && num_tokens >= s.reuse->end()) {
-    peak = kv.bytes_for_tokens(s.reuse->end()) + kv.bytes_for_tokens(s.reuse->longest_document());
-  }
+  int64_t peak = reuse_bytes(s);
   for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
     const KvCompressionPoint& point = s.compression.points[i];
     if (point.num_tokens > num_tokens) break;
@@ -708,8 +729,10 @@ SequenceId Scheduler::add(SequenceRequest request) {
   const int32_t num_repeated = sequence->compression.longest_repetition(0);
   if (std::cmp_greater(needed_bytes, state_->kv.config().capacity_bytes)) {
     fail(ErrorCode::kOutOfMemory,
-         "a prompt of {} tokens{} and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per token)",
+         "a prompt of {} tokens{}{} and {} to generate need {} bytes of KV cache, which may hold {} bytes ({} per "
+         "token)",
          num_prompt_tokens, num_repeated > 0 ? fmt::format(", {} that repeat it at once", num_repeated) : "",
+         sequence->reuse ? fmt::format(", {} of a document by itself", sequence->reuse->longest_document()) : "",
          sequence->max_tokens - num_prompt_tokens, needed_bytes, state_->kv.config().capacity_bytes,
          state_->kv.bytes_per_token());
   }
@@ -827,6 +850,8 @@ void Scheduler::abandon(const StepPlan& plan) {
   for (const ScheduledSlice& slice : plan.slices) {
     Sequence& sequence = state_->at(slice.sequence);
     sequence.num_planned = 0;
+    // What was to be compared may be replaced already: documents are copied again.
+    if (slice.reuse && slice.reuse->pass == ReuseSlice::Pass::kProbe) sequence.reused = {};
     if (std::exchange(sequence.is_judged_for_room, false)) sequence.compression.points.pop_back();
   }
   state_->plan_is_open = false;
@@ -867,7 +892,7 @@ int32_t Scheduler::num_prefix_hit_tokens(SequenceId sequence) const {
 }
 
 int32_t Scheduler::num_document_hit_tokens(SequenceId sequence) const {
-  return state_->at(sequence).num_document_hit_tokens;
+  return state_->at(sequence).num_document_hit_tokens.value_or(0);
 }
 
 TokenRole Scheduler::role(SequenceId id, int32_t token_index) const {
@@ -922,6 +947,12 @@ void Scheduler::check_integrity() const {
       WITAN_CHECK(state.kv.num_tokens(*sequence->kv_sequence) == sequence->num_computed,
                   "sequence {}: {} entries in the KV cache, {} computed", id,
                   state.kv.num_tokens(*sequence->kv_sequence), sequence->num_computed);
+      const ReuseProgress& reused = sequence->reused;
+      WITAN_CHECK(!reused.document || sequence->reuses(), "sequence {} has a document open at token {}", id,
+                  sequence->num_computed);
+      WITAN_CHECK(!reused.document || state.kv.num_tokens(*reused.document) == reused.num_document_tokens,
+                  "sequence {}: a document of {} tokens, {} counted", id, state.kv.num_tokens(*reused.document),
+                  reused.num_document_tokens);
       for (const Sequence* follower : sequence->followers) {
         WITAN_CHECK(follower->leader == sequence.get() && follower->num_common_tokens > sequence->num_computed &&
                         follower->num_common_tokens <= sequence->num_tokens() &&

@@ -48,8 +48,7 @@ struct Sequence {
   std::optional<int32_t> judged_under_pressure = {};  // num_computed when its entries were judged for room last
   bool is_judged_for_room = false;                    // so they are to be now: at the last point of its plan
   std::optional<int32_t> num_prefix_hit_tokens;       // set by the first admission
-  int32_t num_document_hit_tokens = 0;                // of its documents up to num_ever_reused
-  int32_t num_ever_reused = 0;                        // documents that were wanted, preemptions or not
+  std::optional<int32_t> num_document_hit_tokens;     // set when its reuse plan begins first
 
   // A waiting sequence may wait for the running `leader` to compute their common tokens [0, num_common_tokens).
   Sequence* leader = nullptr;
@@ -130,10 +129,17 @@ struct Sequence {
     const KvCompressionPoint* next = next_compression();
     return next == nullptr ? num_uncomputed() : std::min(num_uncomputed(), next->num_tokens - num_computed);
   }
-  // Until it generates its next token: what no plan has yet, the repetitions included. Tokens of documents count until
-  // all passes are over: some are computed more than once, most perhaps not at all.
+  // Passes of its reuse plan that may come, each of which ends its chunk.
+  int32_t num_passes_left() const {
+    if (!reuse || reused.is_over) return 0;
+    const auto num_documents = static_cast<int32_t>(reuse->documents.size()) - reused.num_documents;
+    return num_documents * (1 + reuse->probes_alone) + reuse->probes + 1;
+  }
+  // Until it generates its next token: what no plan has yet, the repetitions included, and of the passes of its reuse
+  // plan those that probe; tokens of documents count once, most of which are perhaps not computed at all.
   int32_t num_unplanned() const {
     int32_t count = num_uncomputed() - num_planned;
+    if (reuse && !reused.is_over) count += reuse->num_tokens() * (reuse->probes_alone + reuse->probes);
     if (!has_repetitions()) return count;
     const std::vector<int32_t>& lengths = compression.repetitions;
     return std::accumulate(lengths.begin() + static_cast<std::ptrdiff_t>(num_repetitions), lengths.end(),

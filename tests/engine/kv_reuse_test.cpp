@@ -245,8 +245,11 @@ TEST(KvReuse, WhatCannotBeHadIsRefusedWithTheReason) {
     test::expect_error(ErrorCode::kInvalidArgument, reason, [&] { submit(engine, some_request(policy)); });
   };
   refused("cacheblend(layers=400)", "in the first 400 layers");
-  refused("epic,snapkv(window=32),keep=0.5", "judges by the queries of the last 32 tokens, but only");
-  refused("epic,h2o,keep=0.5", "by the queries of all tokens");
+  refused("epic,h2o,keep=0.5", "judges by the queries of all tokens");
+  for (const char* policy : {"epic,cacheblend", "auto,epic", "epic,keydiff,keep=0.5,prefill_every=64", "epic(last=3)",
+                             "cacheblend(recompute=1.5)", "randomblend(layers=2)"}) {
+    EXPECT_THROW(parse_kv_policy(policy), Error) << policy;
+  }
   GenerationRequest request = some_request("");
   request.kv_documents = {{5, 10}, {9, 20}};
   test::expect_error(ErrorCode::kInvalidArgument, "tokens 9 to 20 begins before the one before it ends, at 10",
@@ -257,9 +260,46 @@ TEST(KvReuse, WhatCannotBeHadIsRefusedWithTheReason) {
   Engine windows(options_for(kModels[2]));
   test::expect_error(ErrorCode::kUnsupported, "layers with a sliding window do not keep all",
                      [&] { submit(windows, some_request("cacheblend")); });
+  ModelOptions o = small_options();
+  o.path = test::made_model("qwen3", "tiny", DType::kQ8_0);
+  Engine dense(o);
+  test::expect_error(ErrorCode::kInvalidArgument, "which have no experts",
+                     [&] { submit(dense, some_request("routeblend")); });
+  EXPECT_TRUE(ask(dense, some_request("cacheblend")).usage.kv_reuse) << "needs none";
   Engine dense_first(options_for(kModels[1]));
   test::expect_error(ErrorCode::kInvalidArgument, "in the first 1 layers, which have no experts",
                      [&] { submit(dense_first, some_request("routeblend")); });
+}
+
+// Where entries are judged by the queries of the last 32 tokens, these are computed, though a document ends among them.
+TEST(KvReuse, TokensWhoseQueriesAreWantedAreComputed) {
+  Engine engine(small_options());
+  const Answer answer = ask(engine, Documents::in_order({3, 1, 3}).request("epic,snapkv(window=32),keep=0.5", 9));
+  ASSERT_TRUE(answer.usage.kv_reuse && answer.usage.kv);
+  EXPECT_EQ(answer.usage.kv_reuse->num_reused_tokens, 128 + 64 + 96);
+  EXPECT_EQ(answer.usage.kv->num_tokens, answer.usage.prompt_tokens);
+  const Answer all = ask(engine, Documents::in_order({3, 1, 3}).request("epic", 9));
+  EXPECT_EQ(all.usage.kv_reuse->num_reused_tokens, 128 + 64 + 128);
+}
+
+TEST(KvReuse, CancelledInAnyPassLeavesNothing) {
+  ModelOptions options = small_options();
+  options.max_step_tokens = 30;
+  options.path = test::made_model("qwen3moe", "tiny", DType::kQ8_0, 4);
+  const GenerationRequest request = some_request("routeblend(recompute=0.3)");
+  for (int num_steps = 0; num_steps < 60; num_steps += 3) {
+    Engine engine(options);
+    bool is_over = false;
+    const RequestId id =
+        engine.submit(request, [&](const GenerationOutput& output) { is_over = output.finish.has_value(); });
+    for (int i = 0; i < num_steps && engine.step(); ++i) {
+    }
+    engine.cancel(id);
+    run_all(engine);
+    EXPECT_TRUE(is_over);
+    EXPECT_EQ(engine.stats().kv.block_bytes_held, engine.stats().kv.block_bytes_cached) << num_steps;
+    EXPECT_FALSE(engine.stats().scheduler.num_running > 0);
+  }
 }
 
 TEST(RouteDistance, IsTheTotalVariationOfWeightsThatAddUpToOne) {

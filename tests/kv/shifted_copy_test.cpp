@@ -110,7 +110,8 @@ INSTANTIATE_TEST_SUITE_P(
     Codecs, ShiftedCopyTest,
     testing::Values(CodecCase{KvCodec::kF32, false, 1e-6f, 0.0f}, CodecCase{KvCodec::kF16, false, 2.5e-3f, 5e-4f},
                     CodecCase{KvCodec::kBF16, false, 2e-2f, 4e-3f}, CodecCase{KvCodec::kQ8, false, 2e-2f, 1e-2f},
-                    CodecCase{KvCodec::kHadamard8, false, 5e-2f, 4e-2f}, CodecCase{KvCodec::kF32, true, 1e-6f, 0.0f}),
+                    CodecCase{KvCodec::kHadamard8, false, 5e-2f, 4e-2f}, CodecCase{KvCodec::kF32, true, 1e-6f, 0.0f},
+                    CodecCase{KvCodec::kLatent8, true, 5e-2f, 0.0f}),
     [](const auto& codec_case) {
       std::string name(kv_codec_name(codec_case.param.codec));
       std::erase(name, '-');

@@ -341,6 +341,9 @@ class SchedulerHarness {
     num_repeated += slice.num_tokens;
     const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
     std::vector<TokenId> expected(tokens.begin(), tokens.begin() + slice.first_token - slice.num_uncommitted);
+    if (const auto found = reusing_.find(slice.sequence); found != reusing_.end()) {
+      expected = found->second.entries(expected);
+    }
     for (int32_t i = 0; i < num_repeated; ++i) expected.push_back(200000 + 1000 * repetition + i);
     EXPECT_EQ(write(slice, std::span(expected).last(slice.num_tokens)), expected) << "sequence " << slice.sequence;
     ASSERT_LE(num_repeated, lengths[repetition]);

@@ -94,7 +94,7 @@ TEST(SchedulerReuseTest, DocumentsAreFoundInOtherPlaces) {
   const SequenceId b = add(harness, second);
   harness.step();
   harness.step();
-  EXPECT_EQ(harness.scheduler().num_document_hit_tokens(b), 0);
+  EXPECT_EQ(harness.scheduler().num_document_hit_tokens(b), 96);
   std::vector<Planned> passes = passes_of(harness);
   EXPECT_EQ(passes, (std::vector<Planned>{{kProbe, 0, 0, 130}, {kRecompute, 0, 0, 17}}));
   expect_done(harness, b, second);
@@ -129,6 +129,8 @@ TEST(SchedulerReuseTest, ASequenceNeedsTheRoomOfItsLongestDocument) {
     SchedulerHarness harness(config);
     if (num_rows == 5) {
       EXPECT_THROW(add(harness, text), Error);
+      const Dropping pressure{.pressure = KvPressure{.budget = {.tokens = 40}, .every = 8}};
+      EXPECT_THROW(harness.add(text.prompt, 5, 0, pressure, 0, text.reusing), Error) << "judged when it is computed";
       continue;
     }
     const SequenceId id = add(harness, text);
@@ -143,7 +145,7 @@ TEST(SchedulerReuseTest, WhatWasNotComputedIsPlannedAgain) {
   const SequenceId id = add(harness, text);
   for (int i = 0; harness.scheduler().has_work() && i < 200; ++i) {
     const StepPlan plan = harness.schedule();
-    if (i % 3 == 1) {
+    if (i == 2 || i == 5 || i == 9 || i == 17 || i == 24) {
       harness.abandon(plan);
       continue;
     }
@@ -153,7 +155,40 @@ TEST(SchedulerReuseTest, WhatWasNotComputedIsPlannedAgain) {
   expect_done(harness, id, text);
 }
 
-// Many sequences with documents in common in little room, ended at random too.
+// What is being compared may be replaced by then, so that documents are copied once more.
+TEST(SchedulerReuseTest, AnAbandonedProbeBeginsWithTheDocumentsAgain) {
+  SchedulerHarness harness(with_budget(300));
+  const Text text = text_of({{1, 2}}, 3, true);
+  const SequenceId id = add(harness, text);
+  harness.step();
+  harness.step();
+  const StepPlan probe = harness.schedule();
+  ASSERT_TRUE(probe.slices[0].reuse && probe.slices[0].reuse->pass == kProbe);
+  const KvCache::Slot slot = harness.kv().slot(probe.slices[0].kv_sequence, 0, 0, 20);
+  reinterpret_cast<float*>(slot.block)[slot.slot] = 1.0f;
+  harness.abandon(probe);
+  harness.run_to_end(100);
+  expect_done(harness, id, text);
+}
+
+// What is cached of its documents stays, where something else can make room for the text.
+TEST(SchedulerReuseTest, TheTextDoesNotTakeTheRoomOfItsDocuments) {
+  SchedulerHarness harness(with_budget(300, 12));
+  harness.add(make_prompt(65, 1), 1);  // a document of two blocks, then one of another of six
+  harness.run_to_end(10);
+  harness.add(make_prompt(193, 9), 1);
+  harness.run_to_end(10);
+  const Text text = text_of({{2, 1}, {1, 2}}, 3);
+  const SequenceId id = add(harness, text);
+  harness.step();
+  harness.step();
+  EXPECT_EQ(harness.scheduler().num_document_hit_tokens(id), 64);
+  const std::vector<Planned> passes = passes_of(harness);
+  EXPECT_EQ(passes, (std::vector<Planned>{{kRecompute, 0, 0, 11}})) << "the second document was still there";
+  expect_done(harness, id, text);
+}
+
+// Many sequences with documents in common in little room, judged in some, ended at random too.
 TEST(SchedulerReuseTest, EverySequenceEndsWithTheTextItHasAlone) {
   int64_t num_preemptions = 0;
   int64_t num_found = 0;
@@ -165,14 +200,20 @@ TEST(SchedulerReuseTest, EverySequenceEndsWithTheTextItHasAlone) {
     SchedulerHarness harness(config);
     std::map<SequenceId, Text> texts;
     std::map<SequenceId, int32_t> lengths;
+    std::map<SequenceId, bool> drops;
     for (int step = 0; step < 400; ++step) {
       if (texts.size() < 12 && pick(4) == 0) {
         std::vector<std::pair<int32_t, int32_t>> documents;
         for (int32_t i = 0; i <= pick(3); ++i) documents.emplace_back(1 + pick(4), 1 + pick(2));
         const Text text = text_of(documents, pick(5), pick(2) == 0, pick(2) == 0);
         const int32_t num_new = 1 + pick(250);
-        const SequenceId id = add(harness, text, num_new);
+        std::optional<Dropping> dropping;
+        if (pick(3) == 0) dropping = Dropping{.every = 20};
+        if (pick(5) == 0) dropping = Dropping{.repetitions = {40, 3}};
+        if (pick(4) == 0) dropping = Dropping{.pressure = KvPressure{.budget = {.tokens = 90}, .every = 10}};
+        const SequenceId id = harness.add(text.prompt, num_new, pick(2), dropping, 0, text.reusing);
         texts[id] = text;
+        drops[id] = dropping.has_value();
         lengths[id] = num_new;
       }
       const StepPlan plan = harness.step();
@@ -183,11 +224,13 @@ TEST(SchedulerReuseTest, EverySequenceEndsWithTheTextItHasAlone) {
     }
     harness.run_to_end(3000);
     for (const auto& [id, tokens] : harness.done()) {
-      EXPECT_EQ(tokens, expected_text(texts.at(id).prompt, lengths.at(id), 1024, {}, texts.at(id).reusing)) << seed;
+      const std::optional<Dropping> dropping = drops.at(id) ? std::optional(harness.dropping(id)) : std::nullopt;
+      EXPECT_EQ(tokens, expected_text(texts.at(id).prompt, lengths.at(id), 1024, dropping, texts.at(id).reusing))
+          << seed;
     }
     num_preemptions += harness.scheduler().stats().num_preemptions;
   }
-  EXPECT_GT(num_preemptions, 10);
+  EXPECT_GT(num_preemptions, 2);
   EXPECT_GT(num_found, 0);
 }
 

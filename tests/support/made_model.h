@@ -19,10 +19,12 @@ inline std::string made_model(const char* arch, const char* preset, DType dtype,
     ~Folder() { std::filesystem::remove_all(path); }
   };
   static const Folder folder;
-  const std::filesystem::path path = folder.path / fmt::format("{}-{}-{}-{}.gguf", arch, preset, quant_type(dtype).name, num_layers);
+  const std::filesystem::path path =
+      folder.path / fmt::format("{}-{}-{}-{}.gguf", arch, preset, quant_type(dtype).name, num_layers);
   if (!std::filesystem::exists(path)) {
     ThreadPool threads(1);
-    make_model(find_model_preset(arch, preset), {.num_layers = num_layers, .dtype = dtype, .seed = 7}, path.string(), threads);
+    make_model(find_model_preset(arch, preset), {.num_layers = num_layers, .dtype = dtype, .seed = 7}, path.string(),
+               threads);
   }
   return path.string();
 }

@@ -166,6 +166,7 @@ void PolicyBuilder::choose_later(const PartArguments& by, double floor) {
   claim("which entries are read", by);
   claim("the types of older entries", by);
   claim("the channels of older keys", by);
+  claim("which tokens of documents are computed again", by);
   policy.automatic = KvAuto{.floor = floor, .by_room = false, .rest = {}};
 }
 
