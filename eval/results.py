@@ -31,6 +31,7 @@ class Sample:
     finish_reason: str  # "" of replies that another program made
     reply: str
     kv: dict | None = None  # what a KV policy left, where it dropped something
+    first_token_seconds: float | None = None  # since it was submitted; None of earlier releases
 
     def share_right(self):
         return self.correct.count(True) / len(self.correct)
@@ -104,6 +105,7 @@ _SAMPLE = {
     "finish_reason": _is_text,
     "reply": _is_text,
     "kv": lambda value: value is None or _is_kv(value),
+    "first_token_seconds": lambda value: value is None or _is_number(value) and value >= 0,
 }
 _NOT_RUN = {"id": _is_text, "error": _is_text}
 _PERPLEXITY = {
@@ -113,7 +115,7 @@ _PERPLEXITY = {
     "nll": lambda value: value is None or _is_number(value),
     "value": lambda value: value is None or _is_number(value),
 }
-_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None}
+_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None, "first_token_seconds": None}
 
 
 def _fields(value, checks):

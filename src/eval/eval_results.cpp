@@ -71,6 +71,7 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
                  {"finish_reason", result.finish_reason},
                  {"reply", result.reply},
                  {"answers", task.answers.values},
+                 {"first_token_seconds", result.first_token_seconds},
                  {"seconds", result.seconds},
                  {"fingerprint", fmt::format("{:016x}", task.fingerprint)}});
   if (result.kv) {

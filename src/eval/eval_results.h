@@ -30,8 +30,9 @@ struct EvalResult {
   std::string finish_reason = {};
   int32_t prompt_tokens = 0;
   int32_t generated_tokens = 0;
-  double seconds = 0.0;           // from the first step that it took part in
-  std::optional<EvalKv> kv = {};  // where a KV policy dropped something; not read back from files
+  double first_token_seconds = 0.0;  // since it was submitted, waiting included; not read back from files
+  double seconds = 0.0;              // the same, until it ended
+  std::optional<EvalKv> kv = {};     // where a KV policy dropped something; not read back from files
 };
 
 // A file of results, as JSON Lines: what was evaluated, then a line per task in the order in which they ended, and a

@@ -38,7 +38,7 @@ class HelpTest(program.WitanTestCase):
 
     def test_shows_each_flag_with_its_default(self):
         expected = {
-            "run": "model prompt file tokens jsonl parse-special json quiet stats-json exact kv-type threads memory "
+            "run": "model prompt file tokens jsonl document parse-special json quiet stats-json exact kv-type threads memory "
             "context step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
             "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv kv-pin kv-pin-text stop "
             "stop-token ignore-eos",
