@@ -206,6 +206,11 @@ class Printer {
     if (usage.kv_reads) {
       result["usage"]["kv_read"] = {{"bytes", usage.kv_reads->bytes}, {"bytes_of_all", usage.kv_reads->bytes_of_all}};
     }
+    if (usage.kv_reuse) {
+      result["usage"]["kv_reuse"] = {{"tokens", usage.kv_reuse->num_reused_tokens},
+                                     {"found", usage.kv_reuse->num_found_tokens},
+                                     {"recomputed", usage.kv_reuse->num_recomputed_tokens}};
+    }
     if (!answer.logprobs.empty()) result["logprobs"] = answer.logprobs;
     if (!answer.last->error.empty()) result["error"] = answer.last->error;
     return result;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <functional>
 #include <limits>
 #include <mutex>
 #include <set>
@@ -13,9 +12,9 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "engine/kv_compressor.h"
 #include "engine/kv_request.h"
 #include "engine/text_stream.h"
-#include "kv/policy/key_channels.h"
 #include "sched/prefill_pacer.h"
 
 namespace witan {
@@ -35,16 +34,26 @@ struct Generation {
   std::optional<TextStream> text;
   Clock::time_point submitted;
   GenerationUsage usage;
+  RunningKvPolicy kv;
+  std::unique_ptr<DocumentReuse> documents;  // nullptr: none is reused
+};
 
-  // With a KV policy that has something to drop:
-  std::optional<KvPolicy> kv_policy;
-  KvText kv_text;
-  int32_t most_judged = 0;      // entries of a head at once
-  bool under_pressure = false;  // when is not known
-  std::optional<KvDemotion> kv_demotion;
-  KvEvidence kv_evidence;         // while it runs: what the policy wants when it judges next
-  int32_t num_judged_tokens = 0;  // the text's, when it did so last
-  std::string kv_error;           // why that could not be had
+// What a step computes: first, what is done in the first layers alone, to compare tokens; then all else.
+struct StepBatches {
+  struct Probe {
+    ForwardBatch batch;
+    std::vector<ScheduledSlice> slices;     // of the batch
+    std::vector<DocumentReuse*> documents;  // [slices]
+  };
+  std::vector<Probe> probes;  // one for each ForwardBatch::last_layer
+  ForwardBatch text;
+
+  Probe& probe_of(int32_t last_layer) {
+    const auto found = std::ranges::find(probes, last_layer, [](const Probe& probe) { return probe.batch.last_layer; });
+    if (found != probes.end()) return *found;
+    probes.emplace_back().batch.last_layer = last_layer;
+    return probes.back();
+  }
 };
 
 // An output and who wants it; delivered when no lock is held.
@@ -124,6 +133,7 @@ struct Engine::State {
                                .max_sequences = model.options().max_sequences,
                                .context_length = model.options().context_length,
                                .generated_entries_differ = model.info().generated_entries_differ}),
+        kv_compressor(model, scheduler),
         pacer(model.options().max_decode_slowdown) {}
 
   RequestId submit(const GenerationRequest& request, OutputCallback on_output,
@@ -131,21 +141,16 @@ struct Engine::State {
   KvAutoChoice choose_policy(const GenerationRequest& request) const;
   bool step();
   std::vector<SequenceId> all_sequences() const;
-  ForwardBatch make_batch(const StepPlan& plan) const;
+  StepBatches make_batches(const StepPlan& plan) const;
+  void add_text(const ScheduledSlice& slice, ForwardBatch& batch) const;
+  std::span<float> forward(const StepBatches& batches);
   std::vector<Delivery> end_cancelled();
   StepPlan schedule(std::vector<Delivery>& deliveries);
-  void compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries);
+  void compute(const StepPlan& plan, const StepBatches& batches, std::vector<Delivery>& deliveries);
   std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
   void begin_collecting(const StepPlan& plan);
-  void follow_text(const ScheduledSlice& slice);
-  void collect_evidence(SequenceId sequence, int32_t first_token);
+  void forget_evidence(std::span<const SequenceId> sequences);
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
-  KvChoice choose_kept(SequenceId kv_sequence, const Generation& generation);
-  std::function<bool(SequenceId)> applied(const KvChoice& choice, const Generation& generation, bool judges);
-  bool chooses_channels(SequenceId kv_sequence, const Generation& generation) const;
-  bool demote(SequenceId kv_sequence, const Generation& generation);
-  void keep_evidence(KvEvidence& evidence, const KvChoice& choice) const;
-  void count_held(SequenceId kv_sequence, KvCompression& report) const;
   std::set<SequenceId> compress(const ScheduledSlice& slice, std::vector<Delivery>& deliveries);
   void finish_step(const StepPlan& plan, std::span<SampleJob> jobs, std::vector<Delivery>& deliveries);
   void fail_sequence(SequenceId sequence, const std::string& what, std::vector<Delivery>& deliveries);
@@ -165,6 +170,7 @@ struct Engine::State {
   std::mutex step_mutex;  // one step at a time; taken before `mutex`
   std::condition_variable work_arrived;
   Scheduler scheduler;
+  KvCompressor kv_compressor;
   PrefillPacer pacer;
   std::unordered_map<SequenceId, Generation> generations;
   std::vector<RequestId> cancelled;
@@ -233,8 +239,14 @@ RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback
     }
     sequence_request.input = std::exchange(sequence_request.prompt, {model.info().decoder_start_token});
   }
-  KvRequest kv = plan_kv(request, model);
-  sequence_request.compression = std::move(kv.compression);
+  const KvRequest kv = plan_kv(request, model);
+  sequence_request.compression = kv.compression;
+  if (kv.reuse) {
+    sequence_request.reuse = kv.reuse;
+    sequence_request.reuse->copy = [this](SequenceId document, SequenceId text, const KvSpan& place) {
+      copy_shifted(model.kv(), *model.key_rope(), document, text, place, model.isa(), model.threads());
+    };
+  }
   sequence_request.private_generation = kv.private_generation;
   sequence_request.side_bytes = kv.side_bytes;
 
@@ -251,15 +263,15 @@ RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback
     generation.on_output = callback;
     generation.submitted = now;
     generation.usage.prompt_tokens = static_cast<int32_t>(request.prompt.size());
-    generation.kv_demotion = sequence_request.compression.demotion;
     generation.usage.kv_auto = kv_auto;
-    if (kv.acts) {
-      generation.kv_policy = kv.policy;
-      generation.kv_text = kv.text;
-      generation.most_judged = kv.most_judged;
-      generation.under_pressure = sequence_request.compression.pressure.has_value();
-      if (generation.under_pressure) generation.usage.kv = std::make_shared<const KvCompression>();
+    if (kv.acts) generation.kv = running_policy(kv);
+    if (kv.documents) {
+      generation.documents = std::make_unique<DocumentReuse>(*kv.documents);
+      generation.usage.kv_reuse = KvReuseCount{.num_reused_tokens = kv.documents->num_document_tokens(),
+                                               .num_found_tokens = 0,
+                                               .num_recomputed_tokens = kv.documents->num_recomputed()};
     }
+    if (generation.kv.under_pressure) generation.usage.kv = std::make_shared<const KvCompression>();
     generation.sampling.seed += static_cast<uint64_t>(choice);
     if (model.tokenizer() != nullptr) generation.text.emplace(*model.tokenizer(), request.stop_strings);
     generations.emplace(sequence, std::move(generation));
@@ -274,183 +286,92 @@ void Engine::cancel(RequestId request) {
   state_->work_arrived.notify_one();
 }
 
-ForwardBatch Engine::State::make_batch(const StepPlan& plan) const {
-  ForwardBatch batch;
+StepBatches Engine::State::make_batches(const StepPlan& plan) const {
+  StepBatches batches;
   for (const ScheduledSlice& slice : plan.slices) {
-    const Generation& generation = generations.at(slice.sequence);
-    batch.slices.push_back({.kv_sequence = slice.kv_sequence,
-                            .first_row = static_cast<int32_t>(batch.tokens.size()),
-                            .num_tokens = slice.num_tokens,
-                            .first_token = slice.first_token,
-                            .evidence = &generation.kv_evidence,
-                            .num_uncommitted = slice.num_uncommitted});
-    std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
-    int32_t first = slice.first_token;
-    if (slice.repetition) {
-      const Repetition& repetition = generation.kv_text.repetitions[static_cast<size_t>(*slice.repetition)];
-      batch.slices.back().repeated_chunk = repetition.chunk;
-      tokens = repetition.tokens;
-      first = slice.num_uncommitted;
+    if (!slice.reuse) {
+      add_text(slice, batches.text);
+      continue;
     }
-    tokens = tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(slice.num_tokens));
-    batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end());
-    for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
-      batch.positions.push_back(i);
-      batch.roles.push_back(slice.repetition ? TokenRole::kPrompt : scheduler.role(slice.sequence, i));
+    DocumentReuse& documents = *generations.at(slice.sequence).documents;
+    const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+    if (slice.reuse->is_probe()) {
+      StepBatches::Probe& probe = batches.probe_of(documents.last_layer());
+      documents.add(slice, tokens, probe.batch);
+      probe.slices.push_back(slice);
+      probe.documents.push_back(&documents);
+    } else {
+      documents.add(slice, tokens, batches.text);
     }
-    if (slice.encodes_input) {
-      const std::span<const TokenId> input = scheduler.input(slice.sequence);
-      batch.inputs.push_back({.kv_sequence = slice.kv_sequence, .tokens = {input.begin(), input.end()}});
-    }
-    if (slice.samples) batch.logit_rows.push_back(static_cast<int32_t>(batch.tokens.size()) - 1);
   }
-  return batch;
+  return batches;
+}
+
+// Tokens of a text or of its repetition, behind those that the KV cache has.
+void Engine::State::add_text(const ScheduledSlice& slice, ForwardBatch& batch) const {
+  const Generation& generation = generations.at(slice.sequence);
+  batch.slices.push_back({.kv_sequence = slice.kv_sequence,
+                          .first_row = static_cast<int32_t>(batch.tokens.size()),
+                          .num_tokens = slice.num_tokens,
+                          .first_token = slice.first_token,
+                          .evidence = &generation.kv.evidence,
+                          .num_uncommitted = slice.num_uncommitted});
+  std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
+  int32_t first = slice.first_token;
+  if (slice.repetition) {
+    const Repetition& repetition = generation.kv.text.repetitions[static_cast<size_t>(*slice.repetition)];
+    batch.slices.back().repeated_chunk = repetition.chunk;
+    tokens = repetition.tokens;
+    first = slice.num_uncommitted;
+  }
+  tokens = tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(slice.num_tokens));
+  batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end());
+  for (int32_t i = slice.first_token; i < slice.first_token + slice.num_tokens; ++i) {
+    batch.positions.push_back(i);
+    batch.roles.push_back(slice.repetition ? TokenRole::kPrompt : scheduler.role(slice.sequence, i));
+  }
+  if (slice.encodes_input) {
+    const std::span<const TokenId> input = scheduler.input(slice.sequence);
+    batch.inputs.push_back({.kv_sequence = slice.kv_sequence, .tokens = {input.begin(), input.end()}});
+  }
+  if (slice.samples) batch.logit_rows.push_back(static_cast<int32_t>(batch.tokens.size()) - 1);
+}
+
+// The logits of the text's rows that want them. Without the mutex, as sample_all.
+std::span<float> Engine::State::forward(const StepBatches& batches) {
+  for (const StepBatches::Probe& probe : batches.probes) {
+    model.forward(probe.batch);
+    for (size_t i = 0; i < probe.slices.size(); ++i) {
+      probe.documents[i]->learn(probe.slices[i], probe.batch.slices[i].first_row, model.telemetry());
+    }
+  }
+  return batches.text.slices.empty() ? std::span<float>() : model.forward(batches.text);
 }
 
 // A sequence that begins to run, or begins again, with a KV policy collects what its policy wants.
 void Engine::State::begin_collecting(const StepPlan& plan) {
-  for (const SequenceId sequence : plan.preempted) generations.at(sequence).kv_evidence = {};
+  forget_evidence(plan.preempted);
   for (const SequenceId sequence : plan.admitted) {
-    generations.at(sequence).kv_evidence = {};  // of an earlier run, whose end a failing schedule did not tell
-    collect_evidence(sequence, 0);
+    Generation& generation = generations.at(sequence);
+    kv_compressor.begin(sequence, generation.kv);
+    if (generation.documents != nullptr) generation.documents->restart();
   }
-  for (const ScheduledSlice& slice : plan.slices) follow_text(slice);
-}
-
-// Where entries may be judged at any time, the window is of the last tokens that there are behind the slice.
-void Engine::State::follow_text(const ScheduledSlice& slice) {
-  Generation& generation = generations.at(slice.sequence);
-  QueryWindow* window = generation.kv_evidence.window.get();
-  if (window == nullptr || !generation.under_pressure) return;
-  const int32_t end = slice.first_token + slice.num_tokens;
-  const int32_t first = std::max(generation.num_judged_tokens, end - window->max_tokens());
-  window->move_to(first, end - first);
-}
-
-// What the policy wants of the tokens from first_token to where it judges next, or may.
-void Engine::State::collect_evidence(SequenceId sequence, int32_t first_token) {
-  Generation& generation = generations.at(sequence);
-  KvEvidence& evidence = generation.kv_evidence;
-  if (!generation.kv_policy) return;
-  const bool under_pressure = generation.under_pressure;
-  const std::optional<KvCompressionPoint> point = scheduler.next_judgement(sequence);
-  const bool goes_on = generation.num_judged_tokens == first_token && evidence.window != nullptr;
-  generation.num_judged_tokens = first_token;
-  generation.kv_error.clear();
-  try {
-    if (generation.kv_policy->pages && evidence.pages == nullptr) {
-      evidence.pages = model.make_page_bounds(*generation.kv_policy->pages, scheduler.max_tokens(sequence));
-    }
-    if (!point && !under_pressure) {
-      evidence.window.reset();
-      evidence.mass.reset();
-      evidence.moments.reset();
-      evidence.value_norms.reset();
-      evidence.repetition.reset();
-      return;
-    }
-    const KvWants wants = generation.kv_policy->wants();
-    if (wants.num_query_tokens > 0 && under_pressure && evidence.window == nullptr) {
-      evidence.window = model.make_query_window(0, std::min(wants.num_query_tokens, generation.most_judged));
-    } else if (wants.num_query_tokens > 0 && !under_pressure) {
-      int32_t num_tokens = std::min(wants.num_query_tokens, point->num_tokens - first_token);
-      if (goes_on) num_tokens = std::min(num_tokens, evidence.window->max_tokens());  // it has the last of them
-      if (evidence.window == nullptr || evidence.window->max_tokens() < num_tokens) {
-        evidence.window.reset();
-        evidence.window = model.make_query_window(point->num_tokens - num_tokens, num_tokens);
-      }
-      evidence.window->move_to(point->num_tokens - num_tokens, num_tokens);
-    }
-    if (generation.most_judged == 0) return;  // channels are chosen, and nothing is judged
-    if (wants.attention_mass && evidence.mass == nullptr) {
-      evidence.mass = model.make_attention_mass(generation.most_judged);
-    }
-    if (wants.moments && evidence.moments == nullptr) evidence.moments = model.make_query_moments(*wants.moments);
-    if (wants.value_norms && evidence.value_norms == nullptr) {
-      evidence.value_norms = model.make_value_norms(generation.most_judged);
-    }
-    if (wants.repetitions && evidence.repetition == nullptr) {
-      evidence.repetition = model.make_repetition_attention(generation.most_judged, *wants.repetitions);
-    }
-  } catch (const Error& error) {
-    evidence = {};
-    generation.kv_error = error.what();
+  for (const ScheduledSlice& slice : plan.slices) {
+    if (!slice.reuse) KvCompressor::follow_text(slice, generations.at(slice.sequence).kv);
   }
 }
 
-// Behind the commit of a step in which sequences with a KV policy reached a point where entries are judged. The mutex
-// is not held while they are: that reads nothing but what belongs to the step.
+// Of sequences that were preempted: they collect anew when they run again.
+void Engine::State::forget_evidence(std::span<const SequenceId> sequences) {
+  for (const SequenceId sequence : sequences) generations.at(sequence).kv.evidence = {};
+}
+
+// Behind the commit of a step in which sequences with a KV policy reached a point where entries are judged. The
+// mutex is not held while they are, see KvCompressor::decide.
 void Engine::State::compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries) {
   std::set<SequenceId> preempted;  // for the room of others: they are computed again
   for (const ScheduledSlice& slice : plan.slices) {
     if (slice.compresses && !preempted.contains(slice.sequence)) preempted.merge(compress(slice, deliveries));
-  }
-}
-
-KvChoice Engine::State::choose_kept(SequenceId kv_sequence, const Generation& generation) {
-  const auto choose = [&] {
-    return model.choose_kept(kv_sequence, generation.kv_text, *generation.kv_policy, &generation.kv_evidence);
-  };
-  try {
-    return choose();
-  } catch (const Error&) {  // what the prefix cache holds can be had
-    const std::lock_guard lock(mutex);
-    model.kv().clear_prefix_cache();
-  }
-  return choose();
-}
-
-// What a choice does to a sequence's KV cache, see Scheduler::compress.
-std::function<bool(SequenceId)> Engine::State::applied(const KvChoice& choice, const Generation& generation,
-                                                       bool judges) {
-  return [this, &choice, &generation, drops = judges](SequenceId kv_sequence) mutable {
-    if (drops && !model.kv().keep(kv_sequence, choice.kept, choice.merges)) return false;
-    drops = false;
-    return !generation.kv_demotion || demote(kv_sequence, generation);
-  };
-}
-
-// Whether it is demoted for the first time, and keys lose channels then.
-bool Engine::State::chooses_channels(SequenceId kv_sequence, const Generation& generation) const {
-  return generation.kv_demotion && !generation.kv_demotion->key_dims.empty() && !model.kv().has_channels(kv_sequence);
-}
-
-bool Engine::State::demote(SequenceId kv_sequence, const Generation& generation) {
-  KvCache& kv = model.kv();
-  const KvDemotion& demotion = *generation.kv_demotion;
-  if (chooses_channels(kv_sequence, generation)) {
-    kv.choose_channels(kv_sequence, choose_key_channels(model.isa(), model.threads(), kv, kv_sequence, demotion,
-                                                        *generation.kv_evidence.window));
-  }
-  return kv.demote(kv_sequence, demotion, model.isa(), model.threads());
-}
-
-void Engine::State::keep_evidence(KvEvidence& evidence, const KvChoice& choice) const {
-  const std::span<const KvLayerSpec> layers = model.info().kv_layers;
-  if (evidence.mass != nullptr) evidence.mass->keep(layers, choice.kept);
-  if (evidence.value_norms != nullptr) evidence.value_norms->keep(layers, choice.kept, choice.merges);
-  if (evidence.pages != nullptr) evidence.pages->forget();
-}
-
-void Engine::State::count_held(SequenceId kv_sequence, KvCompression& report) const {
-  const KvCache& kv = model.kv();
-  report.bytes_after = kv.held_bytes(kv_sequence);
-  report.bytes_before = report.bytes_after;
-  report.kept.clear();
-  report.demoted.clear();
-  for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
-    const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
-    if (spec.window > 0) continue;
-    report.kept.emplace_back();
-    report.demoted.emplace_back();
-    for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
-      const int32_t num_entries = kv.num_entries(kv_sequence, layer, head);
-      report.kept.back().push_back(num_entries);
-      report.demoted.back().push_back(kv.num_demoted(kv_sequence, layer, head));
-      const KvView view = kv.view(kv_sequence, layer, head, num_entries);
-      report.bytes_before +=
-          view.format.block_bytes() * ((report.num_tokens + kKvBlockSize - 1) / kKvBlockSize) - view.block_bytes();
-    }
   }
 }
 
@@ -468,35 +389,22 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     if (is_stopped) return {};  // it ends here
   }
   try {
-    if (!generation->kv_error.empty()) throw Error(ErrorCode::kOutOfMemory, generation->kv_error);
-    const KvChoice choice = slice.judges ? choose_kept(slice.kv_sequence, *generation) : KvChoice();
+    KvDecision decision = kv_compressor.decide(slice, generation->kv, mutex);
     const std::lock_guard lock(mutex);
-    const int32_t num_tokens = model.kv().num_tokens(slice.kv_sequence);
-    const bool uses_evidence = slice.judges || chooses_channels(slice.kv_sequence, *generation);
-    const bool is_done = scheduler.compress(slice.sequence, applied(choice, *generation, slice.judges), victims);
-    std::set<SequenceId> preempted(victims.begin(), victims.end());
-    for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
-    if (!is_done) return preempted;
-    if (slice.judges) keep_evidence(generation->kv_evidence, choice);
-    if (uses_evidence) collect_evidence(slice.sequence, slice.judges ? num_tokens : generation->num_judged_tokens);
-    const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens >= num_tokens;
-    auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
-    if (slice.judges) {
-      ++report->num_times;
-      report->attention_kept = choice.attention_kept;
-      report->fell_back = choice.fell_back;
+    const bool is_done = kv_compressor.apply(slice, generation->kv, decision, victims);
+    forget_evidence(victims);
+    if (is_done) {
+      kv_compressor.go_on(slice, generation->kv, decision);
+      KvCompression report = kv_compressor.report(slice, decision, generation->usage.kv.get());
+      report.seconds += seconds_since(start);
+      generation->usage.kv = std::make_shared<const KvCompression>(std::move(report));
     }
-    report->num_tokens = num_tokens;
-    count_held(slice.kv_sequence, *report);
-    report->seconds += seconds_since(start);
-    generation->usage.kv = std::move(report);
-    return preempted;
   } catch (const Error& error) {
     const std::lock_guard lock(mutex);
     fail_sequence(slice.sequence, error.what(), deliveries);
-    for (const SequenceId sequence : victims) generations.at(sequence).kv_evidence = {};
-    return {victims.begin(), victims.end()};
+    forget_evidence(victims);
   }
+  return {victims.begin(), victims.end()};
 }
 
 Delivery Engine::State::end(SequenceId sequence, GenerationOutput output) {
@@ -582,9 +490,12 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     }
     Generation& generation = found->second;
     generation.usage.cached_prompt_tokens = scheduler.num_prefix_hit_tokens(slice.sequence);
-    if (generation.kv_evidence.pages != nullptr) generation.usage.kv_reads = generation.kv_evidence.pages->reads();
+    if (generation.usage.kv_reuse) {
+      generation.usage.kv_reuse->num_found_tokens = scheduler.num_document_hit_tokens(slice.sequence);
+    }
+    if (generation.kv.evidence.pages != nullptr) generation.usage.kv_reads = generation.kv.evidence.pages->reads();
     if (!slice.samples) {
-      if (!generation.kv_error.empty()) fail_sequence(slice.sequence, generation.kv_error, deliveries);
+      if (!generation.kv.error.empty()) fail_sequence(slice.sequence, generation.kv.error, deliveries);
       continue;
     }
     SampleJob& job = jobs[i++];
@@ -608,8 +519,8 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     output.token = std::move(job.result);
     if (output.finish) {
       deliveries.push_back(end(slice.sequence, std::move(output)));
-    } else if (!generation.kv_error.empty()) {
-      fail_sequence(slice.sequence, generation.kv_error, deliveries);
+    } else if (!generation.kv.error.empty()) {
+      fail_sequence(slice.sequence, generation.kv.error, deliveries);
     } else {
       generation.usage.total_seconds = seconds_since(generation.submitted);
       output.usage = generation.usage;
@@ -633,7 +544,8 @@ int64_t Engine::State::num_prompt_tokens(const StepPlan& plan) const {
   int64_t num_tokens = 0;
   for (const ScheduledSlice& slice : plan.slices) {
     const int32_t num_prompt = scheduler.num_prompt_tokens(slice.sequence);
-    num_tokens += slice.repetition ? slice.num_tokens : std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
+    const bool is_prompt = slice.repetition || slice.reuse;
+    num_tokens += is_prompt ? slice.num_tokens : std::clamp(num_prompt - slice.first_token, 0, slice.num_tokens);
   }
   return num_tokens;
 }
@@ -674,12 +586,12 @@ StepPlan Engine::State::schedule(std::vector<Delivery>& deliveries) {
   }
 }
 
-void Engine::State::compute(const StepPlan& plan, const ForwardBatch& batch, std::vector<Delivery>& deliveries) {
+void Engine::State::compute(const StepPlan& plan, const StepBatches& batches, std::vector<Delivery>& deliveries) {
   const Clock::time_point start = Clock::now();
   std::vector<SampleJob> jobs;
   try {
     if (plan.num_tokens > 0) {
-      const std::span<float> logits = model.forward(batch);
+      const std::span<float> logits = forward(batches);
       forbid_unnamed_tokens(logits);
       jobs = sample_all(plan, logits);
     }
@@ -723,7 +635,7 @@ void Engine::State::deliver(const std::vector<Delivery>& deliveries) {
 bool Engine::State::step() {
   const std::lock_guard step_lock(step_mutex);
   StepPlan plan;
-  ForwardBatch batch;
+  StepBatches batches;
   std::vector<Delivery> deliveries;
   {
     const std::lock_guard lock(mutex);
@@ -731,7 +643,7 @@ bool Engine::State::step() {
     deliveries = end_cancelled();
     plan = schedule(deliveries);
     begin_collecting(plan);
-    batch = make_batch(plan);
+    batches = make_batches(plan);
     stats.schedule_seconds += seconds_since(start);
 #ifndef NDEBUG
     if (!scheduler.has_work()) {
@@ -740,7 +652,7 @@ bool Engine::State::step() {
     }
 #endif
   }
-  if (!plan.empty()) compute(plan, batch, deliveries);
+  if (!plan.empty()) compute(plan, batches, deliveries);
   deliver(deliveries);
   return !plan.empty() || !deliveries.empty();
 }

@@ -30,7 +30,8 @@ struct GenerationRequest {
   int32_t priority = 0;                        // higher runs first
   std::optional<KvPolicy> kv_policy = {};      // lossy; none: every entry stays
   std::vector<KvSpan> kv_pinned = {};          // of the prompt: entries that stay before all that the policy chooses
-  // Of the prompt, ascending: texts that other prompts may have elsewhere. Nothing without a KV policy that reuses them.
+  // Of the prompt, ascending: texts that other prompts may have elsewhere. Nothing without a KV policy that reuses
+  // them.
   std::vector<KvSpan> kv_documents = {};
 };
 
@@ -62,6 +63,13 @@ struct KvCompression {
   bool fell_back = false;                     // the last time everything stayed, as the guard wanted it
 };
 
+// What was reused of the documents in a prompt.
+struct KvReuseCount {
+  int32_t num_reused_tokens = 0;      // of documents, whose entries are those of the same text elsewhere
+  int32_t num_found_tokens = 0;       // of them, in the prefix cache
+  int32_t num_recomputed_tokens = 0;  // computed again where they are, with what is between the documents
+};
+
 struct GenerationUsage {
   int32_t prompt_tokens = 0;
   int32_t cached_prompt_tokens = 0;  // found in the prefix cache, or as a compressed prefix
@@ -70,7 +78,8 @@ struct GenerationUsage {
   double total_seconds = 0.0;        // since submit
   // With a policy, once it judged or demoted entries; of one that judges under pressure from the beginning.
   std::shared_ptr<const KvCompression> kv = {};
-  std::optional<KvReads> kv_reads = {};  // with a policy whose generated tokens read pages
+  std::optional<KvReads> kv_reads = {};       // with a policy whose generated tokens read pages
+  std::optional<KvReuseCount> kv_reuse = {};  // with a policy that reuses documents, and some that it can
   // With a policy that was chosen for the request.
   std::shared_ptr<const KvAutoChoice> kv_auto = {};
 };

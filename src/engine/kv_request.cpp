@@ -56,6 +56,69 @@ void check_pinned(const GenerationRequest& request, int32_t num_prompt) {
   }
 }
 
+void check_documents(std::span<const KvSpan> documents, int32_t num_prompt) {
+  int32_t reached = 0;
+  for (const KvSpan& span : documents) {
+    if (span.begin < 0 || span.begin >= span.end || span.end > num_prompt) {
+      fail(ErrorCode::kInvalidArgument, "tokens {} to {} of a document are not in the prompt of {} tokens", span.begin,
+           span.end, num_prompt);
+    }
+    if (span.begin < reached) {
+      fail(ErrorCode::kInvalidArgument, "the document of tokens {} to {} begins before the one before it ends, at {}",
+           span.begin, span.end, reached);
+    }
+    reached = span.end;
+  }
+}
+
+// Of the documents, what may be found elsewhere: whole blocks, not of one that begins the prompt, where it is just
+// that, nor the last token of the prompt, which is computed in any case.
+std::vector<KvSpan> reusable_documents(const GenerationRequest& request) {
+  std::vector<KvSpan> documents;
+  const auto last = static_cast<int32_t>(request.prompt.size()) - 1;
+  for (const KvSpan& span : request.kv_documents) {
+    const int32_t num_tokens = (std::min(span.end, last) - span.begin) / kKvBlockSize * kKvBlockSize;
+    if (span.begin > 0 && num_tokens > 0) documents.push_back({span.begin, span.begin + num_tokens});
+  }
+  return documents;
+}
+
+void check_reuse(const KvPolicy& policy, const LoadedModel& model) {
+  const ModelInfo& info = model.info();
+  const KvReuse& reuse = *policy.reuse;
+  if (std::ranges::any_of(info.kv_layers, [](const KvLayerSpec& layer) { return layer.window > 0; })) {
+    fail(ErrorCode::kUnsupported,
+         "the KV policy {} moves documents' entries, of which layers with a sliding window do not keep all",
+         policy.text);
+  }
+  if (!model.key_rope()) {
+    fail(ErrorCode::kUnsupported,
+         "the KV policy {} moves documents' entries, and this model's keys cannot be moved to other positions",
+         policy.text);
+  }
+  if (reuse.probes() && reuse.num_layers >= info.num_layers) {
+    fail(ErrorCode::kInvalidArgument,
+         "the KV policy {} compares tokens in the first {} layers; the model has {} in all", policy.text,
+         reuse.num_layers, info.num_layers);
+  }
+  const int32_t first_moe_layer = info.moe_layers.empty() ? info.num_layers : info.moe_layers.front();
+  if (reuse.by == KvReuse::By::kRoutes && first_moe_layer >= reuse.num_layers) {
+    fail(ErrorCode::kInvalidArgument, "the KV policy {} compares routes in the first {} layers, which have no experts",
+         policy.text, reuse.num_layers);
+  }
+}
+
+// Tokens behind the documents have the queries that a policy judges by.
+void check_queries(const KvPolicy& policy, int32_t num_query_tokens, int32_t num_behind) {
+  if (num_query_tokens <= num_behind) return;
+  fail(ErrorCode::kInvalidArgument,
+       "the KV policy {} judges by the queries of {}, but only {} behind the documents are sure to be computed",
+       policy.text,
+       num_query_tokens == std::numeric_limits<int32_t>::max() ? "all tokens"
+                                                               : fmt::format("the last {} tokens", num_query_tokens),
+       num_behind);
+}
+
 // A table of heads has to be of this model.
 void check_head_kinds(const KvPolicy& policy, const ModelInfo& info) {
   if (policy.head_kinds.empty()) return;
@@ -170,11 +233,28 @@ bool leaves_the_same(const KvPolicy& policy, const GenerationRequest& request) {
   return policy.prefill_every > 0 && judges_by_entries && request.kv_pinned.empty() && policy.span_separator.empty();
 }
 
+void plan_reuse(const GenerationRequest& request, const LoadedModel& model, KvRequest& kv) {
+  const KvPolicy& policy = *kv.policy;
+  check_reuse(policy, model);
+  std::vector<KvSpan> documents = reusable_documents(request);
+  if (documents.empty()) return;
+  const int32_t num_behind = kv.text.num_prompt_tokens - documents.back().end;
+  check_queries(policy, kv.compression.num_query_tokens, num_behind);
+  kv.documents.emplace(*policy.reuse, documents, model.info());
+  kv.reuse = ReusePlan{.documents = std::move(documents),
+                       .probes_alone = policy.reuse->by == KvReuse::By::kRoutes,
+                       .probes = policy.reuse->probes(),
+                       .num_recomputed = kv.documents->num_recomputed(),
+                       .copy = {}};
+}
+
 KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model) {
   const auto num_prompt = static_cast<int32_t>(request.prompt.size());
   KvRequest kv{.policy = request.kv_policy,
                .text = {.num_prompt_tokens = num_prompt, .pinned = request.kv_pinned},
-               .compression = {}};
+               .compression = {},
+               .reuse = {},
+               .documents = {}};
   const int64_t num_tokens = most_tokens(request, model);
   kv.policy->max_generated = static_cast<int32_t>(num_tokens) - num_prompt;
   const KvPolicy& policy = *kv.policy;
@@ -193,6 +273,7 @@ KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model
       kv.compression.repetitions.push_back(static_cast<int32_t>(repetition.tokens.size()));
     }
   }
+  if (policy.reuse) plan_reuse(request, model, kv);
   kv.private_generation = policy.pages.has_value();
   kv.acts = !points.empty() || kv.compression.pressure || kv.private_generation;
   kv.most_judged = kv.compression.pressure ? static_cast<int32_t>(num_tokens) - 1 : kv.compression.most_entries();
@@ -204,6 +285,7 @@ KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model
 
 KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
   check_pinned(request, static_cast<int32_t>(request.prompt.size()));
+  check_documents(request.kv_documents, static_cast<int32_t>(request.prompt.size()));
   if (!request.kv_policy) return {};
   try {
     return plan_policy(request, model);

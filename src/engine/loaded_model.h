@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -61,6 +62,9 @@ class LoadedModel {
   const MemoryPool& pool() const { return pool_; }
   const RouterTelemetry& telemetry() const { return telemetry_; }
   ThreadPool& threads() { return threads_; }  // for work between forward passes
+
+  // Of the model's keys, where they can be moved to other positions.
+  std::optional<KeyRope> key_rope() const { return model_->key_rope(); }
 
   // What to keep of a sequence (kv/policy/kv_compression.h). Not during a forward.
   KvChoice choose_kept(SequenceId sequence, const KvText& text, const KvPolicy& policy, const KvEvidence* evidence);

@@ -59,6 +59,7 @@ void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const Forw
     const DecoderFrame::LayerNorms& norms = frame.layer_norms[static_cast<size_t>(layer)];
     rms_norm_rows(compute, x, norms.attention, frame.norm_epsilon, n, dim, normed);
     attention(layer, normed, delta);
+    if (batch.ends_at(layer)) return;
     add_rows(compute, delta, n, dim, x);
     rms_norm_rows(compute, x, norms.ffn, frame.norm_epsilon, n, dim, normed);
     ffn(layer, normed, delta);

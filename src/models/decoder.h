@@ -50,7 +50,8 @@ void output_logits(ComputeContext& ctx, const OutputWeights& weights, std::span<
 using DecoderPart = FunctionRef<void(int32_t layer, const float* x, float* out)>;
 
 // The pre-norm decoder: x = embedding(tokens); for every layer x += attention(norm(x)), x += ffn(norm(x));
-// logits [logit_rows, vocab_size] = output norm(x), of the rows whose logits are wanted.
+// logits [logit_rows, vocab_size] = output norm(x), of the rows whose logits are wanted. Where the batch ends at a
+// layer, that layer's attention is called, to write its entries, and nothing behind it.
 void pre_norm_decoder(ForwardContext& ctx, const DecoderFrame& frame, const ForwardBatch& batch, DecoderPart attention,
                       DecoderPart ffn, float* logits);
 
@@ -67,6 +68,11 @@ RopeAngles rope_angles(ComputeContext& ctx, const RopeTable& table, const Forwar
 // Rotates components [offset, offset + angles.dim) of every head of x [num_tokens, num_heads, head_dim].
 void rope_heads(ComputeContext& ctx, const RopeAngles& angles, int64_t num_tokens, int64_t num_heads, int64_t head_dim,
                 int64_t offset, float* x);
+
+// What Model::key_rope says of keys whose components from `offset` on are rotated by `rope`.
+inline std::optional<KeyRope> shiftable(const RopeTable& rope, int32_t offset) {
+  return rope.can_shift() ? std::optional(KeyRope{.rope = &rope, .offset = offset}) : std::nullopt;
+}
 
 // RMSNorm over every head of x [num_tokens, num_heads, head_dim], in place, with one weight [head_dim].
 void rms_norm_heads(ComputeContext& ctx, const float* weight, float epsilon, int64_t num_tokens, int64_t num_heads,

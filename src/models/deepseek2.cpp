@@ -163,6 +163,8 @@ class DeepSeek2 final : public Model {
     pre_norm_decoder(ctx, frame_, batch, attention, ffn, logits);
   }
 
+  std::optional<KeyRope> key_rope() const override { return shiftable(rope_, static_cast<int32_t>(mla_.latent_dim)); }
+
   void learn_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence,
                          ValueNorms& norms) const override {
     for (int32_t layer = 0; layer < info_.num_layers; ++layer) {

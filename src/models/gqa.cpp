@@ -88,6 +88,7 @@ void gqa_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   rope_heads(compute, angles, n, config.num_heads, config.head_dim, 0, q);
   rope_heads(compute, angles, n, config.num_kv_heads, config.head_dim, 0, k);
   write_kv(ctx, batch, layer, spec, k, v);
+  if (batch.ends_at(layer)) return;
   observe_queries(ctx, batch, layer, spec, q);
   auto* attended = compute.scratch.allocate<float>(n * weights.q.rows);
   paged_attention(ctx, batch, layer, spec, q, attended);

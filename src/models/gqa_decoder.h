@@ -18,6 +18,7 @@ class GqaDecoder final : public Model {
   const ModelInfo& info() const override { return info_; }
   void load(WeightLoader& weights) override;
   void forward(ForwardContext& ctx, const ForwardBatch& batch, float* logits) const override;
+  std::optional<KeyRope> key_rope() const override { return shiftable(rope_, 0); }
   void learn_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, ValueNorms& norms) const override;
 
  private:

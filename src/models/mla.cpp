@@ -138,12 +138,12 @@ struct Latents {
   StoredRows for_values;
 };
 
-Latents read_latents(ForwardContext& ctx, const SliceRows& part, int32_t layer, const MlaConfig& config,
-                     const MlaWeights& weights) {
+Latents read_latents(ForwardContext& ctx, const ForwardBatch& batch, const SliceRows& part, int32_t layer,
+                     const MlaConfig& config, const MlaWeights& weights) {
   ComputeContext& compute = ctx.compute;
   const SequenceSlice& slice = *part.slice;
-  const int32_t num_entries =
-      slice.num_entries(ctx.kv, layer, 0) + (part.first_row - slice.first_row) + part.num_tokens;
+  const int32_t last_row = part.first_row + part.num_tokens - 1;
+  const int32_t num_entries = slice.entry(ctx.kv, layer, 0, last_row - slice.first_row, batch.position(last_row)) + 1;
   const KvView view = ctx.kv.view(slice.kv_sequence, layer, 0, num_entries);
   auto* entries = compute.scratch.allocate<float>(num_entries * config.entry_dim());
   auto* rope_keys = compute.scratch.allocate<float>(int64_t{num_entries} * config.rope_dim);
@@ -225,6 +225,16 @@ void expand_split(const ExpandedTask& task, Isa isa, int64_t head, int32_t split
   }
 }
 
+// Of the part's rows, the first one that sees an entry: the rows of a part are the last that its entries are of, or
+// have entries anywhere, each at its position.
+int32_t first_row_that_sees(const ExpandedTask& task, int32_t entry) {
+  const int32_t num_rows = task.part.num_tokens;
+  if (task.part.slice->in_place == SequenceSlice::InPlace::kNo) {
+    return std::max(0, entry - (task.latents.num_entries - num_rows));
+  }
+  return static_cast<int32_t>(std::lower_bound(task.positions, task.positions + num_rows, entry) - task.positions);
+}
+
 // All rows of a part, one head.
 void expanded_head(const ExpandedTask& task, const ComputeContext& compute, int64_t head,
                    const ExpandedBuffers& buffers) {
@@ -242,11 +252,9 @@ void expanded_head(const ExpandedTask& task, const ComputeContext& compute, int6
                     .blocks = buffers.table,
                     .num_entries = task.latents.num_entries,
                     .positions = task.latents.positions};
-  // Row r sees the entries up to first_seen_by + r: later splits skip the rows before them.
-  const int32_t last_seen_by_first = task.latents.num_entries - num_rows;
   for (int32_t split = 0; split < view.num_splits(); ++split) {
     expand_split(task, isa, head, split, buffers);
-    for (int32_t r = std::max(0, split * kAttentionSplit - last_seen_by_first); r < num_rows; r += kRowTile) {
+    for (int32_t r = first_row_that_sees(task, split * kAttentionSplit); r < num_rows; r += kRowTile) {
       const AttentionRows rows{.queries = buffers.queries + r,
                                .positions = task.positions + r,
                                .num_rows = std::min(kRowTile, num_rows - r),
@@ -307,7 +315,7 @@ void expanded_attention(ForwardContext& ctx, const ForwardBatch& batch, std::spa
   ComputeContext& compute = ctx.compute;
   for (const SliceRows& part : parts) {
     const ScratchScope scope(compute.scratch);
-    const Latents latents = read_latents(ctx, part, layer, config, weights);
+    const Latents latents = read_latents(ctx, batch, part, layer, config, weights);
     const ExpandedTask task{.config = config,
                             .weights = weights,
                             .part = part,
@@ -393,6 +401,7 @@ void mla_attention(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer
   });
   rope_heads(compute, angles, n, 1, config.entry_dim(), config.latent_dim, entries);
   write_kv(ctx, batch, layer, latent_spec(config), entries, nullptr);
+  if (batch.ends_at(layer)) return;
   observe_absorbed_queries(ctx, batch, layer, config, weights, q);
 
   const RolesOfRows parts = split_by_role(batch);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "base/types.h"
 #include "kv/kv_cache.h"
 #include "kv/policy/kv_evidence.h"
+#include "kv/shifted_copy.h"
 #include "moe/telemetry.h"
 #include "nn/compute_context.h"
 
@@ -64,9 +66,22 @@ struct SequenceSlice {
   KvSpan repeated_chunk = {};
   int32_t num_uncommitted = 0;
 
+  // Of a text whose entries are there already, none dropped, committed or reserved: the slice's rows have any
+  // positions, ascending, and each sees the entries up to its own. They are replaced by those that the rows make, or
+  // just read.
+  enum class InPlace : uint8_t { kNo, kReplaces, kReads };
+  InPlace in_place = InPlace::kNo;
+  // [num_tokens] of rows that replace entries: how far the values in the batch's last layer were from the new ones, as
+  // the squared distance over all heads; nullptr: not wanted.
+  float* value_deviations = nullptr;
+
   // Of a table before the slice's are written.
   int32_t num_entries(const KvCache& kv, int32_t layer, int32_t head) const {
     return kv.num_entries(kv_sequence, layer, head) + num_uncommitted;
+  }
+  // Of a table: the place of row first_row + i, at `position`, in it.
+  int32_t entry(const KvCache& kv, int32_t layer, int32_t head, int32_t i, int32_t position) const {
+    return in_place == InPlace::kNo ? num_entries(kv, layer, head) + i : position;
   }
 };
 
@@ -87,7 +102,11 @@ struct ForwardBatch {
   // Whether an expert's capacity counts over each slice of the text, as it always does over an input. What a token
   // computes then depends on the slice it is in.
   bool expert_capacity = false;
+  // >= 0: only the layers before this one are computed, and of this one what goes into the KV cache. No logits then.
+  int32_t last_layer = -1;
 
+  bool ends_at(int32_t layer) const { return layer == last_layer; }
+  int32_t position(int32_t row) const { return positions[static_cast<size_t>(row)]; }
   int64_t num_tokens() const { return std::ssize(tokens); }
 };
 
@@ -111,6 +130,9 @@ class Model {
   // Computes the batch and writes logits [logit_rows.size(), vocab_size] f32. The batch's entries were reserved in
   // the KV cache and are written here, not committed.
   virtual void forward(ForwardContext& ctx, const ForwardBatch& batch, float* logits) const = 0;
+
+  // Of all layers; none where keys cannot be moved to other positions.
+  virtual std::optional<KeyRope> key_rope() const { return std::nullopt; }
 
   // Makes `norms` know the values of all committed entries of a sequence. Models with an encoder have no KV
   // policies.

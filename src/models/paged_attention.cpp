@@ -205,7 +205,9 @@ std::span<Tile> make_tiles(ForwardContext& ctx, const ForwardBatch& batch, std::
       const int32_t first_position = part.slice->first_token + (first_row - part.slice->first_row);
       const int32_t first_seen = spec.window > 0 ? std::max(0, first_position - spec.window + 1) : 0;
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
-        const int32_t num_entries = part.slice->num_entries(ctx.kv, layer, head) + (tile_end - part.slice->first_row);
+        const int32_t last = tile_end - 1;
+        const int32_t num_entries =
+            part.slice->entry(ctx.kv, layer, head, last - part.slice->first_row, batch.position(last)) + 1;
         tiles[count++] = {.slice = part.slice,
                           .kv_head = head,
                           .first_row = first_row,
@@ -299,17 +301,37 @@ void walk_splits(const AttentionTask& task, int64_t num_items) {
   });
 }
 
+// Of an entry's value from a new one [value_dim]. entry: [key_dim + value_dim] of room.
+float squared_distance(const KvBlockFormat& format, const KvCache::Slot& slot, const float* value, float* entry) {
+  float* old = entry + format.key_dim;
+  kv_load(format, slot.block, slot.slot, entry, old);
+  float sum = 0.0f;
+  for (int32_t i = 0; i < format.value_dim; ++i) sum += (value[i] - old[i]) * (value[i] - old[i]);
+  return sum;
+}
+
 }  // namespace
 
 void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, const AttentionSpec& spec,
               const float* keys, const float* values) {
   const KvBlockFormat format = ctx.kv.block_format(layer);
   for (const SequenceSlice& slice : batch.slices) {
+    if (slice.in_place == SequenceSlice::InPlace::kReads) continue;
+    const bool compares = slice.value_deviations != nullptr && batch.ends_at(layer);
+    const ScratchScope scope(ctx.compute.scratch);
+    const int64_t entry_floats = format.key_dim + format.value_dim;
+    float* entries = compares ? ctx.compute.scratch.allocate<float>(slice.num_tokens * entry_floats) : nullptr;
     for_rows(ctx.compute, slice.num_tokens, [&](int64_t i) {
+      const auto row = static_cast<int32_t>(slice.first_row + i);
+      if (compares) slice.value_deviations[i] = 0.0f;
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
-        const int64_t vector = (slice.first_row + i) * spec.num_kv_heads + head;
-        const int32_t entry = slice.num_entries(ctx.kv, layer, head) + static_cast<int32_t>(i);
+        const int64_t vector = int64_t{row} * spec.num_kv_heads + head;
+        const int32_t entry = slice.entry(ctx.kv, layer, head, static_cast<int32_t>(i), batch.position(row));
         const KvCache::Slot slot = ctx.kv.slot(slice.kv_sequence, layer, head, entry);
+        if (compares) {
+          const float* value = values == nullptr ? keys + vector * spec.key_dim : values + vector * spec.value_dim;
+          slice.value_deviations[i] += squared_distance(format, slot, value, entries + i * entry_floats);
+        }
         kv_store(format, slot.block, slot.slot, keys + vector * spec.key_dim,
                  values == nullptr ? nullptr : values + vector * spec.value_dim);
       }

@@ -11,18 +11,22 @@ RouterTelemetry::RouterTelemetry(int32_t num_moe_layers, int32_t num_experts, in
   weight_sums_.resize(size);
   last_steps_.resize(size);
   last_experts_.resize(static_cast<size_t>(num_moe_layers));
+  last_weights_.resize(static_cast<size_t>(num_moe_layers));
 }
 
 void RouterTelemetry::begin_step() {
   ++num_steps_;
   distinct_in_last_step_ = 0;
   for (auto& experts : last_experts_) experts.clear();
+  for (auto& weights : last_weights_) weights.clear();
 }
 
 void RouterTelemetry::record(int32_t moe_layer, std::span<const int32_t> experts, std::span<const float> weights) {
   WITAN_CHECK(experts.size() == weights.size(), "{} experts, {} weights", experts.size(), weights.size());
   std::vector<int32_t>& last = last_experts_[static_cast<size_t>(moe_layer)];
   last.insert(last.end(), experts.begin(), experts.end());
+  std::vector<float>& last_weights = last_weights_[static_cast<size_t>(moe_layer)];
+  last_weights.insert(last_weights.end(), weights.begin(), weights.end());
   for (size_t i = 0; i < experts.size(); ++i) {
     if (experts[i] == kNoExpert) continue;
     const size_t at = index(moe_layer, experts[i]);

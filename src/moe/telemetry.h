@@ -30,8 +30,9 @@ class RouterTelemetry {
   int32_t num_experts() const { return num_experts_; }
   int32_t top_k() const { return top_k_; }
 
-  // The routes of the last step: [num_tokens, top_k] of one layer.
+  // The routes of the last step: [num_tokens, top_k] of one layer, which has none if the step did not reach it.
   std::span<const int32_t> last_experts(int32_t moe_layer) const { return last_experts_[moe_layer]; }
+  std::span<const float> last_weights(int32_t moe_layer) const { return last_weights_[moe_layer]; }
 
   // How often an expert was chosen since the start.
   int64_t count(int32_t moe_layer, int32_t expert) const { return counts_[index(moe_layer, expert)]; }
@@ -60,6 +61,7 @@ class RouterTelemetry {
   std::vector<double> weight_sums_;  // [num_moe_layers, num_experts]
   std::vector<int64_t> last_steps_;  // [num_moe_layers, num_experts]
   std::vector<std::vector<int32_t>> last_experts_;
+  std::vector<std::vector<float>> last_weights_;
 };
 
 }  // namespace witan

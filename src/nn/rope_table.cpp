@@ -91,4 +91,13 @@ void RopeTable::angles(int32_t position, float* cos, float* sin) const {
   }
 }
 
+void RopeTable::shift_angles(int32_t distance, float* cos, float* sin) const {
+  WITAN_CHECK(can_shift(), "the angles depend on the position");
+  for (size_t i = 0; i < frequencies_.size(); ++i) {
+    const double angle = distance * frequencies_[i];
+    cos[i] = static_cast<float>(std::cos(angle));
+    sin[i] = static_cast<float>(std::sin(angle));
+  }
+}
+
 }  // namespace witan

@@ -67,6 +67,12 @@ class RopeTable {
   // cos and sin [dim / 2] of the angles at `position`.
   void angles(int32_t position, float* cos, float* sin) const;
 
+  // Whether what is rotated at one position is, rotated by `distance` more, as if it were at the position that much
+  // further on: not where the base depends on the position.
+  bool can_shift() const { return !std::holds_alternative<DynamicScaling>(config_.scaling); }
+  // cos and sin [dim / 2] of the angles between positions `distance` apart, not scaled as angles() scales them.
+  void shift_angles(int32_t distance, float* cos, float* sin) const;
+
   // Radians per position of each rotated pair [dim / 2].
   const std::vector<double>& frequencies() const { return frequencies_; }
 

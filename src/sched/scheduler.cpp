@@ -22,12 +22,51 @@ struct Refusal {
   int64_t attached_bytes;  // that attaching made unavailable
 };
 
+void check_reuse(const ReusePlan& plan, int32_t num_prompt_tokens, const CompressionPlan& compression) {
+  int32_t reached = 1;
+  int32_t num_between = 0;
+  WITAN_CHECK(!plan.documents.empty(), "no document");
+  for (const KvSpan& place : plan.documents) {
+    const int32_t num_tokens = place.end - place.begin;
+    WITAN_CHECK(place.begin >= reached && num_tokens > 0 && num_tokens % kKvBlockSize == 0,
+                "a document of tokens {} to {}, behind {}", place.begin, place.end, reached);
+    if (reached > 1) num_between += place.begin - reached;
+    reached = place.end;
+  }
+  WITAN_CHECK(
+      reached < num_prompt_tokens && num_between <= plan.num_recomputed && plan.num_recomputed <= plan.num_tokens(),
+      "documents up to token {} of {}, {} computed again", reached, num_prompt_tokens, plan.num_recomputed);
+  WITAN_CHECK(
+      compression.shared_as.empty() && (compression.points.empty() || compression.points.front().num_tokens >= reached),
+      "entries of documents judged before they are there");
+}
+
 // A plan in the making.
 struct Step {
   StepPlan plan;
   int32_t budget_tokens;
 
   void add(Sequence& sequence, int32_t num_tokens) {
+    if (sequence.reuses()) {
+      add_pass(sequence, num_tokens);
+    } else {
+      add_text(sequence, num_tokens);
+    }
+    sequence.num_planned = num_tokens;
+    budget_tokens -= num_tokens;
+    plan.num_tokens += num_tokens;
+  }
+
+  void add_pass(const Sequence& sequence, int32_t num_tokens) {
+    const ReuseSlice pass = sequence.next_pass();
+    plan.slices.push_back({.sequence = sequence.id,
+                           .kv_sequence = sequence.reused.document.value_or(*sequence.kv_sequence),
+                           .first_token = pass.first,
+                           .num_tokens = num_tokens,
+                           .reuse = pass});
+  }
+
+  void add_text(const Sequence& sequence, int32_t num_tokens) {
     ScheduledSlice slice{.sequence = sequence.id,
                          .kv_sequence = *sequence.kv_sequence,
                          .first_token = sequence.num_computed + sequence.num_repeated,
@@ -38,9 +77,6 @@ struct Step {
     slice.judges = slice.compresses && sequence.next_compression()->judges;
     if (sequence.repeats()) slice.repetition = static_cast<int32_t>(sequence.num_repetitions);
     plan.slices.push_back(slice);
-    sequence.num_planned = num_tokens;
-    budget_tokens -= num_tokens;
-    plan.num_tokens += num_tokens;
   }
 
   // One whose entries are judged, and nothing computed.
@@ -78,7 +114,14 @@ struct Scheduler::State {
 
   int64_t bytes_freed_by_judging(const Sequence& sequence) const;
   bool judge_for_room(Step& step);
+  int32_t reserve_next(Sequence& sequence, int32_t budget_tokens);
   int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
+  [[nodiscard]] bool advance_reuse(Sequence& sequence);
+  void open_document(Sequence& sequence);
+  void close_document(Sequence& sequence);
+  void commit_pass(Sequence& sequence, const ScheduledSlice& slice);
+  void finish_reuse(Sequence& sequence);
+  void add_computed(Sequence& sequence, int32_t num_tokens);
   std::optional<int32_t> reserve_chunk(Step& step, Sequence& sequence);
   void commit_repeated(Sequence& sequence);
   void preempt_least_valuable(Step& step);
@@ -223,16 +266,114 @@ bool Scheduler::State::plan_prefills(Step& step) {
 // are judged first.
 std::optional<int32_t> Scheduler::State::reserve_chunk(Step& step, Sequence& sequence) {
   for (;;) {
-    const int32_t num_wanted = std::min(step.budget_tokens, sequence.num_computable());
-    if (const int32_t num_tokens = reserve_up_to(sequence, num_wanted); num_tokens > 0) return num_tokens;
+    if (const int32_t num_tokens = reserve_next(sequence, step.budget_tokens); num_tokens > 0) return num_tokens;
     if (judge_for_room(step)) return std::nullopt;
     if (running.back() == &sequence && running.size() > 1) return 0;
     preempt_least_valuable(step);
   }
 }
 
-// Reserves num_tokens, or what there is room for, and returns how many.
+// Reserves what may be computed next, as far as the budget and the room go, and returns how many tokens that is.
+int32_t Scheduler::State::reserve_next(Sequence& sequence, int32_t budget_tokens) {
+  if (!advance_reuse(sequence)) return 0;
+  return reserve_up_to(sequence, std::min(budget_tokens, sequence.num_computable()));
+}
+
+// Brings a sequence in its reuse plan to where there is something to compute, behind the plan perhaps. False where
+// there is no room.
+bool Scheduler::State::advance_reuse(Sequence& sequence) {
+  if (!sequence.reuses()) return true;
+  if (!kv.reserve(*sequence.kv_sequence, sequence.reuse->num_tokens())) return false;
+  const ReuseProgress& reused = sequence.reused;
+  while (reused.num_documents < std::ssize(sequence.reuse->documents)) {
+    if (!reused.document) open_document(sequence);
+    if (sequence.num_left_of(sequence.next_pass()) > 0) return true;
+    sequence.reuse->copy(*reused.document, *sequence.kv_sequence,
+                         sequence.reuse->documents[static_cast<size_t>(reused.num_documents)]);
+    close_document(sequence);
+    ++sequence.reused.num_documents;
+  }
+  if (sequence.num_left_of(sequence.next_pass()) == 0) finish_reuse(sequence);
+  return true;
+}
+
+void Scheduler::State::open_document(Sequence& sequence) {
+  ReuseProgress& reused = sequence.reused;
+  reused.document = kv.create();
+  // One token more than what may be attached, as in the text behind the document.
+  const auto num_tokens = static_cast<size_t>(sequence.document_tokens()) + 1;
+  const auto first = static_cast<size_t>(sequence.reuse->documents[static_cast<size_t>(reused.num_documents)].begin);
+  const std::vector<TokenRole> roles(num_tokens, TokenRole::kPrompt);
+  reused.num_document_tokens =
+      kv.attach_prefix(*reused.document, std::span(sequence.tokens).subspan(first, num_tokens), roles);
+  if (reused.num_documents == sequence.num_ever_reused) {
+    ++sequence.num_ever_reused;
+    sequence.num_document_hit_tokens += reused.num_document_tokens;
+  }
+}
+
+void Scheduler::State::close_document(Sequence& sequence) {
+  ReuseProgress& reused = sequence.reused;
+  if (!reused.document) return;
+  kv.release(*reused.document);
+  reused.document.reset();
+  reused.num_document_tokens = 0;
+  reused.num_probed_alone = 0;
+}
+
+// All passes are over: the entries of documents, and of what is between them, are the sequence's own.
+void Scheduler::State::finish_reuse(Sequence& sequence) {
+  const auto first = static_cast<size_t>(sequence.reuse->begin());
+  const auto num_tokens = static_cast<size_t>(sequence.reuse->num_tokens());
+  kv.commit(*sequence.kv_sequence, std::span(sequence.tokens).subspan(first, num_tokens),
+            std::span(sequence.kv_roles).subspan(first, num_tokens));
+  sequence.reused.is_over = true;
+  add_computed(sequence, static_cast<int32_t>(num_tokens));
+}
+
+void Scheduler::State::commit_pass(Sequence& sequence, const ScheduledSlice& slice) {
+  const int32_t num_tokens = std::exchange(sequence.num_planned, 0);
+  const ReuseSlice& pass = *slice.reuse;
+  WITAN_CHECK(pass == sequence.next_pass() && slice.num_tokens == num_tokens,
+              "{} tokens of a pass of sequence {} committed, {} were planned", slice.num_tokens, sequence.id,
+              num_tokens);
+  ReuseProgress& reused = sequence.reused;
+  switch (pass.pass) {
+    case ReuseSlice::Pass::kDocument: {
+      const auto first =
+          static_cast<size_t>(sequence.reuse->documents[static_cast<size_t>(pass.document)].begin + pass.first);
+      const std::vector<TokenRole> roles(static_cast<size_t>(num_tokens), TokenRole::kPrompt);
+      kv.commit(*reused.document, std::span(sequence.tokens).subspan(first, roles.size()), roles);
+      reused.num_document_tokens += num_tokens;
+      break;
+    }
+    case ReuseSlice::Pass::kProbeAlone:
+      reused.num_probed_alone += num_tokens;
+      break;
+    case ReuseSlice::Pass::kProbe:
+      reused.num_probed += num_tokens;
+      break;
+    case ReuseSlice::Pass::kRecompute:
+      reused.num_recomputed += num_tokens;
+      break;
+  }
+}
+
+void Scheduler::State::add_computed(Sequence& sequence, int32_t num_tokens) {
+  const int32_t first_token = std::exchange(sequence.num_computed, sequence.num_computed + num_tokens);
+  num_recomputed_tokens += std::max(0, std::min(sequence.num_computed, sequence.num_ever_computed) - first_token);
+  sequence.num_ever_computed = std::max(sequence.num_ever_computed, sequence.num_computed);
+}
+
+// Reserves num_tokens, or what there is room for, and returns how many. Of a pass, but for those of a document by
+// itself, all are reserved.
 int32_t Scheduler::State::reserve_up_to(const Sequence& sequence, int32_t num_tokens) {
+  if (sequence.reuses()) {
+    if (sequence.next_pass().pass != ReuseSlice::Pass::kDocument) return num_tokens;
+    int32_t n = num_tokens;
+    while (n > 0 && !kv.reserve(*sequence.reused.document, n)) n /= 2;
+    return n;
+  }
   const int32_t num_repeated = sequence.num_repeated;  // reserved already
   if (kv.reserve(*sequence.kv_sequence, num_repeated + num_tokens)) return num_tokens;
   const int64_t num_written = int64_t{sequence.num_computed} + num_repeated;
@@ -264,6 +405,7 @@ void Scheduler::State::stop_running(Sequence& sequence) {
   const auto place = std::ranges::lower_bound(running, &sequence, MoreValuable());
   WITAN_CHECK(place != running.end() && *place == &sequence, "sequence {} is not running", sequence.id);
   running.erase(place);
+  close_document(sequence);
   kv.release(*sequence.kv_sequence);
   sequence.kv_sequence.reset();
   forget_progress(sequence);
@@ -276,6 +418,7 @@ void Scheduler::State::forget_progress(Sequence& sequence) const {
   sequence.num_compressions = 0;
   sequence.num_repetitions = 0;
   sequence.num_repeated = 0;
+  sequence.reused = {};
   sequence.num_dropped = 0;
   sequence.num_demoted = 0;
 }
@@ -381,8 +524,7 @@ Scheduler::State::Admission Scheduler::State::admit(Step& step, Sequence& sequen
   start_running(sequence, kv_sequence, num_attached);
   const bool shares_input = !sequence.input.empty() && kv.bytes_for_input(sequence.input) == 0;
   const bool has_input = sequence.input.empty() || kv.attach_input(kv_sequence, sequence.input);
-  const int32_t num_tokens =
-      has_input ? reserve_up_to(sequence, std::min(step.budget_tokens, sequence.num_computable())) : 0;
+  const int32_t num_tokens = has_input ? reserve_next(sequence, step.budget_tokens) : 0;
   if (num_tokens == 0) {
     if (running.size() == 1) fail_alone(sequence);
     stop_running(sequence);
@@ -426,7 +568,9 @@ int64_t Scheduler::State::missing_bytes(const Sequence& sequence, int32_t num_at
   int64_t bytes = kv.bytes_for_input(sequence.input);
   bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, attached_bytes);
   for (const Sequence* other : running) {
-    bytes += bytes_to_come(*other, other->num_unplanned(), kv.held_bytes(*other->kv_sequence));
+    int64_t held_bytes = kv.held_bytes(*other->kv_sequence);
+    if (other->reused.document) held_bytes += kv.held_bytes(*other->reused.document);
+    bytes += bytes_to_come(*other, other->num_unplanned(), held_bytes);
   }
   const int64_t side_bytes = sequence.side_bytes + side_bytes_to_come;
   const int64_t missing_memory = side_bytes == 0 ? 0 : bytes + side_bytes - kv.available_memory_bytes();
@@ -462,6 +606,9 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
     return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
   };
   int64_t peak = 0;
+  if (s.reuse && !s.reused.is_over && num_tokens >= s.reuse->end()) {
+    peak = kv.bytes_for_tokens(s.reuse->end()) + kv.bytes_for_tokens(s.reuse->longest_document());
+  }
   for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
     const KvCompressionPoint& point = s.compression.points[i];
     if (point.num_tokens > num_tokens) break;
@@ -516,7 +663,10 @@ int64_t Scheduler::State::missing_since_refusal(const Sequence& sequence) const 
 Scheduler::Scheduler(KvCache& kv, SchedulerConfig config) : state_(std::make_unique<State>(kv, config)) {}
 
 Scheduler::~Scheduler() {
-  for (const Sequence* sequence : state_->running) state_->kv.release(*sequence->kv_sequence);
+  for (Sequence* sequence : state_->running) {
+    state_->close_document(*sequence);
+    state_->kv.release(*sequence->kv_sequence);
+  }
 }
 
 SequenceId Scheduler::add(SequenceRequest request) {
@@ -550,6 +700,8 @@ SequenceId Scheduler::add(SequenceRequest request) {
     num_before = point.num_kept;
   }
   sequence->compression = std::move(request.compression);
+  if (request.reuse) check_reuse(*request.reuse, sequence->num_prompt_tokens, sequence->compression);
+  sequence->reuse = std::move(request.reuse);
   sequence->side_bytes = request.side_bytes;
   sequence->private_generation = request.private_generation;
   const int64_t needed_bytes = state_->bytes_alone(*sequence) + state_->kv.bytes_of_input(std::ssize(request.input));
@@ -565,6 +717,9 @@ SequenceId Scheduler::add(SequenceRequest request) {
   sequence->input = std::move(request.input);
   sequence->tokens = std::move(request.prompt);
   sequence->kv_roles.assign(sequence->tokens.size(), TokenRole::kPrompt);
+  if (const std::optional<ReusePlan>& reuse = sequence->reuse) {
+    std::fill_n(sequence->kv_roles.begin() + reuse->begin(), reuse->num_tokens(), TokenRole::kPrivate);
+  }
   state_->waiting.add(*sequence);
   return state_->sequences.emplace(sequence->id, std::move(sequence)).first->first;
 }
@@ -610,6 +765,10 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
   size_t num_sampled = 0;
   for (const ScheduledSlice& slice : plan.slices) {
     Sequence& sequence = state_->at(slice.sequence);
+    if (slice.reuse) {
+      state_->commit_pass(sequence, slice);
+      continue;
+    }
     const int32_t first_token = sequence.num_computed + sequence.num_repeated;
     WITAN_CHECK(slice.first_token == first_token && slice.num_tokens == sequence.num_planned,
                 "tokens {}+{} of sequence {} committed, {}+{} were planned", slice.first_token, slice.num_tokens,
@@ -621,10 +780,7 @@ void Scheduler::commit(const StepPlan& plan, std::span<const TokenId> sampled) {
     state_->kv.commit(*sequence.kv_sequence, std::span(sequence.tokens).subspan(slice.first_token, slice.num_tokens),
                       std::span(sequence.kv_roles).subspan(slice.first_token, slice.num_tokens));
     if (slice.encodes_input) state_->kv.commit_input(*sequence.kv_sequence);
-    sequence.num_computed += std::exchange(sequence.num_planned, 0);
-    state_->num_recomputed_tokens +=
-        std::max(0, std::min(sequence.num_computed, sequence.num_ever_computed) - slice.first_token);
-    sequence.num_ever_computed = std::max(sequence.num_ever_computed, sequence.num_computed);
+    state_->add_computed(sequence, std::exchange(sequence.num_planned, 0));
     if (!sequence.followers.empty()) state_->waiting.release_served_followers(sequence);
     if (!slice.samples) continue;
     WITAN_CHECK(num_sampled < sampled.size(), "{} sampled tokens do not suffice", sampled.size());
@@ -710,6 +866,10 @@ int32_t Scheduler::num_prefix_hit_tokens(SequenceId sequence) const {
   return state_->at(sequence).num_prefix_hit_tokens.value_or(0);
 }
 
+int32_t Scheduler::num_document_hit_tokens(SequenceId sequence) const {
+  return state_->at(sequence).num_document_hit_tokens;
+}
+
 TokenRole Scheduler::role(SequenceId id, int32_t token_index) const {
   const Sequence& sequence = state_->at(id);
   WITAN_CHECK(token_index >= 0 && token_index < sequence.num_tokens(), "token {} of {} in sequence {}", token_index,
@@ -770,7 +930,8 @@ void Scheduler::check_integrity() const {
       }
     } else {
       WITAN_CHECK(state.waiting.contains(*sequence), "sequence {} is lost", id);
-      WITAN_CHECK(sequence->num_computed == 0 && sequence->num_planned == 0 && sequence->followers.empty(),
+      WITAN_CHECK(sequence->num_computed == 0 && sequence->num_planned == 0 && sequence->followers.empty() &&
+                      !sequence->reused.document,
                   "sequence {} waits with {} tokens computed, {} planned, {} followers", id, sequence->num_computed,
                   sequence->num_planned, sequence->followers.size());
     }

@@ -11,6 +11,7 @@
 #include "base/types.h"
 #include "kv/kv_cache.h"
 #include "sched/compression_plan.h"
+#include "sched/reuse_plan.h"
 
 namespace witan {
 
@@ -27,11 +28,12 @@ struct SchedulerConfig {
 };
 
 struct SequenceRequest {
-  std::vector<TokenId> prompt;      // not empty
-  std::vector<TokenId> input = {};  // what the encoder reads, of models that have one
-  int32_t max_new_tokens = 0;       // > 0
-  int32_t priority = 0;             // higher runs first and is preempted last
-  CompressionPlan compression = {};
+  std::vector<TokenId> prompt;       // not empty
+  std::vector<TokenId> input = {};   // what the encoder reads, of models that have one
+  int32_t max_new_tokens = 0;        // > 0
+  int32_t priority = 0;              // higher runs first and is preempted last
+  CompressionPlan compression = {};  // with a reuse plan, no points before the end of that
+  std::optional<ReusePlan> reuse = {};
   int64_t side_bytes = 0;           // that its owner takes of the memory pool as soon as it runs, as long as it does
   bool private_generation = false;  // generated tokens are computed in a way of its own: nobody shares their entries
 };
@@ -42,6 +44,9 @@ struct SequenceRequest {
 // Or of a repetition of its compression plan, which is computed behind the prompt: its tokens [num_uncommitted,
 // num_uncommitted + num_tokens), at the places from first_token on. The entries of those before them are written,
 // and reserved still; when the repetition is over none are.
+//
+// Or of a pass of its reuse plan; then `kv_sequence` is that of the document where the pass is of one, and first_token
+// counts the pass's tokens.
 //
 // Or nothing is computed: the slice has no tokens and is the plan's only one, and its sequence's entries are judged.
 struct ScheduledSlice {
@@ -55,6 +60,7 @@ struct ScheduledSlice {
   bool judges = false;         // and entries are judged there
   std::optional<int32_t> repetition = {};  // index in the compression plan
   int32_t num_uncommitted = 0;
+  std::optional<ReuseSlice> reuse = {};
 
   bool operator==(const ScheduledSlice&) const = default;
 };
@@ -101,7 +107,8 @@ struct SchedulerStats {
 // serves, each by value and all under max_step_tokens: running sequences that decode (one token each), running
 // sequences in prefill (a chunk each), waiting sequences; beside decodes no more than max_mixed_prompt_tokens of the
 // latter two, and none with Prefills::kAlone. The repetitions of its compression plan are a part of a sequence's
-// prefill, each computed in chunks as the prompt is, and give their blocks back when they are over. At most
+// prefill, each computed in chunks as the prompt is, and give their blocks back when they are over; so are the passes
+// of its reuse plan, whose documents become blocks of the prefix cache, one after the other. At most
 // min(max_sequences, max_step_tokens) sequences run, so every decoding one gets its token in every step, and of
 // those in prefill at least the most valuable goes on in every step that has any.
 //
@@ -188,6 +195,8 @@ class Scheduler {
   // Prompt tokens found in the prefix cache, or as a compressed prefix, when first admitted; or those of an input
   // that another had encoded.
   int32_t num_prefix_hit_tokens(SequenceId sequence) const;
+  // Of the documents of its reuse plan, those found in the prefix cache when they were wanted first.
+  int32_t num_document_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;
   // Of the KV cache, what all sequences hold together when each has all its tokens; what they share counts for each.

@@ -24,7 +24,10 @@ TEST(RouterTelemetryTest, CountsChoicesWeightsStepsAndDistinctExperts) {
   EXPECT_EQ(telemetry.distinct_ever(), 6);
   EXPECT_EQ(std::vector<int32_t>(telemetry.last_experts(0).begin(), telemetry.last_experts(0).end()),
             (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(std::vector<float>(telemetry.last_weights(0).begin(), telemetry.last_weights(0).end()),
+            (std::vector<float>{0.5f, 0.5f}));
   EXPECT_TRUE(telemetry.last_experts(1).empty());
+  EXPECT_TRUE(telemetry.last_weights(1).empty());
 }
 
 }  // namespace

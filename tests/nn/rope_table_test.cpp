@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 namespace witan {
 namespace {
@@ -36,6 +38,42 @@ TEST(RopeTableTest, YarnInterpolatesBetweenTheCorrectionDimensions) {
   float sin[32];
   yarn.angles(0, cos, sin);
   EXPECT_FLOAT_EQ(cos[0], 1.5f);
+}
+
+// What was rotated at one position and is rotated on by a distance is as it is at the position so much further on; the
+// scale of YaRN comes in once.
+TEST(RopeTableTest, RotatingOnIsRotatingAtThePositionFurtherOn) {
+  const RopeScaling scalings[] = {{},
+                                  LinearScaling{.factor = 4.0},
+                                  YarnScaling{.factor = 40.0, .original_context = 4096, .attention_factor = 1.5},
+                                  Llama3Scaling{.factor = 8.0, .original_context = 8192}};
+  for (const RopeScaling& scaling : scalings) {
+    for (const RopeLayout layout : {RopeLayout::kHalves, RopeLayout::kPairs}) {
+      const RopeTable table({.layout = layout, .dim = 64, .theta = 10000.0, .scaling = scaling});
+      ASSERT_TRUE(table.can_shift());
+      for (const auto& [position, distance] : {std::pair{0, 77}, {130, 1}, {5000, 27000}, {12, 0}}) {
+        float cos[32];
+        float sin[32];
+        std::vector<float> moved(64);
+        for (size_t i = 0; i < moved.size(); ++i) moved[i] = std::sin(1.0f + static_cast<float>(i * i));
+        std::vector<float> expected = moved;
+        table.angles(position, cos, sin);
+        rope(Isa::kReference, layout, cos, sin, 64, moved.data());
+        table.shift_angles(distance, cos, sin);
+        rope(Isa::kReference, layout, cos, sin, 64, moved.data());
+        table.angles(position + distance, cos, sin);
+        rope(Isa::kReference, layout, cos, sin, 64, expected.data());
+        for (size_t i = 0; i < moved.size(); ++i) {
+          EXPECT_NEAR(moved[i], expected[i], 1e-6) << scaling.index() << " " << position << "+" << distance;
+        }
+      }
+    }
+  }
+}
+
+TEST(RopeTableTest, ABaseThatDependsOnThePositionCannotBeRotatedOn) {
+  const RopeTable table({.dim = 64, .scaling = DynamicScaling{.factor = 2.0, .original_context = 100}});
+  EXPECT_FALSE(table.can_shift());
 }
 
 // gpt-oss: dim 64, base 150000, factor 32, no rounding of the range: it is 8.0928 to 17.398.

@@ -104,6 +104,27 @@ struct Dropping {
   }
 };
 
+// What a sequence reuses of its prompt. The entry of a token that was copied from a document, and not computed again,
+// is the token and kMoved.
+struct Reusing {
+  static constexpr TokenId kMoved = 300000;
+
+  std::vector<KvSpan> documents;
+  std::vector<int32_t> recomputed;  // tokens of the prompt, all between the documents among them
+  bool probes = false;
+  bool probes_alone = false;
+
+  std::vector<TokenId> entries(std::span<const TokenId> tokens) const {
+    std::vector<TokenId> entries(tokens.begin(), tokens.end());
+    for (const KvSpan& document : documents) {
+      for (int32_t i = document.begin; i < std::min(document.end, static_cast<int32_t>(tokens.size())); ++i) {
+        if (std::ranges::find(recomputed, i) == recomputed.end()) entries[i] += kMoved;
+      }
+    }
+    return entries;
+  }
+};
+
 MATCHER_P4(IsSlice, sequence, first_token, num_tokens, samples, "") {
   *result_listener << "sequence " << arg.sequence << " tokens " << arg.first_token << "+" << arg.num_tokens
                    << (arg.samples ? " samples" : "");
@@ -122,13 +143,22 @@ class SchedulerHarness {
   Scheduler& scheduler() { return scheduler_; }
 
   SequenceId add(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t priority = 0,
-                 std::optional<Dropping> dropping = {}, int64_t side_bytes = 0) {
+                 std::optional<Dropping> dropping = {}, int64_t side_bytes = 0, std::optional<Reusing> reusing = {}) {
     SequenceRequest request{.prompt = std::move(prompt), .max_new_tokens = max_new_tokens, .priority = priority};
     request.side_bytes = side_bytes;
     const auto num_prompt_tokens = static_cast<int32_t>(request.prompt.size());
     if (dropping) request.compression = dropping->plan(num_prompt_tokens, num_prompt_tokens + max_new_tokens - 1);
+    if (reusing) {
+      request.reuse = ReusePlan{
+          .documents = reusing->documents,
+          .probes_alone = reusing->probes_alone,
+          .probes = reusing->probes,
+          .num_recomputed = static_cast<int32_t>(reusing->recomputed.size()),
+          .copy = [this](SequenceId from, SequenceId to, const KvSpan& place) { copy_moved(from, to, place); }};
+    }
     const SequenceId id = scheduler_.add(std::move(request));
     if (dropping) dropping_[id] = *dropping;
+    if (reusing) reusing_[id] = *reusing;
     priorities_[id] = priority;
     live_.insert(id);
     check();
@@ -231,20 +261,73 @@ class SchedulerHarness {
             .prefix_cache = config.prefix_cache};
   }
 
+  std::vector<TokenId> read(SequenceId sequence, int32_t num_entries) const {
+    const KvView view = kv_.view(sequence, 0, 0, num_entries);
+    std::vector<TokenId> entries(view.num_entries);
+    for (int32_t i = 0; i < view.num_entries; ++i) {
+      entries[i] =
+          static_cast<TokenId>(reinterpret_cast<const float*>(view.blocks[i / kKvBlockSize])[i % kKvBlockSize]);
+    }
+    return entries;
+  }
+
+  void write(SequenceId sequence, int32_t entry, TokenId token) {
+    const KvCache::Slot slot = kv_.slot(sequence, 0, 0, entry);
+    reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(token);
+  }
+
+  void copy_moved(SequenceId from, SequenceId to, const KvSpan& place) {
+    const std::vector<TokenId> document = read(from, kv_.num_tokens(from));
+    ASSERT_EQ(std::ssize(document), place.end - place.begin);
+    for (int32_t i = place.begin; i < place.end; ++i) write(to, i, document[i - place.begin] + Reusing::kMoved);
+  }
+
+  // A slice of a pass: a document's tokens by themselves, or tokens of the text, in place.
+  void reuse(const ScheduledSlice& slice) {
+    using enum ReuseSlice::Pass;
+    const Reusing& reusing = reusing_.at(slice.sequence);
+    const ReuseSlice& pass = *slice.reuse;
+    const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
+    const int32_t first = reusing.documents.front().begin;
+    const int32_t end = reusing.documents.back().end;
+    EXPECT_FALSE(slice.samples || slice.compresses) << slice.sequence;
+    if (pass.pass == kDocument || pass.pass == kProbeAlone) {
+      const KvSpan& place = reusing.documents[pass.document];
+      const std::span<const TokenId> document = tokens.subspan(place.begin, place.end - place.begin);
+      if (pass.pass == kDocument) {
+        for (int32_t i = pass.first; i < pass.first + slice.num_tokens; ++i) write(slice.kv_sequence, i, document[i]);
+      } else {
+        EXPECT_TRUE(reusing.probes_alone);
+        EXPECT_EQ(kv_.num_tokens(slice.kv_sequence), std::ssize(document));
+      }
+      EXPECT_THAT(read(slice.kv_sequence, pass.first + slice.num_tokens),
+                  ::testing::ElementsAreArray(document.first(pass.first + slice.num_tokens)));
+      return;
+    }
+    EXPECT_EQ(kv_.num_tokens(slice.kv_sequence), first);
+    const std::vector<TokenId> entries = read(slice.kv_sequence, end);
+    for (const KvSpan& place : reusing.documents) {
+      for (int32_t i = place.begin; i < place.end; ++i) {
+        const auto again = std::ranges::find(reusing.recomputed, i) - reusing.recomputed.begin();
+        const bool is_computed = pass.pass == kRecompute && again < pass.first;
+        EXPECT_EQ(entries[i], is_computed ? tokens[i] : tokens[i] + Reusing::kMoved) << i;
+      }
+    }
+    if (pass.pass == kProbe) {
+      EXPECT_TRUE(reusing.probes);
+      EXPECT_LE(pass.first + slice.num_tokens, end - first);
+      return;
+    }
+    for (int32_t i = pass.first; i < pass.first + slice.num_tokens; ++i) {
+      write(slice.kv_sequence, reusing.recomputed[i], tokens[reusing.recomputed[i]]);
+    }
+  }
+
   // Writes the entries of tokens behind those that the sequence has, and returns all of them.
   std::vector<TokenId> write(const ScheduledSlice& slice, std::span<const TokenId> tokens) {
     const int32_t num_entries = kv_.num_entries(slice.kv_sequence, 0, 0) + slice.num_uncommitted;
-    for (int32_t i = 0; i < slice.num_tokens; ++i) {
-      const KvCache::Slot slot = kv_.slot(slice.kv_sequence, 0, 0, num_entries + i);
-      reinterpret_cast<float*>(slot.block)[slot.slot] = static_cast<float>(tokens[i]);
-    }
-    const KvView view = kv_.view(slice.kv_sequence, 0, 0, num_entries + slice.num_tokens);
-    std::vector<TokenId> seen(view.num_entries);
-    for (int32_t entry = 0; entry < view.num_entries; ++entry) {
-      seen[entry] =
-          static_cast<TokenId>(reinterpret_cast<const float*>(view.blocks[entry / kKvBlockSize])[entry % kKvBlockSize]);
-    }
-    return seen;
+    for (int32_t i = 0; i < slice.num_tokens; ++i) write(slice.kv_sequence, num_entries + i, tokens[i]);
+    return read(slice.kv_sequence, num_entries + slice.num_tokens);
   }
 
   // A slice of a repetition: its tokens are found nowhere else, and see the prompt and those before them.
@@ -267,12 +350,16 @@ class SchedulerHarness {
   }
 
   void compute(const ScheduledSlice& slice, std::vector<TokenId>& sampled) {
+    if (slice.reuse) return reuse(slice);
     ASSERT_EQ(kv_.num_tokens(slice.kv_sequence), slice.first_token - slice.num_uncommitted);
     if (slice.repetition) return repeat(slice);
     const std::span<const TokenId> tokens = scheduler_.tokens(slice.sequence);
     const int32_t end = slice.first_token + slice.num_tokens;
     const std::vector<TokenId> seen = write(slice, tokens.subspan(slice.first_token, slice.num_tokens));
     std::vector<TokenId> expected(tokens.begin(), tokens.begin() + slice.first_token);
+    if (const auto found = reusing_.find(slice.sequence); found != reusing_.end()) {
+      expected = found->second.entries(expected);
+    }
     if (const auto found = dropping_.find(slice.sequence); found != dropping_.end()) {
       const int32_t num_prompt_tokens = scheduler_.num_prompt_tokens(slice.sequence);
       expected = found->second.left(expected, num_prompt_tokens);
@@ -386,6 +473,7 @@ class SchedulerHarness {
   std::set<SequenceId> live_;
   std::set<SequenceId> running_;
   std::map<SequenceId, Dropping> dropping_;
+  std::map<SequenceId, Reusing> reusing_;
   std::map<SequenceId, std::pair<int32_t, int32_t>> repeated_;  // repetitions that are over, and tokens of the next
   std::map<SequenceId, SequenceId> kv_sequences_;
   std::map<SequenceId, int32_t> tried_at_;  // tokens when it was to be judged for room last
@@ -395,12 +483,12 @@ class SchedulerHarness {
 
 // The text that follows from a prompt when nothing else runs.
 inline std::vector<TokenId> expected_text(std::vector<TokenId> prompt, int32_t max_new_tokens, int32_t context_length,
-                                          std::optional<Dropping> dropping = {}) {
+                                          std::optional<Dropping> dropping = {}, std::optional<Reusing> reusing = {}) {
   const auto num_prompt_tokens = static_cast<int32_t>(prompt.size());
   for (int32_t i = 0; i < max_new_tokens && std::ssize(prompt) < context_length; ++i) {
-    std::vector<TokenId> seen = prompt;
+    std::vector<TokenId> seen = reusing ? reusing->entries(prompt) : prompt;
     if (dropping) {  // what is dropped when the last token is computed is seen once more
-      seen = dropping->left(std::span(prompt).first(prompt.size() - 1), num_prompt_tokens);
+      seen = dropping->left(std::span(seen).first(prompt.size() - 1), num_prompt_tokens);
       seen.push_back(prompt.back());
     }
     prompt.push_back(next_token(seen));

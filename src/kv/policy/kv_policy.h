@@ -92,6 +92,26 @@ struct KvDemotionRule {
 // The last tokens whose attention a guard looks at, or a merging, of policies that want the queries of fewer.
 inline constexpr int32_t kKvLastTokens = 32;
 
+// Documents of the prompt have the entries of the same tokens at the beginning of a text, moved to where they stand,
+// but for some tokens, which are computed again where they are: see sched/reuse_plan.h.
+struct KvReuse {
+  enum class By : uint8_t {
+    kNone,
+    kRandom,
+    kValues,  // whose values deviate most in the layer behind the probed ones (CacheBlend, arXiv 2405.16444, 4.3)
+    kRoutes,  // whose weights of experts deviate most, summed over the probed layers
+  };
+  By by = By::kNone;
+  double share = 0.0;  // of the documents' tokens, that are computed again
+  int32_t num_first =
+      0;  // of each document, that are so before others (EPIC, arXiv 2410.15332), if need be beyond the share
+  int32_t num_layers = 1;  // probed: of which all tokens are computed where they are
+
+  bool probes() const { return by == By::kValues || by == By::kRoutes; }
+  // Of documents of so many tokens each.
+  int32_t num_recomputed(std::span<const int32_t> num_tokens) const;
+};
+
 // What a policy leaves to be chosen when a request arrives: see kv_auto.h.
 struct KvAuto {
   double floor = 0.5;    // the least share of the prompt that is ever chosen
@@ -110,6 +130,7 @@ struct KvPolicy {
   std::optional<KvPageReader> pages;
   std::optional<KvMerging> merging;        // of what is dropped; none: it is lost
   std::optional<KvDemotionRule> demotion;  // of what stays, older entries
+  std::optional<KvReuse> reuse;            // of documents in the prompt
 
   KvBudget budget;  // of what a head keeps of all tokens, or of the prompt where generated ones have a budget
 

@@ -90,6 +90,21 @@ constexpr Part kParts[] = {
       "older keys keep the channels that matter most to the last queries: keep=0.5 (of the channels), window=32, "
       "residual=128"},
      think},
+    {{"epic", false,
+      "documents have the entries that they have elsewhere, but for their first tokens: first=16 (of each, computed "
+      "again)"},
+     epic},
+    {{"cacheblend", false,
+      "documents have the entries that they have elsewhere, but for the tokens whose values differ most: "
+      "recompute=0.15 "
+      "(the share of these), first=0 (of each document, before others), layers=1 (before the one that is compared)"},
+     cache_blend},
+    {{"routeblend", false,
+      "documents have the entries that they have elsewhere, but for the tokens that go to other experts: "
+      "recompute=0.15, first=0, layers=1 (that are compared)"},
+     route_blend},
+    {{"randomblend", false, "the same for tokens chosen by chance, to compare with: recompute=0.15, first=0"},
+     random_blend},
     {{"global", false, "heads of all layers compete: floor=0"}, shared_budget},
 };
 
@@ -230,6 +245,15 @@ void check_pressure(const KvPolicy& policy) {
   if (!policy.span_separator.empty()) refuse("shotkv, whose parts that stay together are those of a prompt,");
 }
 
+// What is left of documents is judged when the prompt is computed.
+void check_reuse(const KvPolicy& policy) {
+  if (!policy.reuse || policy.prefill_every == 0) return;
+  fail(
+      ErrorCode::kInvalidArgument,
+      "prefill_every cannot be combined with the reuse of documents: their entries are not there, or not all computed, "
+      "when the prompt before them is");
+}
+
 void set_budget(KvPolicy& policy, const Arguments& keys) {
   PartArguments arguments("a KV policy", keys);
   policy.generated_budget = read_budget("generated_", keys, arguments);
@@ -305,6 +329,7 @@ KvPolicy parse_kv_policy(std::string_view text) {
   set_budget(policy, keys);
   check_pressure(policy);
   check_growth(policy);
+  check_reuse(policy);
   check_demotion(policy);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument,

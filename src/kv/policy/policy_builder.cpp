@@ -152,6 +152,11 @@ void PolicyBuilder::choose_residual(PartArguments& by) {
   demotion().num_recent = num_recent;
 }
 
+void PolicyBuilder::choose_reuse(const PartArguments& by, const KvReuse& reuse) {
+  claim("which tokens of documents are computed again", by);
+  policy.reuse = reuse;
+}
+
 void PolicyBuilder::choose_later(const PartArguments& by, double floor) {
   claim("how heads share their budget", by);
   claim("how layers share their budget", by);
@@ -176,7 +181,8 @@ KvPolicy PolicyBuilder::finish() {
       [&](const char* what) { return chosen_by_.contains(what); });
   if (suggested_scope_ && !decides_sharing) policy.scope = *suggested_scope_;
   constexpr std::array kWithoutScore = {"which entries are read", "the types of older entries",
-                                        "the channels of older keys", "how many recent entries stay as they are"};
+                                        "the channels of older keys", "how many recent entries stay as they are",
+                                        "which tokens of documents are computed again"};
   const bool needs_none = !chosen_by_.empty() && std::ranges::all_of(chosen_by_, [&](const auto& choice) {
     return std::ranges::find(kWithoutScore, choice.first) != kWithoutScore.end();
   });

@@ -59,6 +59,7 @@ class PolicyBuilder {
   void choose_types(const PartArguments& by, std::vector<KvCodec> codecs);        // of older entries
   void choose_layer_types(const PartArguments& by, std::vector<KvCodec> codecs);  // one for each layer
   void choose_channels(const PartArguments& by, double key_share, int32_t num_query_tokens);
+  void choose_reuse(const PartArguments& by, const KvReuse& reuse);
   void choose_residual(PartArguments& by);  // its argument `residual`, if it is given
   // Leaves all of these to be chosen when a request arrives.
   void choose_later(const PartArguments& by, double floor);
@@ -106,6 +107,10 @@ void shared_budget(PolicyBuilder& builder, PartArguments& arguments);
 void kivi(PolicyBuilder& builder, PartArguments& arguments);
 void kv_tuner(PolicyBuilder& builder, PartArguments& arguments);
 void think(PolicyBuilder& builder, PartArguments& arguments);
+void epic(PolicyBuilder& builder, PartArguments& arguments);
+void cache_blend(PolicyBuilder& builder, PartArguments& arguments);
+void route_blend(PolicyBuilder& builder, PartArguments& arguments);
+void random_blend(PolicyBuilder& builder, PartArguments& arguments);
 // The keys k, v and residual of a policy.
 void entry_types(PolicyBuilder& builder, PartArguments& arguments);
 
