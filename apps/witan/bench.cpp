@@ -40,21 +40,25 @@ struct BenchFlags {
   std::vector<int32_t> batches = {1};
   std::vector<std::string> kv_policies;
   int32_t beside = 0;
+  int32_t documents = 0;
   int32_t num_tokens = 64;
   int32_t rounds = 5;
   bool json_out = false;
   bool dry = false;
 };
 
-// What is measured: the speed of a prompt, or of generating when each of `batch` sequences has had `depth` tokens.
+// What is measured: the speed of a prompt, of which a KV policy may reuse documents, or of generating when each of
+// `batch` sequences has had `depth` tokens.
 struct Case {
   int32_t prompt = 0;  // 0: generating
   int32_t depth = 0;
   int32_t batch = 0;
   std::optional<KvPolicy> kv_policy = {};
-  int32_t beside = 0;  // tokens of a prompt that is computed in the same steps
+  int32_t beside = 0;     // tokens of a prompt that is computed in the same steps
+  int32_t documents = 0;  // of a prompt
 
   std::string name() const {
+    if (documents > 0) return fmt::format("prompt {} of {} documents, {}", prompt, documents, kv_policy->text);
     if (prompt > 0) return fmt::format("prompt {}", prompt);
     const std::string generate = fmt::format("generate, {} x {} deep", batch, depth);
     if (beside > 0) return fmt::format("{}, beside a prompt", generate);
@@ -121,6 +125,9 @@ class LimitProbe {
 
 double total(const Operations& operations) { return operations[0] + operations[1] + operations[2]; }
 
+// Tokens before documents, and at least so many behind them.
+constexpr int32_t kAround = 16;
+
 // Steps that a prompt beside sequences that generate may take. With chunks of 128 tokens that are 500 steps each.
 constexpr int32_t kMostStepsPerPromptToken = 4;
 
@@ -133,6 +140,7 @@ class Bench {
 
   Measurement run(const Case& c, const Limits& limits, uint64_t round) {
     if (c.beside > 0) return run_beside(c, round);
+    if (c.documents > 0) return run_documents(c, round);
     return c.prompt > 0 ? run_prompt(c, limits, round) : run_generation(c, limits);
   }
 
@@ -163,6 +171,40 @@ class Bench {
     result.operations_per_token = total(operations) / c.prompt;
     result.distinct_experts = static_cast<double>(experts) / static_cast<double>(after.num_steps - before.num_steps);
     return result;
+  }
+
+  // A prompt whose documents another had before, in the opposite order; to its first token.
+  Measurement run_documents(const Case& c, uint64_t round) {
+    const uint64_t seed = (round + 1) * 1000037 + static_cast<uint64_t>(c.prompt);
+    const int32_t num_tokens = (c.prompt - 2 * kAround) / c.documents;
+    const auto request_of = [&](bool reversed) {
+      GenerationRequest request;
+      request.prompt = random_tokens(kAround, seed + (reversed ? 1 : 2) * 7919);
+      for (int32_t i = 0; i < c.documents; ++i) {
+        const auto document = static_cast<uint64_t>(reversed ? c.documents - 1 - i : i);
+        const std::vector<TokenId> tokens = random_tokens(num_tokens, (seed << 16) + document);
+        const auto begin = static_cast<int32_t>(request.prompt.size());
+        request.prompt.insert(request.prompt.end(), tokens.begin(), tokens.end());
+        request.kv_documents.push_back({begin, begin + num_tokens});
+      }
+      const int32_t num_left = c.prompt - static_cast<int32_t>(request.prompt.size());
+      const std::vector<TokenId> question = random_tokens(num_left, seed + (reversed ? 3 : 4) * 7919);
+      request.prompt.insert(request.prompt.end(), question.begin(), question.end());
+      request.max_new_tokens = 1;
+      request.kv_policy = c.kv_policy;
+      return request;
+    };
+    const auto run = [&](bool reversed) {
+      const EngineStats before = engine_.stats();
+      submit(request_of(reversed));
+      while (engine_.step()) {
+      }
+      const EngineStats after = engine_.stats();
+      // Documents are copied while the next step is planned.
+      return after.prefill_seconds - before.prefill_seconds + after.schedule_seconds - before.schedule_seconds;
+    };
+    run(false);
+    return measurement(c.prompt, run(true), std::nullopt);
   }
 
   Measurement run_generation(Case c, const Limits& limits) {
@@ -267,8 +309,12 @@ class Bench {
     GenerationRequest request;
     request.max_new_tokens = max_new_tokens;
     request.prompt = std::move(prompt);
-    request.ignore_end_tokens = true;
     request.kv_policy = kv_policy;
+    return submit(std::move(request));
+  }
+
+  RequestId submit(GenerationRequest request) {
+    request.ignore_end_tokens = true;
     return engine_.submit(request, [this](const GenerationOutput& output) {
       if (output.finish == FinishReason::kError) throw Error(ErrorCode::kOutOfMemory, output.error);
       num_generated_ += output.token ? 1 : 0;
@@ -309,7 +355,7 @@ json case_json(const Case& c, const std::vector<Measurement>& rounds) {
   json result = {{"name", c.name()},
                  {"tokens_per_second", median_of(rounds, &Measurement::tokens_per_second)},
                  {"rounds", speeds}};
-  if (c.beside == 0) {
+  if (c.beside == 0 && c.documents == 0) {
     result["operations_per_token"] = rounds.front().operations_per_token;
     result["distinct_experts_per_step"] = median_of(rounds, &Measurement::distinct_experts);
   }
@@ -323,7 +369,10 @@ json case_json(const Case& c, const std::vector<Measurement>& rounds) {
     result["beside"] = c.beside;
     result["prompt_tokens_per_second"] = median_of(rounds, &Measurement::prompt_tokens_per_second);
   }
-  if (c.kv_policy) {
+  if (c.documents > 0) {
+    result["kv"] = c.kv_policy->text;
+    result["documents"] = c.documents;
+  } else if (c.kv_policy) {
     result["kv"] = c.kv_policy->text;
     result["compression_seconds"] = median_of(rounds, &Measurement::compression_seconds);
   }
@@ -377,7 +426,7 @@ void print_results(const json& result) {
                  known("distinct_experts_per_step", 1));
   }
   for (const json& c : result["cases"]) {
-    if (!c.contains("kv")) continue;
+    if (!c.contains("compression_seconds")) continue;
     print_stdout("{}: chosen and freed in {:.3f} s a prompt\n", c["name"].get<std::string>(),
                  c["compression_seconds"].get<double>());
   }
@@ -440,13 +489,32 @@ void run_dry(const BenchFlags& flags) {
 
 void run_bench(const BenchFlags& flags) {
   std::vector<Case> cases;
-  for (const int32_t prompt : flags.prompts) cases.push_back({.prompt = prompt});
+  std::vector<std::string> generating;  // policies
+  for (const std::string& policy : flags.kv_policies) {
+    if (!parse_kv_policy(policy).reuse) {
+      generating.push_back(policy);
+    } else if (flags.documents == 0) {
+      fail(ErrorCode::kInvalidArgument, "--kv {}: prompts have no documents; give --documents", policy);
+    }
+  }
+  for (const int32_t prompt : flags.prompts) {
+    cases.push_back({.prompt = prompt});
+    if (flags.documents > 0 && prompt < 2 * kAround + kKvBlockSize * flags.documents) {
+      fail(ErrorCode::kInvalidArgument, "a prompt of {} tokens is too short for {} documents; at least {} are needed",
+           prompt, flags.documents, 2 * kAround + kKvBlockSize * flags.documents);
+    }
+    for (const std::string& policy : flags.kv_policies) {
+      if (const KvPolicy reuse = parse_kv_policy(policy); reuse.reuse) {
+        cases.push_back({.prompt = prompt, .kv_policy = reuse, .documents = flags.documents});
+      }
+    }
+  }
   if (flags.num_tokens > 0) {
     for (const int32_t depth : flags.depths) {
       for (const int32_t batch : flags.batches) {
         cases.push_back({.depth = depth, .batch = batch});
         if (flags.beside > 0) cases.push_back({.depth = depth, .batch = batch, .beside = flags.beside});
-        for (const std::string& policy : flags.kv_policies) {
+        for (const std::string& policy : generating) {
           cases.push_back({.depth = depth, .batch = batch, .kv_policy = parse_kv_policy(policy)});
         }
       }
@@ -537,13 +605,21 @@ void add_bench_command(CLI::App& app) {
   add_list("-d,--depth", flags->depths, 0, "Tokens that a sequence has before it generates", "0");
   add_list("-b,--batch", flags->batches, 1, "Sequences that generate together", "1");
   add_texts(*command, "--kv", flags->kv_policies,
-            "Generate with this KV policy too, besides all entries; may be repeated")
+            "Generate with this KV policy too, besides all entries, or where it reuses documents compute prompts of "
+            "--documents with it; may be repeated")
       ->type_name("POLICY")
       ->default_str("none");
   command
       ->add_option("--beside", flags->beside, "Generate also while a prompt of so many tokens is computed; 0: do not")
       ->type_name("N")
       ->check(in_range(0, 1 << 24))
+      ->capture_default_str();
+  command
+      ->add_option("--documents", flags->documents,
+                   "Prompts of so many documents, which another had before in other places, with the KV policies that "
+                   "reuse them")
+      ->type_name("N")
+      ->check(in_range(0, 1 << 16))
       ->capture_default_str();
   command->add_option("-n,--num-tokens", flags->num_tokens, "Tokens that each sequence generates; 0: prompts alone")
       ->type_name("N")

@@ -67,6 +67,16 @@ class BenchTest(program.WitanTestCase):
         self.assertRegex(out, r"beside a prompt: \d+\.\d tokens/s of the prompt")
         self.fails("bench", "-m", self.model, "--beside", "9", "--max-slowdown", "0.5", says="0.5 times slower")
 
+    def test_prompts_of_documents_that_were_there_before(self):
+        flags = ["-p", "300", "-n", "4", "--documents", "3", "--kv", "epic", "--kv", "keydiff,keep=0.5", "--kv",
+                 "routeblend(recompute=0.3)"]  # fmt: skip
+        names = ["prompt 300", "prompt 300 of 3 documents, epic", "prompt 300 of 3 documents, routeblend(recompute=0.3)",
+                 "generate, 1 x 0 deep", "generate, 1 x 0 deep, keydiff,keep=0.5"]  # fmt: skip
+        cases = self.bench(*flags)["cases"]
+        self.assertEqual([c["name"] for c in cases], names)
+        self.assertEqual((cases[1]["kv"], cases[1]["documents"]), ("epic", 3))
+        self.assertGreater(cases[2]["tokens_per_second"], 0)
+
     def test_prompts_alone(self):
         self.assertEqual([c["name"] for c in self.bench("-p", "7", "-n", "0")["cases"]], ["prompt 7"])
 
@@ -90,6 +100,8 @@ class BenchTest(program.WitanTestCase):
         self.fails("bench", "-m", self.model, "-p", "0", code=2, says="--prompt")
         self.fails("bench", "-m", self.model, "-p", "12,x", code=2, says="--prompt")
         self.fails("bench", "-m", self.model, "-r", "0", code=2, says="--rounds")
+        self.fails("bench", "-m", self.model, "--kv", "epic", says="--documents")
+        self.fails("bench", "-m", self.model, "-p", "100", "--documents", "3", says="at least 128")
         self.fails("bench", "-m", self.folder / "none", says="none")
         self.fails("bench", "-m", golden("switch-capacity/hf"), "-p", "9", "-n", "2", says="encoder")
 
