@@ -159,6 +159,12 @@ class TaskRunner {
               .bytes_before = report->bytes_before,
               .bytes_after = report->bytes_after};
       }
+      std::optional<EvalReuse> reuse;
+      if (const auto& count = output.usage.kv_reuse) {
+        reuse = {.num_tokens = count->num_reused_tokens,
+                 .num_found_tokens = count->num_found_tokens,
+                 .num_recomputed_tokens = count->num_recomputed_tokens};
+      }
       results_.add(*running.line, {.reply = running.reply,
                                    .marks = score(*task.scoring, running.reply, task.answers),
                                    .finish_reason = std::string(finish_reason_name(*output.finish)),
@@ -166,7 +172,8 @@ class TaskRunner {
                                    .generated_tokens = output.usage.generated_tokens,
                                    .first_token_seconds = output.usage.first_token_seconds,
                                    .seconds = output.usage.total_seconds,
-                                   .kv = std::move(kv)});
+                                   .kv = std::move(kv),
+                                   .reuse = reuse});
     }
   }
 

@@ -80,6 +80,11 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
                     {"bytes_before", result.kv->bytes_before},
                     {"bytes_after", result.kv->bytes_after}};
   }
+  if (result.reuse) {
+    object["kv_reuse"] = {{"tokens", result.reuse->num_tokens},
+                          {"found", result.reuse->num_found_tokens},
+                          {"recomputed", result.reuse->num_recomputed_tokens}};
+  }
   return object;
 }
 

@@ -95,6 +95,17 @@ TEST_F(EvalResultFileTest, WhatAKvPolicyLeftIsTold) {
   EXPECT_FALSE(lines[2].contains("kv"));
 }
 
+TEST_F(EvalResultFileTest, WhatAKvPolicyReusedIsTold) {
+  EvalResultFile file(path_, header_, tasks_);
+  EvalResult result = result_of({Mark::kRight, Mark::kMissing});
+  result.reuse = {.num_tokens = 96, .num_found_tokens = 64, .num_recomputed_tokens = 15};
+  file.add(tasks_[0], result);
+  file.add(tasks_[1], result_of({Mark::kRight}));
+  const std::vector<json> lines = lines_of_file();
+  EXPECT_EQ(lines[1]["kv_reuse"], json({{"tokens", 96}, {"found", 64}, {"recomputed", 15}}));
+  EXPECT_FALSE(lines[2].contains("kv_reuse"));
+}
+
 TEST_F(EvalResultFileTest, AnInterruptedEvaluationGoesOn) {
   {
     EvalResultFile file(path_, header_, tasks_);

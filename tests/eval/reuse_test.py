@@ -24,8 +24,8 @@ FLOOR = Setting("", floor="--exact")
 SHARES = (0.1, 0.3)
 
 
-def sample(name, reply, right=True, seconds=None):
-    return results.Sample(name, "t", "v", 0, [right], ["1"], [], 3, "stop", reply, first_token_seconds=seconds)
+def sample(name, reply, right=True, seconds=None, reuse=None):
+    return results.Sample(name, "t", "v", 0, [right], ["1"], [], 3, "stop", reply, None, reuse, seconds)
 
 
 class FolderTest(unittest.TestCase):
@@ -50,7 +50,7 @@ class FolderTest(unittest.TestCase):
 class SettingTest(unittest.TestCase):
     def test_policies_are_the_engines(self):
         self.assertEqual([setting.policy() for setting in reuse.settings([0.15], 16, "--exact")], [
-            "", "", "blend(by=none,first=0)", "blend(by=none,first=16)", "blend(by=random,recompute=0.15,first=0)",
+            "", "", "epic(first=0)", "epic(first=16)", "randomblend(recompute=0.15,first=0)",
             "cacheblend(recompute=0.15,first=0)", "routeblend(recompute=0.15,first=0)",
             "cacheblend(recompute=0.15,first=16)", "routeblend(recompute=0.15,first=16)",
         ])  # fmt: skip
@@ -89,7 +89,9 @@ class StudyTest(FolderTest):
             found[setting] = []
             for name, text in tasks.texts.items():
                 is_same = (not setting.floor or floor(text)) if not setting.by else same(setting, text)
-                found[setting].append(sample(name, "a" if is_same else "b", is_same, 0.5 if name.endswith("/0") else 0.25))
+                reuse_of = {"tokens": 64, "found": 64, "recomputed": 20} if setting.by else None
+                found[setting].append(sample(name, "a" if is_same else "b", is_same, 0.5 if name.endswith("/0") else 0.25,
+                                             reuse_of))  # fmt: skip
         return reuse.Study(tasks, found)
 
     def verdict(self, study):
@@ -127,7 +129,7 @@ class StudyTest(FolderTest):
         words = "\n".join(reuse.in_words(worse))
         self.assertIn("Routing against values, 10 % recomputed: replies word for word -80.0 points ± 26.7, values are better.",
                       words)  # fmt: skip
-        self.assertIn("Routing against values, 10 % and 4 tokens each recomputed", words)
+        self.assertIn("Routing against values, 10 % with the first recomputed", words)
         self.assertIn("Values against chance, every share recomputed: right answers +80.0", words)
 
     def test_a_difference_that_arithmetic_makes_too_says_nothing(self):
@@ -146,7 +148,7 @@ class StudyTest(FolderTest):
         self.assertEqual(self.verdict(study), "No verdict on routing against values: not both ran.")
         alone = self.study(lambda setting, text: True, settings=kept[:2])
         self.assertIn("All figures", reuse.page(alone, [Setting("none")], "T"))
-        self.assertIn("Left out, as the model refused: blend(by=none,first=0).", reuse.markdown(alone, [Setting("none")]))
+        self.assertIn("Left out, as the model refused: epic(first=0).", reuse.markdown(alone, [Setting("none")]))
 
     def test_the_page_and_the_figures_have_every_setting(self):
         study = self.study(lambda setting, text: text < 4)
@@ -156,10 +158,11 @@ class StudyTest(FolderTest):
         figures = json.loads(json.dumps(reuse.as_json(study, []), allow_nan=False))
         self.assertEqual(len(figures["runs"]), len(study.found))
         self.assertEqual(figures["runs"][2]["same"]["part"], 8)
+        self.assertEqual([run["computed_again"] for run in figures["runs"][1:3]], [None, 0.3125])
         self.assertEqual(figures["noise"], {"replies word for word": 0, "right answers": 0})
         self.assertEqual(figures["words"][-1], self.verdict(study))
         table = reuse.markdown(study, [])
-        self.assertIn("| by values and the first 4 | 30 % and 4 tokens each | 40.0 % (8 of 20; 21.9 to 61.3) |", table)
+        self.assertIn("| the first 4, then by values | 30 % with the first (31.2 %) | 40.0 % (8 of 20; 21.9 to 61.3) |", table)
         self.assertIn("| 250.0 ± 0.0 ms (10) |", table)
 
 
@@ -205,7 +208,7 @@ class ToolTest(FolderTest):
         flags = ["--tasks", self.tasks, "--recompute", "0.1,0.3", "--floor=--exact --kv-type f32", "--", "-c", "512"]
         out = self.run_tool(*flags)
         self.assertIn("Routing beats values", out)
-        self.assertIn("refused: blend(by=random,recompute=0.1,first=0), blend(by=random,recompute=0.3,first=0)", out)
+        self.assertIn("refused: randomblend(recompute=0.1,first=0), randomblend(recompute=0.3,first=0)", out)
         calls = self.calls()
         self.assertEqual(len(calls), 4 + 5 * 2)
         self.assertNotIn("--kv", calls[0])
@@ -228,8 +231,23 @@ class ToolTest(FolderTest):
         before = len(self.calls())
         self.run_tool(*flags)
         self.assertEqual([call[-1] for call in self.calls()[before:]],
-                         ["blend(by=random,recompute=0.1,first=0)", "cacheblend(recompute=0.1,first=0)"])  # fmt: skip
+                         ["randomblend(recompute=0.1,first=0)", "cacheblend(recompute=0.1,first=0)"])  # fmt: skip
         self.assertEqual(len(path.read_text().splitlines()), 22)
+
+    def test_a_model_is_studied(self):
+        out = self.run_tool("--task", "retrieval:one_key", "--lengths", 400, "--samples", 1, "--documents", 3, "--shuffles", 2,
+                            "--recompute", "0.2", "--first", 4, witan=WITAN, model=MODEL)  # fmt: skip
+        self.assertRegex(out, r"\n- (Routing does not beat values|Routing beats|Values beat|Routing and values are each)")
+        runs = json.loads((self.folder / "out" / "reuse.json").read_text())["runs"]
+        self.assertEqual(len(runs), 9)
+        again = [run["computed_again"] for run in runs]
+        self.assertEqual(again[:2], [None, None])
+        self.assertEqual(len(set(again[4:])), 1, "as many whatever chooses them")
+        self.assertAlmostEqual(again[4] - again[2], 0.2, delta=0.01)
+        self.assertEqual([run["first_token_seconds"]["count"] for run in runs], [1] * 9)
+        for path in (self.folder / "out" / "runs").glob("*blend*"):
+            last = results.read(path).samples[-1]
+            self.assertTrue(0 < last.kv_reuse["found"] == last.kv_reuse["tokens"], "documents are found in other places")
 
     def test_what_fails_is_named(self):
         self.write_tasks()
