@@ -189,7 +189,8 @@ def comparisons(study):
 
 
 def in_words(study):
-    """What the figures say, a sentence or two each; the last is on routing against values."""
+    """What the figures say, a sentence or two each: at every share for routing against values, which is what the last is on,
+    over all shares for the others."""
     reference, (same, right) = study.found[study.reference], map(study.noise, study.measures().values())
     changed = study.same(study.floor)
     yield (f"Noise floor: {study.floor.floor} alone changes the words of {changed.whole - changed.part} of {changed.whole} "
@@ -198,17 +199,18 @@ def in_words(study):
     if not study.right(study.reference).part:
         yield "Nothing is right with everything computed: these tasks are too hard for the model to tell methods apart."
     every = comparisons(study)
-    for one, other in _COMPARED:
-        compared = [found for found in every if (found["one"], found["other"]) == (one, other)]
-        for found in compared:
-            yield (f"{_NAMES[one]} against {_NAMES[other].lower()}, {found['recomputed']} recomputed: {found['measure']} "
-                   f"{_points(found['difference'])}, {_said(found)}.")  # fmt: skip
+    for found in every:
+        if found["is_overall"] or found["one"] == "routes" and found["other"] == "values":
+            yield (f"{_NAMES[found['one']]} against {_NAMES[found['other']].lower()}, {found['recomputed']} recomputed: "
+                   f"{found['measure']} {_points(found['difference'])}, {_said(found)}.")  # fmt: skip
     yield _verdict(every, len(set(study.tasks.texts[name] for name in reference)))
 
 
 def _said(found):
     if found["better"]:
         return f"{_NAMES[found['better']].lower()} {'are' if found['better'] == 'values' else 'is'} better"
+    if found["difference"].value == found["difference"].error == 0:
+        return "no difference in any text"
     if abs(found["difference"].value) <= found["difference"].error:
         return "which may be chance"
     return "which is within the noise floor"
@@ -226,6 +228,8 @@ def _verdict(every, num_texts):
         said = "Values beat routing at equal recomputation, beyond the noise floor"
     elif winners:
         said = "Routing and values are each better by one measure, beyond the noise floor"
+    elif all(found["difference"].value == found["difference"].error == 0 for found in overall):
+        said = "No verdict on routing against values: no text tells them apart; take tasks that reuse makes harder"
     else:
         said = "Routing does not beat values at equal recomputation, nor values routing: what differs is within the noise"
     return f"{said} ({figures}; two standard errors over {num_texts} texts)."

@@ -124,8 +124,11 @@ class StudyTest(FolderTest):
         self.assertIn("Routing beats values at equal recomputation, beyond the noise floor", self.verdict(better))
         worse = self.study(lambda setting, text: setting.by == "values" or text < 2)
         self.assertIn("Values beat routing", self.verdict(worse))
+        near = self.study(lambda setting, text: text < 5 or text == 5 and setting.by == "routes")
+        self.assertIn("Routing does not beat values at equal recomputation, nor values routing", self.verdict(near))
         equal = self.study(lambda setting, text: text < 5)
-        self.assertIn("does not beat", self.verdict(equal))
+        self.assertIn("No verdict on routing against values: no text tells them apart", self.verdict(equal))
+        self.assertIn("right answers +0.0 points ± 0.0, no difference in any text.", "\n".join(reuse.in_words(equal)))
         words = "\n".join(reuse.in_words(worse))
         self.assertIn("Routing against values, 10 % recomputed: replies word for word -80.0 points ± 26.7, values are better.",
                       words)  # fmt: skip
@@ -237,7 +240,7 @@ class ToolTest(FolderTest):
     def test_a_model_is_studied(self):
         out = self.run_tool("--task", "retrieval:one_key", "--lengths", 400, "--samples", 1, "--documents", 3, "--shuffles", 2,
                             "--recompute", "0.2", "--first", 4, witan=WITAN, model=MODEL)  # fmt: skip
-        self.assertRegex(out, r"\n- (Routing does not beat values|Routing beats|Values beat|Routing and values are each)")
+        self.assertRegex(out, r"\n- (No verdict|Routing does not beat|Routing beats|Values beat|Routing and values are each)")
         runs = json.loads((self.folder / "out" / "reuse.json").read_text())["runs"]
         self.assertEqual(len(runs), 9)
         again = [run["computed_again"] for run in runs]
