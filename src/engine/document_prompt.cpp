@@ -12,7 +12,7 @@ namespace {
 std::ptrdiff_t prefix_size(const Tokenizer& tokenizer) {
   const std::vector<TokenId> framed = tokenizer.encode("a", AddSpecial::kYes, ParseSpecial::kNo);
   const std::vector<TokenId> alone = tokenizer.encode("a", AddSpecial::kNo, ParseSpecial::kNo);
-  return std::ranges::search(framed, alone).begin() - framed.begin();
+  return std::search(framed.begin(), framed.end(), alone.begin(), alone.end()) - framed.begin();
 }
 
 }  // namespace
