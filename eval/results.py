@@ -31,6 +31,8 @@ class Sample:
     finish_reason: str  # "" of replies that another program made
     reply: str
     kv: dict | None = None  # what a KV policy left, where it dropped something
+    kv_reuse: dict | None = None  # what it reused of documents
+    first_token_seconds: float | None = None  # since it was submitted; None of earlier releases
 
     def share_right(self):
         return self.correct.count(True) / len(self.correct)
@@ -91,6 +93,10 @@ def _is_kv(value):
             and _is_list_of(_is_list_of(_is_count))(value.get("kept")))  # fmt: skip
 
 
+def _is_kv_reuse(value):
+    return isinstance(value, dict) and all(_is_count(value.get(name)) for name in ("tokens", "found", "recomputed"))
+
+
 _HEADER = {"model": _is_text, "settings": lambda value: isinstance(value, dict), "tasks": _is_list_of(_is_text)}
 _SAMPLE = {
     "id": _is_text,
@@ -104,6 +110,8 @@ _SAMPLE = {
     "finish_reason": _is_text,
     "reply": _is_text,
     "kv": lambda value: value is None or _is_kv(value),
+    "kv_reuse": lambda value: value is None or _is_kv_reuse(value),
+    "first_token_seconds": lambda value: value is None or _is_number(value) and value >= 0,
 }
 _NOT_RUN = {"id": _is_text, "error": _is_text}
 _PERPLEXITY = {
@@ -113,7 +121,8 @@ _PERPLEXITY = {
     "nll": lambda value: value is None or _is_number(value),
     "value": lambda value: value is None or _is_number(value),
 }
-_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None}
+_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None, "kv_reuse": None,
+             "first_token_seconds": None}  # fmt: skip
 
 
 def _fields(value, checks):

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "chat_flags.h"
 #include "commands.h"
+#include "engine/document_prompt.h"
 #include "engine/engine.h"
 #include "eval/eval_results.h"
 #include "files.h"
@@ -101,7 +102,7 @@ class TaskRunner {
     if (engine_.tokenizer() == nullptr) {
       fail(ErrorCode::kUnsupported, "{}: the model has no tokenizer", flags_.model.options.path);
     }
-    std::vector<TokenId> tokens;
+    DocumentPrompt encoded;
     ReasoningFormat format = ReasoningFormat::kNone;
     std::string prompt = task.prompt;
     if (task.is_chat()) {
@@ -110,25 +111,27 @@ class TaskRunner {
       input.extra = extra_;
       prompt = template_->render(input);
       format = AnswerSplitter::format_of(template_->source());
-      tokens = encode_prompt(*engine_.tokenizer(), prompt);
+      encoded.tokens = encode_prompt(*engine_.tokenizer(), prompt);
     } else {
-      tokens = engine_.encode(prompt);
+      encoded = encode_with_documents(engine_, task.documents, prompt);
     }
     const int32_t context = engine_.options().context_length;
-    if (std::ssize(tokens) >= context) {
+    if (std::ssize(encoded.tokens) >= context) {
       fail(ErrorCode::kInvalidArgument, "the prompt's {} tokens leave no room for a reply in the context of {}",
-           tokens.size(), context);
+           encoded.tokens.size(), context);
     }
-    GenerationRequest request = flags_.generation.finished(std::move(tokens));
+    GenerationRequest request = flags_.generation.finished(std::move(encoded.tokens));
+    request.kv_documents = std::move(encoded.documents);
     if (!flags_.has_num_tokens) request.max_new_tokens = task.max_tokens;
     request.stop_strings = task.stop;
     AnswerReader reader(*engine_.tokenizer(), format, prompt, !task.is_chat() || !task.stop.empty());
     return {.line = &line, .request = std::move(request), .reader = std::move(reader), .reply = {}};
   }
 
-  // The engine gets enough to choose from, and no more.
+  // The engine gets enough to choose from, and no more: of one at a time, no task waits while another runs.
   void submit_some() {
-    const auto enough = 2 * static_cast<int64_t>(engine_.options().max_sequences);
+    const int64_t together = engine_.options().max_sequences;
+    const int64_t enough = together == 1 ? 1 : 2 * together;
     while (!waiting_.empty() && std::ssize(submitted_) - num_ended_ < enough) {
       auto running = std::make_shared<Running>(std::move(waiting_.front()));
       waiting_.pop_front();
@@ -156,13 +159,21 @@ class TaskRunner {
               .bytes_before = report->bytes_before,
               .bytes_after = report->bytes_after};
       }
+      std::optional<EvalReuse> reuse;
+      if (const auto& count = output.usage.kv_reuse) {
+        reuse = {.num_tokens = count->num_reused_tokens,
+                 .num_found_tokens = count->num_found_tokens,
+                 .num_recomputed_tokens = count->num_recomputed_tokens};
+      }
       results_.add(*running.line, {.reply = running.reply,
                                    .marks = score(*task.scoring, running.reply, task.answers),
                                    .finish_reason = std::string(finish_reason_name(*output.finish)),
                                    .prompt_tokens = output.usage.prompt_tokens,
                                    .generated_tokens = output.usage.generated_tokens,
+                                   .first_token_seconds = output.usage.first_token_seconds,
                                    .seconds = output.usage.total_seconds,
-                                   .kv = std::move(kv)});
+                                   .kv = std::move(kv),
+                                   .reuse = reuse});
     }
   }
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "commands.h"
+#include "engine/document_prompt.h"
 #include "engine/engine.h"
 #include "files.h"
 #include "generation.h"
@@ -31,6 +32,7 @@ struct RunFlags {
   std::vector<std::string> files;
   std::vector<std::string> token_files;
   std::vector<std::string> jsonl_files;
+  std::vector<std::string> document_files;
   bool no_prefix_cache = false;
   bool json_out = false;
   bool parse_special = false;
@@ -94,6 +96,18 @@ std::vector<Prompt> read_prompts(const RunFlags& flags) {
     }
   }
   return prompts;
+}
+
+std::vector<std::string> read_documents(const RunFlags& flags) {
+  std::vector<std::string> documents;
+  for (const std::string& path : flags.document_files) {
+    documents.push_back(read_text_file(path));
+    if (documents.back().empty()) fail(ErrorCode::kInvalidArgument, "{}: the document is empty", path);
+  }
+  if (!documents.empty() && !flags.token_files.empty()) {
+    fail(ErrorCode::kInvalidArgument, "--document needs prompts of text: --tokens has the tokens of whole prompts");
+  }
+  return documents;
 }
 
 // How far the answers are, in tokens. Where the answer streams, its text shows that, and the bar is of the prompt
@@ -261,6 +275,7 @@ void run_prompts(const RunFlags& flags) {
   }
   flags.generation.check();
   const std::vector<Prompt> prompts = read_prompts(flags);
+  const std::vector<std::string> documents = read_documents(flags);
   std::unique_ptr<OutputFile> stats_file;
   if (!flags.stats_path.empty()) stats_file = std::make_unique<OutputFile>(flags.stats_path);
   ModelOptions options = flags.model.finished_for_throughput();
@@ -272,13 +287,12 @@ void run_prompts(const RunFlags& flags) {
   std::vector<Answer> answers(prompts.size() * num_choices);
   Printer printer(flags, answers.size(), engine->tokenizer() != nullptr);
   AnswerProgress progress(printer.streams(), generation.request.max_new_tokens);
+  const ParseSpecial parse_special = flags.parse_special ? ParseSpecial::kYes : ParseSpecial::kNo;
   std::vector<RequestId> requests;
   size_t next_to_print = 0;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    std::vector<TokenId> tokens = prompts[i].tokens;
-    if (tokens.empty()) {
-      tokens = engine->encode(prompts[i].text, flags.parse_special ? ParseSpecial::kYes : ParseSpecial::kNo);
-    }
+    DocumentPrompt prompt{.tokens = prompts[i].tokens, .documents = {}};
+    if (prompt.tokens.empty()) prompt = encode_with_documents(*engine, documents, prompts[i].text, parse_special);
     const auto on_output = [&, i](const GenerationOutput& output) {
       Answer& answer = answers[i * num_choices + static_cast<size_t>(output.choice)];
       answer.prompt = &prompts[i];
@@ -289,7 +303,8 @@ void run_prompts(const RunFlags& flags) {
       while (next_to_print < answers.size() && answers[next_to_print].last) printer.finish(answers[next_to_print++]);
     };
     try {
-      GenerationRequest request = generation.finished(std::move(tokens));
+      GenerationRequest request = generation.finished(std::move(prompt.tokens));
+      request.kv_documents = std::move(prompt.documents);
       for (const std::string& text : generation.kv_pin_texts) {
         pin_text(engine->tokenizer(), text, request);
       }
@@ -333,6 +348,11 @@ void add_run_command(CLI::App& app) {
   add_prompts("--tokens", flags->token_files, "FILE", "File of token ids separated by white space; may be repeated");
   add_prompts("--jsonl", flags->jsonl_files, "FILE",
               "File of {\"prompt\"} lines, a prompt each; other keys are ignored; may be repeated");
+  add_texts(*command, "--document", flags->document_files,
+            "File of text that comes before each prompt, tokenised by itself; -: standard input; may be repeated. A "
+            "KV policy may reuse its entries where other prompts have it elsewhere")
+      ->type_name("FILE")
+      ->default_str("none");
   command->add_flag("--parse-special", flags->parse_special, "Text such as <|im_end|> becomes the control token");
   command->add_flag("--json", flags->json_out, "Print each answer as a line of JSON");
   command->add_flag("-q,--quiet", flags->quiet, "No statistics, and no word of what --kv auto chose");

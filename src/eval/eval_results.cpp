@@ -71,6 +71,7 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
                  {"finish_reason", result.finish_reason},
                  {"reply", result.reply},
                  {"answers", task.answers.values},
+                 {"first_token_seconds", result.first_token_seconds},
                  {"seconds", result.seconds},
                  {"fingerprint", fmt::format("{:016x}", task.fingerprint)}});
   if (result.kv) {
@@ -78,6 +79,11 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
                     {"kept", result.kv->kept},
                     {"bytes_before", result.kv->bytes_before},
                     {"bytes_after", result.kv->bytes_after}};
+  }
+  if (result.reuse) {
+    object["kv_reuse"] = {{"tokens", result.reuse->num_tokens},
+                          {"found", result.reuse->num_found_tokens},
+                          {"recomputed", result.reuse->num_recomputed_tokens}};
   }
   return object;
 }

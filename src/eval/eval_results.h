@@ -22,6 +22,13 @@ struct EvalKv {
   int64_t bytes_after = 0;
 };
 
+// What a KV policy reused of a task's documents.
+struct EvalReuse {
+  int32_t num_tokens = 0;             // whose entries are those of the same text elsewhere
+  int32_t num_found_tokens = 0;       // of them, in the prefix cache
+  int32_t num_recomputed_tokens = 0;  // computed again where they are
+};
+
 // What became of a task.
 struct EvalResult {
   std::string error = {};  // why there is no reply; all of the following is empty then
@@ -30,8 +37,10 @@ struct EvalResult {
   std::string finish_reason = {};
   int32_t prompt_tokens = 0;
   int32_t generated_tokens = 0;
-  double seconds = 0.0;           // from the first step that it took part in
-  std::optional<EvalKv> kv = {};  // where a KV policy dropped something; not read back from files
+  double first_token_seconds = 0.0;     // since it was submitted, waiting included; not read back from files
+  double seconds = 0.0;                 // the same, until it ended
+  std::optional<EvalKv> kv = {};        // where a KV policy dropped something; not read back from files
+  std::optional<EvalReuse> reuse = {};  // where it reused documents; not read back either
 };
 
 // A file of results, as JSON Lines: what was evaluated, then a line per task in the order in which they ended, and a

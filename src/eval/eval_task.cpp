@@ -93,6 +93,13 @@ EvalTask parse_eval_task(std::string_view line, const std::string& source) {
   } else {
     task.chat = parse_chat_input(json{{"messages", reader.get("messages")}}.dump(), source);
   }
+  if (reader.find("documents") != nullptr) {
+    if (task.is_chat()) {
+      fail(ErrorCode::kInvalidArgument,
+           "{}: \"documents\" need a \"prompt\": a chat template says what comes before \"messages\"", source);
+    }
+    task.documents = reader.strings("documents");
+  }
   if (reader.find("stop") != nullptr) task.stop = reader.strings("stop");
   task.answers.values = reader.strings("answers");
   if (task.answers.values.empty()) reader.wrong("answers", "at least one");

@@ -18,6 +18,8 @@ struct EvalTask {
   int32_t length = 0;       // tokens, as its maker counted them
   std::string prompt = {};  // raw; or else
   ChatInput chat = {};      // messages for the model's chat template
+  // Texts before a raw prompt, in order; each is tokenised by itself.
+  std::vector<std::string> documents = {};
   std::vector<std::string> stop = {};
   ExpectedAnswers answers = {};
   const ScoringRule* scoring = nullptr;

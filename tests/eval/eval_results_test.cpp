@@ -30,6 +30,7 @@ EvalResult result_of(std::vector<Mark> marks, const std::string& reply = "1. 2."
           .finish_reason = "stop",
           .prompt_tokens = 3,
           .generated_tokens = 4,
+          .first_token_seconds = 0.25,
           .seconds = 0.5};
 }
 
@@ -75,6 +76,8 @@ TEST_F(EvalResultFileTest, EveryLineIsThereAsSoonAsItIsAdded) {
   EXPECT_EQ(lines[1]["reply"], "1. 2.");
   EXPECT_EQ(lines[1]["prompt_tokens"], 3);
   EXPECT_EQ(lines[1]["generated_tokens"], 4);
+  EXPECT_EQ(lines[1]["first_token_seconds"], 0.25);
+  EXPECT_EQ(lines[1]["seconds"], 0.5);
   EXPECT_EQ(lines[1]["finish_reason"], "stop");
   EXPECT_EQ(lines[2]["error"], "tasks: line 2: no room");
   EXPECT_EQ(lines[3], json({{"run", {{"steps", 7}}}}));
@@ -90,6 +93,17 @@ TEST_F(EvalResultFileTest, WhatAKvPolicyLeftIsTold) {
   EXPECT_EQ(lines[1]["kv"],
             json({{"tokens", 9}, {"kept", {{3, 4}, {5, 2}}}, {"bytes_before", 900}, {"bytes_after", 140}}));
   EXPECT_FALSE(lines[2].contains("kv"));
+}
+
+TEST_F(EvalResultFileTest, WhatAKvPolicyReusedIsTold) {
+  EvalResultFile file(path_, header_, tasks_);
+  EvalResult result = result_of({Mark::kRight, Mark::kMissing});
+  result.reuse = {.num_tokens = 96, .num_found_tokens = 64, .num_recomputed_tokens = 15};
+  file.add(tasks_[0], result);
+  file.add(tasks_[1], result_of({Mark::kRight}));
+  const std::vector<json> lines = lines_of_file();
+  EXPECT_EQ(lines[1]["kv_reuse"], json({{"tokens", 96}, {"found", 64}, {"recomputed", 15}}));
+  EXPECT_FALSE(lines[2].contains("kv_reuse"));
 }
 
 TEST_F(EvalResultFileTest, AnInterruptedEvaluationGoesOn) {
@@ -116,6 +130,18 @@ TEST_F(EvalResultFileTest, AnInterruptedEvaluationGoesOn) {
   EXPECT_EQ(lines[1]["id"], "a");
   EXPECT_EQ(lines[2]["run"]["steps"], 7);
   EXPECT_EQ(lines[3]["id"], "c");
+}
+
+TEST_F(EvalResultFileTest, FilesThatDoNotTellWhenTheFirstTokenCameGoOn) {
+  EvalResultFile(path_, header_, tasks_).add(tasks_[0], result_of({Mark::kRight, Mark::kWrong}));
+  std::string text = text_of_file();
+  const std::string field = "\"first_token_seconds\":0.25,";
+  const size_t at = text.find(field);
+  ASSERT_NE(at, std::string::npos);
+  std::ofstream(path_) << text.erase(at, field.size());
+  const EvalResultFile file(path_, header_, tasks_);
+  EXPECT_EQ(file.results().at("a").seconds, 0.5);
+  EXPECT_EQ(text_of_file(), text);
 }
 
 TEST_F(EvalResultFileTest, WhatIsNotOfThisEvaluationIsRefusedAndStays) {

@@ -1,5 +1,6 @@
 #include "eval/eval_task.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "base/error.h"
@@ -28,6 +29,7 @@ TEST(EvalTask, IsWhatItsLineSays) {
   EXPECT_EQ(task.length, 64);
   EXPECT_EQ(task.prompt, "p");
   EXPECT_FALSE(task.is_chat());
+  EXPECT_TRUE(task.documents.empty());
   EXPECT_EQ(task.stop, std::vector<std::string>{"\n"});
   EXPECT_EQ(task.answers.values, (std::vector<std::string>{"1", "2"}));
   EXPECT_EQ(task.answers.first_label, 3);
@@ -46,6 +48,16 @@ TEST(EvalTask, IsWhatItsLineSays) {
   EXPECT_TRUE(chat.positions.empty());
 }
 
+TEST(EvalTask, DocumentsAreTextsInTheirOrder) {
+  const auto with = [](const char* documents) {
+    return replaced(kTask, "\"prompt\": \"p\"", fmt::format("\"documents\": {}, \"prompt\": \"p\"", documents));
+  };
+  const EvalTask task = parse_eval_task(with("[\"b\", \"a\", \"b\"]"), "f");
+  EXPECT_EQ(task.documents, (std::vector<std::string>{"b", "a", "b"}));
+  EXPECT_EQ(task.prompt, "p");
+  EXPECT_NE(task.fingerprint, parse_eval_task(with("[\"a\", \"b\", \"b\"]"), "f").fingerprint);
+}
+
 TEST(EvalTask, WhatIsWrongIsNamed) {
   const struct {
     const char* from;
@@ -61,6 +73,10 @@ TEST(EvalTask, WhatIsWrongIsNamed) {
       {"\"prompt\": \"p\"", "\"prompt\": \"p\", \"messages\": []", "either \"messages\" or \"prompt\""},
       {"\"prompt\": \"p\"", "\"prompt\": \"\"", "\"prompt\" is the string"},
       {"\"prompt\": \"p\"", "\"messages\": [5]", "messages[0]"},
+      {"\"prompt\"", "\"documents\": \"d\", \"prompt\"", "\"documents\" is the string"},
+      {"\"prompt\"", "\"documents\": [\"d\", \"\"], \"prompt\"", "\"documents\""},
+      {"\"prompt\": \"p\"", "\"documents\": [\"d\"], \"messages\": [{\"role\": \"user\", \"content\": \"x\"}]",
+       "f: line 7: \"documents\" need a \"prompt\""},
       {"[\"\\n\"]", "[\"\"]", "\"stop\""},
       {"[\"1\", \"2\"]", "[]", "\"answers\""},
       {"[\"1\", \"2\"]", "[1, 2]", "\"answers\""},

@@ -63,6 +63,34 @@ class MakeTasksTest(unittest.TestCase):
         self.assertEqual(line["stop"], ["\n"])
         self.assertNotIn("messages", line)
 
+    def test_documents_come_in_several_orders(self):
+        flags = ["--task", "following:hops", "--lengths", "512", "--samples", 2, "--form", "raw"]
+        whole = self.lines(*flags)
+        lines = self.lines(*flags, "--documents", 5, "--shuffles", 3)
+        self.assertEqual([line["id"] for line in lines], [f"following/hops/512/{i}/order{j}" for i in range(2) for j in range(3)])
+        for line in lines:
+            self.assertEqual(len(line["documents"]), 5)
+            self.assertTrue(line["prompt"].startswith("Question: "), "the text is in the documents alone")
+            self.assertEqual(sorted(line["documents"]), sorted(lines[3 * int(line["id"].split("/")[3])]["documents"]))
+            self.assertEqual(set(line) - {"documents"}, set(whole[0]))
+            self.assertTrue(all(0 <= place < 1 for place in line["positions"]))
+        self.assertEqual(len({"".join(line["documents"]) for line in lines}), 6)
+        self.assertEqual(lines, self.lines(*flags, "--documents", 5, "--shuffles", 3), "the same from the same seed")
+        short = self.run_it("--task", "retrieval:one_key", "--lengths", "64", "--form", "raw", "--documents", 40)
+        self.assertIn("retrieval:one_key needs more than 64 tokens: left out", short.stderr)
+
+    def test_texts_that_need_their_order_are_no_documents(self):
+        documents = ("--form", "raw", "--documents", 4)
+        for variant, reason in (("retrieval:many_values", "in the order of the text"), ("lists:choose", "no text"),
+                                ("ruler", "ruler:variable_tracking cannot come in other orders")):  # fmt: skip
+            self.fails("--task", variant, *documents, says=reason)
+        hops = ("--task", "following:hops")
+        self.fails(*hops, "--documents", 4, says="needs --form raw")
+        self.fails(*hops, "--gsm8k", "x", *documents, says="generated tasks")
+        self.fails(*hops, "--form", "raw", "--shuffles", 2, says="--shuffles needs --documents")
+        self.fails(*hops, "--form", "raw", "--documents", -1, says="from 1")
+        self.fails(*hops, *documents, "--shuffles", 25, says="there are 24 orders of 4 documents")
+
     def test_lengths_are_those_of_the_model_given(self):
         model = GOLDENS / "e2e-bytes" / "model.gguf"  # a token per byte: four times as many as witan-tiny's
         arguments = ("--task", "ruler:single", "--task", "retrieval:needle", "--lengths", "1024", "--samples", 3)

@@ -2,6 +2,7 @@
 rules of its own, comes to the answers that the generator gives. The first argument is the witan program."""
 
 import collections
+import dataclasses
 import json
 import pathlib
 import re
@@ -14,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "eval"))
 
 import counting
 import tasks
-from tasks import lexicon
+from tasks import documents, lexicon
 
 WITAN = sys.argv[1]
 
@@ -45,6 +46,17 @@ def samples(task, variant, lengths=(64, 150, 700, 3000), count=12):
 
 def each_variant():
     return [(task, variant) for task, variants in tasks.EVAL_TASKS.items() for variant in variants]
+
+
+def in_orders(made, turn, count=3, number=4):
+    """The sample with this turn alone, its text in documents of several orders; [] where the text is too short."""
+    one = dataclasses.replace(made, turns=(turn,))
+    try:
+        found = documents.in_orders(tasks.rng_of("eval", turn.question), one, count, number)
+    except tasks.NoRoom:
+        return []
+    return [dataclasses.replace(one, document="".join(texts), turns=(dataclasses.replace(turn, evidence=evidence),))
+            for texts, evidence in found]  # fmt: skip
 
 
 def facts_of(document):
@@ -78,6 +90,9 @@ class GeneratorTest(unittest.TestCase):
             for turn in made.turns:
                 with self.subTest(task=task, variant=variant, length=length, question=turn.question[:200]):
                     check(made, turn)
+                    if documents.why_not(task, variant) is None:
+                        for reordered in in_orders(made, turn):
+                            check(reordered, *reordered.turns)
 
     def test_equal_seeds_give_equal_samples_and_others_do_not(self):
         for task, variant in each_variant():
@@ -303,6 +318,43 @@ class GeneratorTest(unittest.TestCase):
                 self.assertGreater(counts[wanted - 1][1], counts[wanted][1])
 
             self.for_each_sample("ruler", variant, check)
+
+
+class DocumentsTest(unittest.TestCase):
+    def test_each_variant_can_be_cut_or_says_why_not(self):
+        for task, variant in each_variant():
+            self.assertNotIn("not known", documents.why_not(task, variant) or "", (task, variant))
+        self.assertIn("not known", documents.why_not("cooking", "soup"))
+
+    def test_a_text_is_cut_in_documents_of_about_the_same_length(self):
+        for task, variant in each_variant():
+            if documents.why_not(task, variant):
+                continue
+            for index in range(6):
+                made = make(task, variant, 1024, index, turns=1)
+                texts, evidence = documents.in_orders(tasks.rng_of("eval"), made, 7, 1)[0]
+                with self.subTest(task=task, variant=variant, index=index):
+                    self.assertEqual("".join(texts).split(), made.document.split(), "the first order is the text's own")
+                    self.assertTrue(all(text.endswith((".\n", "\n")) and text.strip() for text in texts))
+                    self.assertLess(max(map(len, texts)), 1.6 * min(map(len, texts)))
+                    for place, kept in zip(made.turns[0].evidence, evidence):
+                        self.assertAlmostEqual(place, kept, delta=0.03)
+
+    def test_sentences_stay_whole(self):
+        made = make("retrieval", "needle", 1024, 0, turns=1)
+        sentences = set(re.split(r"(?<=\.)\s+", made.document.strip()))
+        for texts, _ in documents.in_orders(tasks.rng_of("eval"), made, 40, 3):
+            for text in texts:
+                self.assertLessEqual(set(re.split(r"(?<=\.)\s+", text.strip())), sentences)
+
+    def test_orders_differ_and_have_the_same_documents(self):
+        made = make("following", "hops", 1024, 0, turns=1)
+        found = [tuple(texts) for texts, _ in documents.in_orders(tasks.rng_of("eval"), made, 4, 24)]
+        self.assertEqual(len(set(found)), 24)
+        self.assertEqual({tuple(sorted(texts)) for texts in found}, {tuple(sorted(found[0]))})
+        self.assertEqual(len({texts[0] for texts in found[:4]}), 4, "none begins as one before")
+        with self.assertRaises(tasks.NoRoom):
+            documents.in_orders(tasks.rng_of("eval"), made, 500, 1)
 
 
 class WordsTest(unittest.TestCase):

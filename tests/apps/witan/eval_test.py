@@ -71,6 +71,23 @@ class EvalTest(EvalTestCase):
         self.assertRegex(result.out, r"\nall +2 +2 +50\.0 % ")
         self.assertRegex(result.err, program.STATISTICS)
 
+    def test_documents_come_before_the_prompt_as_those_of_run(self):
+        texts = ["The fox is red.\n", "The owl is gray.\n"]
+        files = [option for i, text in enumerate(texts) for option in ("--document", self.file(f"{i}.txt", text))]
+        run = self.succeeds("run", "-m", self.model, *files, "-p", "What is red?", "-n", 6, "-c", "256", "--temp", "0", "--json")
+        self.eval(self.tasks(task("a", documents=texts, prompt="What is red?"),
+                             task("b", documents=texts[::-1], prompt="What is red?")))  # fmt: skip
+        (answer,), results = run.json_lines(), self.results()
+        self.assertEqual(results["a"]["reply"], answer["text"])
+        for identifier in "ab":
+            self.assertEqual(results[identifier]["prompt_tokens"], answer["usage"]["prompt_tokens"])
+        self.assertNotEqual(results["a"]["fingerprint"], results["b"]["fingerprint"])
+
+    def test_one_at_a_time_no_task_waits_for_another(self):
+        self.eval(self.tasks(*(task(f"t{i}", max_tokens=150) for i in range(4))), "--sequences", "1", "--ignore-eos")
+        for result in self.results().values():
+            self.assertTrue(0 < result["first_token_seconds"] < 0.5 * result["seconds"], result)
+
     def test_messages_go_through_the_template(self):
         template = self.file("t.jinja", TEMPLATE)
         messages = [{"role": "user", "content": "Hi"}]
@@ -184,6 +201,8 @@ class EvalErrorTest(EvalTestCase):
         self.eval_fails(self.tasks(task("a"), task("b", scoring="guess")), says='line 2: unknown scoring "guess"; there are')
         self.eval_fails(self.tasks(task("a"), task("a")), says='line 2: the id "a" appeared before')
         self.eval_fails(self.tasks(task("a"), task("b", answers=None)), says=['line 2: "answers" is missing', "--on-error"])
+        chat = task("b", prompt=None, messages=[{"role": "user", "content": "Hi"}], documents=["d"])
+        self.eval_fails(self.tasks(chat), says='line 1: "documents" need a "prompt"')
         self.eval_fails(self.tasks(""), says="no tasks in it")
         self.eval_fails(self.folder / "none", says="none")
         self.assertFalse(self.out.exists())

@@ -38,7 +38,7 @@ class HelpTest(program.WitanTestCase):
 
     def test_shows_each_flag_with_its_default(self):
         expected = {
-            "run": "model prompt file tokens jsonl parse-special json quiet stats-json exact kv-type threads memory "
+            "run": "model prompt file tokens jsonl document parse-special json quiet stats-json exact kv-type threads memory "
             "context step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
             "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv kv-pin kv-pin-text stop "
             "stop-token ignore-eos",
@@ -56,7 +56,7 @@ class HelpTest(program.WitanTestCase):
             "step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
             "frequency-penalty seed logit-bias kv ignore-eos",
             "perplexity": "model file window out exact kv-type threads memory",
-            "bench": "model dry prompt depth batch kv beside num-tokens rounds json exact kv-type threads memory "
+            "bench": "model dry prompt documents depth batch kv beside num-tokens rounds json exact kv-type threads memory "
             "step-tokens mixed-tokens max-slowdown",
         }
         inputs = {

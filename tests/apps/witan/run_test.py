@@ -103,6 +103,42 @@ class PromptsTest(RunTestCase):
             with self.subTest(args):
                 self.run_fails(*args, "-n", 1, says=says)
 
+    def test_documents_come_before_each_prompt_with_tokens_of_their_own(self):
+        texts = ["The fox is red.\n", "caf\u00e9", "What is red?", "And caf\u00e9?"]
+        jsonl = self.file("t.jsonl", "".join(json.dumps({"text": text, "add_special": False}) + "\n" for text in texts))
+        for model in (golden(BYTES_MODEL), TINY):
+            command = ("tokenize", "-m", model, "--jsonl", jsonl)
+            first, second, *asked = [line["ids"] for line in self.succeeds(*command).json_lines()]
+            bos = self.succeeds("tokenize", "-m", model, "-p", "a", "--ids-only").out.split()
+            bos = list(map(int, bos[: bos.index(str(self.ids_alone(model, "a")[0]))]))
+            documents = ["--document", self.file("a.txt", texts[0]), "--document", "-"]
+            prompts = [option for text in texts[2:] for option in ("-p", text)]
+            args = ["-n", 8, "--temperature", 1, "--seed", 5, "--json"]
+            answers = self.succeeds("run", "-m", model, *documents, *prompts, *args, stdin=texts[1]).json_lines()
+            for answer, tokens in zip(answers, asked):
+                whole = [*bos, *first, *second, *tokens]
+                alone = self.succeeds("run", "-m", model, "--tokens", self.file("whole.ids", whole), *args).json_lines()[0]
+                self.assertEqual(answer["usage"]["prompt_tokens"], len(whole))
+                self.assertEqual(answer["tokens"], alone["tokens"])
+
+    def ids_alone(self, model, text):
+        """Without what the tokenizer puts around it."""
+        return list(map(int, self.succeeds("tokenize", "-m", model, "-p", text, "--no-special", "--ids-only").out.split()))
+
+    def test_control_tokens_in_documents_are_text_unless_asked_for(self):
+        document = ["--document", self.file("a.txt", "</s>"), "-p", "a", "-n", 1]
+        plain = self.answers(*document)[0]["usage"]["prompt_tokens"]
+        self.assertEqual(self.answers(*document, "--parse-special")[0]["usage"]["prompt_tokens"], 3)
+        self.assertGreater(plain, 3)
+
+    def test_refuses_documents_that_cannot_be(self):
+        document = self.file("a.txt", "a")
+        self.run_fails("--document", self.file("empty.txt", ""), "-p", "a", says="empty.txt: the document is empty")
+        self.run_fails("--document", self.folder / "missing", "-p", "a", says=["missing", "No such file"])
+        self.run_fails("--document", document, "--tokens", self.file("a.ids", "5"), says="--document needs prompts of text")
+        self.run_fails("--document", document, code=2, says="--prompt")
+        self.fails("run", "-m", golden("switch-capacity/hf"), "--document", document, "-p", "a", says="encoder")
+
     def test_a_prompt_longer_than_the_context_is_an_error_naming_both(self):
         self.run_fails("-p", "Hello", "-c", 4, says=["prompt of 7 tokens", "context of 4"])
 
