@@ -429,7 +429,6 @@ void Engine::State::keep_evidence(KvEvidence& evidence, const KvChoice& choice) 
   const std::span<const KvLayerSpec> layers = model.info().kv_layers;
   if (evidence.mass != nullptr) evidence.mass->keep(layers, choice.kept);
   if (evidence.value_norms != nullptr) evidence.value_norms->keep(layers, choice.kept, choice.merges);
-  if (evidence.pages != nullptr) evidence.pages->forget();
 }
 
 void Engine::State::count_held(SequenceId kv_sequence, KvCompression& report) const {
@@ -478,6 +477,12 @@ std::set<SequenceId> Engine::State::compress(const ScheduledSlice& slice, std::v
     for (const SequenceId sequence : preempted) generations.at(sequence).kv_evidence = {};
     if (!is_done) return preempted;
     if (slice.judges) keep_evidence(generation->kv_evidence, choice);
+    // Pages of what is generated keep the bounds of entries that are only demoted. Those of a prompt are learned of it
+    // as it is kept for later requests.
+    PageBounds* pages = generation->kv_evidence.pages.get();
+    if (pages != nullptr && (slice.judges || num_tokens <= scheduler.num_prompt_tokens(slice.sequence))) {
+      pages->learn_anew(model.isa(), model.threads(), model.kv(), slice.kv_sequence);
+    }
     if (uses_evidence) collect_evidence(slice.sequence, slice.judges ? num_tokens : generation->num_judged_tokens);
     const bool is_first = generation->usage.kv == nullptr || generation->usage.kv->num_tokens >= num_tokens;
     auto report = is_first ? std::make_shared<KvCompression>() : std::make_shared<KvCompression>(*generation->usage.kv);
