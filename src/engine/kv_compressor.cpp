@@ -121,16 +121,23 @@ bool KvCompressor::demote(SequenceId kv_sequence, const RunningKvPolicy& kv) {
 }
 
 void KvCompressor::go_on(const ScheduledSlice& slice, RunningKvPolicy& kv, const KvDecision& decision) {
+  const int32_t num_tokens = model_.kv().num_tokens(slice.kv_sequence);
   if (slice.judges) keep_evidence(kv.evidence, decision.choice);
-  if (!decision.uses_evidence) return;
-  collect_evidence(slice.sequence, kv, slice.judges ? model_.kv().num_tokens(slice.kv_sequence) : kv.num_judged_tokens);
+  // Pages of what is generated keep the bounds of entries that are only demoted. Those of a prompt are learned of it as
+  // it is kept for later requests.
+  PageBounds* pages = kv.evidence.pages.get();
+  if (pages != nullptr && (slice.judges || num_tokens <= scheduler_.num_prompt_tokens(slice.sequence))) {
+    pages->learn_anew(model_.isa(), model_.threads(), model_.kv(), slice.kv_sequence);
+  }
+  if (decision.uses_evidence) {
+    collect_evidence(slice.sequence, kv, slice.judges ? num_tokens : kv.num_judged_tokens);
+  }
 }
 
 void KvCompressor::keep_evidence(KvEvidence& evidence, const KvChoice& choice) const {
   const std::span<const KvLayerSpec> layers = model_.info().kv_layers;
   if (evidence.mass != nullptr) evidence.mass->keep(layers, choice.kept);
   if (evidence.value_norms != nullptr) evidence.value_norms->keep(layers, choice.kept, choice.merges);
-  if (evidence.pages != nullptr) evidence.pages->forget();
 }
 
 KvCompression KvCompressor::report(const ScheduledSlice& slice, const KvDecision& decision,

@@ -112,20 +112,14 @@ void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile
   ComputeContext& compute = ctx.compute;
   const int32_t group = spec.num_heads / spec.num_kv_heads;
   std::vector<Tile*> choosing;
-  std::vector<const Tile*> longest;  // of each slice and head
   int64_t scratch_floats = 0;
   for (Tile& tile : tiles) {
     const PageBounds* pages = pages_of(*tile.slice, layer);
     if (pages == nullptr || batch.roles[static_cast<size_t>(tile.first_row)] == TokenRole::kPrompt) continue;
     choosing.push_back(&tile);
-    if (tile.first_row == tile.slice->first_row + tile.slice->num_tokens - 1) longest.push_back(&tile);
     scratch_floats = std::max(scratch_floats, pages->scratch_floats(layer, tile.view, group));
   }
   if (choosing.empty()) return;
-  compute.threads.parallel_for(std::ssize(longest), [&](int64_t i, int) {
-    const Tile& tile = *longest[static_cast<size_t>(i)];
-    pages_of(*tile.slice, layer)->learn(layer, tile.kv_head, tile.view);
-  });
   auto* choices = compute.scratch.allocate<PageChoice>(std::ssize(choosing));
   for (size_t i = 0; i < choosing.size(); ++i) {
     const PageBounds& bounds = *pages_of(*choosing[i]->slice, layer);
@@ -220,6 +214,30 @@ std::span<Tile> make_tiles(ForwardContext& ctx, const ForwardBatch& batch, std::
     }
   }
   return {tiles, static_cast<size_t>(num_tiles)};
+}
+
+// Sequences that read pages learn the bounds of those that the entries just written have filled, and of those that
+// came with a cached prefix. Entries of a repetition are gone before anyone reads pages of them.
+void learn_pages(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, int32_t num_kv_heads) {
+  struct FilledHead {
+    PageBounds* pages;
+    int32_t head;
+    KvView view;
+  };
+  std::vector<FilledHead> filled;
+  for (const SequenceSlice& slice : batch.slices) {
+    PageBounds* pages = pages_of(slice, layer);
+    if (pages == nullptr || !slice.repeated_chunk.empty()) continue;
+    for (int32_t head = 0; head < num_kv_heads; ++head) {
+      const int32_t num_entries = slice.num_entries(ctx.kv, layer, head) + slice.num_tokens;
+      if (pages->num_known(layer, head) >= num_entries / pages->page_entries()) continue;
+      filled.push_back({pages, head, ctx.kv.view(slice.kv_sequence, layer, head, num_entries)});
+    }
+  }
+  ctx.compute.threads.parallel_for(std::ssize(filled), [&](int64_t i, int) {
+    const FilledHead& of_head = filled[static_cast<size_t>(i)];
+    of_head.pages->learn(ctx.compute.isa, layer, of_head.head, of_head.view);
+  });
 }
 
 void clear_state(float* state, int64_t num_floats) {
@@ -337,6 +355,7 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
       }
     });
   }
+  learn_pages(ctx, batch, layer, spec.num_kv_heads);
 }
 
 void paged_attention(ForwardContext& ctx, const ForwardBatch& batch, std::span<const SliceRows> parts, int32_t layer,

@@ -229,7 +229,8 @@ TEST_P(KvPrefillTest, ALaterRequestOfThePolicyGoesOnFromWhatItLeftOfTheSameBegin
                                   "lagkv(lag=16),keep=0.6,prefill_every=50",
                                   "prefill_every=64,residual=8," + smaller_type(),
                                   "keydiff,global,keep=0.5,prefill_every=40,residual=8," + smaller_type(),
-                                  "keydiff,keep=0.7,prefill_every=45,quest(tokens=96,dense=0)"};
+                                  "keydiff,keep=0.7,prefill_every=45,quest(tokens=96,dense=0)",
+                                  "prefill_every=64,residual=8,quest(tokens=96,dense=0)," + smaller_type()};
   if (!std::string_view(GetParam().arch).starts_with("deepseek")) {
     all.emplace_back("keydiff,merge,keep=0.5,prefill_every=60");
   }

@@ -44,7 +44,7 @@ class PagedAttentionTest : public testing::Test {
                               .first_row = static_cast<int32_t>(batch.tokens.size()),
                               .num_tokens = count,
                               .first_token = first,
-                              .evidence = reads_pages_ ? &evidence_ : nullptr});
+                              .evidence = &evidence_});
       for (int32_t i = 0; i < count; ++i) {
         batch.tokens.push_back(i);
         batch.positions.push_back(first + i);
@@ -202,16 +202,66 @@ TEST_F(PagedAttentionTest, GeneratedTokensReadTheirPagesAndTellHowMuchThatIs) {
       reads_pages_ = true;
       num_read_ = num_seen_ = 0;
       evidence_.pages = std::make_unique<PageBounds>(pool_, kv_.config().layers, reader, 2000);
+      const auto expect_all_pages_known = [&] {
+        for (int32_t head = 0; head < kKvHeads; ++head) {
+          EXPECT_EQ(evidence_.pages->num_known(0, head), kv_.num_entries(a, 0, head) / reader.page_entries);
+        }
+      };
       for (int i = 0; i < 20; ++i) step({{a, 1}}, 0, 2, isa);
       step({{a, 19}}, 0, 2, isa);  // as after a preemption
+      expect_all_pages_known();
       constexpr int64_t kEntryBytes = 2 * kDim * 4;
       EXPECT_EQ(evidence_.pages->reads().bytes, num_read_ * kEntryBytes);
       EXPECT_EQ(evidence_.pages->reads().bytes_of_all, num_seen_ * kEntryBytes);
       EXPECT_LT(num_read_, num_seen_ * (reader.num_tokens == 1100 ? 100 : 60) / 100);
       EXPECT_GT(num_read_, num_seen_ / 10);
+      evidence_ = {};
       kv_.release(a);
     }
   }
+}
+
+TEST_F(PagedAttentionTest, PagesOfAPromptAreLearntWhileItIsComputed) {
+  for (const int32_t page_entries : {16, 32}) {
+    const KvPageReader reader{.num_tokens = 160, .num_dense_layers = 0, .page_entries = page_entries};
+    const SequenceId a = kv_.create();
+    step({{a, 100}}, 0, 2, select_isa());  // of a prefix that others computed
+    evidence_.pages = std::make_unique<PageBounds>(pool_, kv_.config().layers, reader, 2000);
+    for (const int32_t num_tokens : {3, 1, 29, 5, 300, 1}) {
+      step({{a, num_tokens}}, 0, 2, select_isa());
+      for (int32_t head = 0; head < kKvHeads; ++head) {
+        EXPECT_EQ(evidence_.pages->num_known(0, head), kv_.num_tokens(a) / page_entries);
+      }
+    }
+    EXPECT_EQ(evidence_.pages->reads().bytes, 0) << "a prompt's tokens read all entries, and are not counted";
+    evidence_ = {};
+    kv_.release(a);
+  }
+}
+
+TEST_F(PagedAttentionTest, PagesOfARepetitionAreNotLearnt) {
+  const SequenceId a = kv_.create();
+  evidence_.pages = std::make_unique<PageBounds>(pool_, kv_.config().layers,
+                                                 KvPageReader{.num_tokens = 160, .num_dense_layers = 0}, 2000);
+  step({{a, 70}}, 0, 2, select_isa());
+  constexpr int32_t kRepeated = 40;
+  ASSERT_TRUE(kv_.reserve(a, kRepeated));
+  ForwardBatch batch;
+  batch.slices.push_back({.kv_sequence = a,
+                          .num_tokens = kRepeated,
+                          .first_token = 70,
+                          .evidence = &evidence_,
+                          .repeated_chunk = {.begin = 0, .end = kRepeated}});
+  ThreadPool threads(2);
+  Scratch scratch(pool_);
+  RouterTelemetry telemetry(0, 0, 0);
+  ForwardContext ctx{.compute = {.threads = threads, .scratch = scratch, .isa = select_isa(), .precision = {}},
+                     .kv = kv_,
+                     .telemetry = telemetry};
+  const std::vector<float> keys = test::random_floats(kRepeated * kKvHeads * kDim, 1);
+  write_kv(ctx, batch, 0, {.num_heads = kHeads, .num_kv_heads = kKvHeads, .key_dim = kDim, .value_dim = kDim},
+           keys.data(), keys.data());
+  EXPECT_EQ(evidence_.pages->num_known(0, 0), 2);
 }
 
 // Few rows over several splits of 512 entries: split over the threads.

@@ -19,6 +19,8 @@ constexpr IsaTable<SplitFunction> kSplitDecoded{
 constexpr IsaTable<SplitFunction> kSplitQ8{{nullptr, nullptr, nullptr, attention_split_q8_avx512_vnni}};
 constexpr IsaTable<SplitFunction> kSplitHadamard{{nullptr, nullptr, nullptr, attention_split_hadamard_avx512_vnni}};
 constexpr IsaTable<SplitFunction> kWeights{{nullptr, attention_weights_avx2, attention_weights_avx512}};
+constexpr IsaTable<SplitFunction> kLargestScores{
+    {nullptr, attention_largest_scores_avx2, attention_largest_scores_avx512}};
 constexpr IsaTable<MergeFunction> kMerge{
     {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
 constexpr IsaTable<FinishFunction> kFinish{
@@ -253,6 +255,16 @@ void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, i
       }
     }
   }
+}
+
+void attention_largest_scores(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* largest,
+                              std::byte* scratch) {
+  check_task(view, split);
+  if (isa == Isa::kReference) return attention_largest_scores_reference(view, rows, split, largest);
+  const SplitTask task = make_task(view, rows, split, nullptr, scratch);
+  kLargestScores[isa](task);
+  const int32_t num_entries = view.split_begin(split + 1) - view.split_begin(split);
+  std::memcpy(largest, task.scores, static_cast<size_t>(num_entries) * sizeof(float));
 }
 
 void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim) {

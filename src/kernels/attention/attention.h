@@ -97,6 +97,14 @@ struct KvView {
     kv_load(format_of(entry), block_of(entry), slot_of(entry), key, value);
     if (entry < num_demoted && demoted_channels != nullptr) spread_channels(key);
   }
+  // The keys of all entries of a block at once, [entries][format.key_dim], in the same bits.
+  void load_keys(Isa isa, int32_t block, float* keys) const {
+    const int32_t first = block_begin(block);
+    const int32_t count = block_begin(block + 1) - first;
+    kv_load_keys(isa, format_of(first), blocks[block], count, keys, format.key_dim);
+    if (first >= num_demoted || demoted_channels == nullptr) return;
+    for (int32_t i = 0; i < count; ++i) spread_channels(keys + int64_t{i} * format.key_dim);
+  }
   void load_value(int32_t entry, float* value) const {  // as kv_load_value
     kv_load_value(format_of(entry), block_of(entry), slot_of(entry), value);
   }
@@ -147,6 +155,12 @@ int64_t attention_scratch_bytes(const KvBlockFormat& format, int32_t num_rows);
 // of the weights}. In float32 whatever the codec; values are not read. `scratch` as for attention_split.
 void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
                        float* const* weights, std::byte* scratch);
+
+// For those who put entries in order: largest[i] = the largest product of a row's query and the key of the split's i-th
+// entry, unscaled, in float32 whatever the codec; values, window and biases are not looked at. Every row sees every
+// entry. A NaN is passed over; -inf where all are. `scratch` as for attention_split.
+void attention_largest_scores(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* largest,
+                              std::byte* scratch);
 
 // into = into followed by next (entries after those of `into`). Merging into an empty state copies `next`.
 void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim);

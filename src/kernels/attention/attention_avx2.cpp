@@ -41,6 +41,12 @@ void attention_split_avx2(const SplitTask& task) {
 void attention_weights_avx2(const SplitTask& task) {
   with_codec(task, [&](auto codec) { weigh(with_turned_queries(task), SeenBlocks(task), codec); });
 }
+void attention_largest_scores_avx2(const SplitTask& task) {
+  with_codec(task, [&](auto codec) {
+    score_blocks<decltype(codec)>(with_turned_queries(task), SeenBlocks(task), decodes_first(task, codec));
+  });
+  keep_largest(task);
+}
 void kv_load_keys_avx2(const SplitTask& task, const std::byte* block, int count, float* keys, int64_t stride) {
   with_codec(task, [&](auto codec) { load_keys<decltype(codec)>(task, block, count, keys, stride); });
 }

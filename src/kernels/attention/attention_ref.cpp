@@ -129,23 +129,23 @@ void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* b
   }
 }
 
+double dot(const std::vector<double>& query, const float* key) {
+  double sum = 0.0;
+  for (size_t d = 0; d < query.size(); ++d) sum += query[d] * static_cast<double>(key[d]);
+  return sum;
+}
+
 // Writes max and denominator to `state`; returns exp(score - max) of the split's entries, 0 for those not seen.
 std::vector<double> weigh_row(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                               int32_t row, const Entries& entries, float* state) {
-  const int32_t key_dim = view.format.key_dim;
   const std::vector<double> query = round_query(arithmetic, view.format, query_of(view, rows, row));
   std::vector<double> scores(static_cast<size_t>(entries.count), kNothing);
   double max = kNothing;
   for (int32_t i = 0; i < entries.count; ++i) {
     if (!sees(view, rows, row, entries.first + i)) continue;
-    double dot = 0.0;
-    for (int32_t d = 0; d < key_dim; ++d) {
-      dot += query[static_cast<size_t>(d)] *
-             static_cast<double>(
-                 entries.keys[static_cast<size_t>(i) * static_cast<size_t>(key_dim) + static_cast<size_t>(d)]);
-    }
     const double bias = rows.biases == nullptr ? 0.0 : static_cast<double>(rows.biases[row][entries.first + i]);
-    scores[static_cast<size_t>(i)] = dot * static_cast<double>(rows.scale) + bias;
+    const double product = dot(query, entries.keys.data() + int64_t{i} * view.format.key_dim);
+    scores[static_cast<size_t>(i)] = product * static_cast<double>(rows.scale) + bias;
     max = std::fmax(max, scores[static_cast<size_t>(i)]);
   }
   double denominator = 0.0;
@@ -218,6 +218,21 @@ void attention_weights_reference(const KvView& all, const AttentionRows& rows, i
     std::fill_n(weights[r], kAttentionSplit, 0.0f);
     std::ranges::copy(row, weights[r]);
   }
+}
+
+void attention_largest_scores_reference(const KvView& all, const AttentionRows& rows, int32_t split, float* largest) {
+  const KvView view = with_format_of(all, split);
+  const Entries entries(AttentionArithmetic::kF32, view, rows, split);
+  const int32_t key_dim = view.format.key_dim;
+  std::vector<double> of_all(static_cast<size_t>(entries.count), kNothing);
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    const std::vector<double> query = round_query(AttentionArithmetic::kF32, view.format, query_of(view, rows, r));
+    for (int32_t i = 0; i < entries.count; ++i) {
+      double& of_entry = of_all[static_cast<size_t>(i)];
+      of_entry = std::fmax(of_entry, dot(query, entries.keys.data() + int64_t{i} * key_dim));
+    }
+  }
+  std::ranges::transform(of_all, largest, [](double score) { return static_cast<float>(score); });
 }
 
 void merge_attention_state_reference(float* into, const float* next, int32_t value_dim) {

@@ -17,6 +17,15 @@ inline float max_score(const SplitTask& task, int32_t row) {
   return max_of_lanes(max);
 }
 
+// The first row's scores become the largest of all rows, NaNs passed over, of blocks that every row sees.
+inline void keep_largest(const SplitTask& task) {
+  for (int64_t i = 0; i < int64_t{task.num_blocks} * kKvBlockSize; i += kLanes) {
+    Float largest = broadcast(-__builtin_inff());
+    for (int32_t r = 0; r < task.num_rows; ++r) largest = larger(load(task.scores + r * kScoreStride + i), largest);
+    store(task.scores + i, largest);
+  }
+}
+
 // Scales a row's scores and adds its bias.
 inline void bias_row(const SplitTask& task, int32_t row) {
   float* scores = task.scores + row * kScoreStride;

@@ -7,7 +7,6 @@
 
 #include "base/check.h"
 #include "base/error.h"
-#include "kv/policy/row_weights.h"
 
 namespace witan {
 namespace {
@@ -34,6 +33,84 @@ float round_up(float x) {
 }
 
 float round_down(float x) { return -round_up(-x); }
+
+// bounds [2 * key_dim] = the largest and the least component of keys [count][key_dim] in every channel, rounded
+// outward; NaNs are passed over.
+void find_bounds(const float* keys, int32_t count, int32_t key_dim, float* bounds) {
+  float* largest = bounds;
+  float* least = bounds + key_dim;
+  std::fill_n(largest, key_dim, -std::numeric_limits<float>::infinity());
+  std::fill_n(least, key_dim, std::numeric_limits<float>::infinity());
+  for (const float* key = keys; key < keys + int64_t{count} * key_dim; key += key_dim) {
+    for (int32_t d = 0; d < key_dim; ++d) largest[d] = largest[d] < key[d] ? key[d] : largest[d];
+    for (int32_t d = 0; d < key_dim; ++d) least[d] = key[d] < least[d] ? key[d] : least[d];
+  }
+  for (int32_t d = 0; d < key_dim; ++d) {
+    largest[d] = round_up(largest[d]);
+    least[d] = round_down(least[d]);
+  }
+}
+
+// A whole number that orders as x does; that of a NaN lies beyond those of the infinities.
+int32_t order_of(float x) {
+  const auto bits = std::bit_cast<int32_t>(x + 0.0f);  // of zeros there is one
+  return bits < 0 ? bits ^ 0x7fffffff : bits;
+}
+
+// The k-th largest of n numbers, k >= 1: the largest number that k of them reach, found bit by bit. Unlike
+// std::nth_element's, its branches do not depend on what is compared, and all n are compared side by side.
+int32_t kth_largest(const int32_t* numbers, int32_t n, int32_t k) {
+  constexpr uint32_t kSign = 0x80000000u;
+  uint32_t found = 0;  // above the least of all numbers
+  for (uint32_t bit = kSign; bit != 0; bit >>= 1) {
+    const auto least = static_cast<int32_t>((found | bit) ^ kSign);
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; ++i) count += numbers[i] >= least;
+    if (count >= k) found |= bit;
+  }
+  return static_cast<int32_t>(found ^ kSign);
+}
+
+// How the scratch of a choice is divided; in floats, each a multiple of 16. The kernel's comes first.
+struct ChoiceLayout {
+  int64_t parts;   // [num_rows][2 * key_dim]: the positive and the negative components of a query
+  int64_t best;    // [num_pages] the largest bound of the rows
+  int64_t orders;  // [num_pages] theirs
+  int64_t rows;    // [num_rows] pointers to parts, as long as two floats
+  int64_t positions;
+  int64_t end;
+
+  ChoiceLayout(const KvBlockFormat& of_bounds, int64_t num_pages, int32_t num_rows)
+      : parts(padded(attention_scratch_bytes(of_bounds, num_rows) / static_cast<int64_t>(sizeof(float)))),
+        best(parts + padded(int64_t{num_rows} * of_bounds.key_dim)),
+        orders(best + padded(num_pages)),
+        rows(orders + padded(num_pages)),
+        positions(rows + padded(2 * int64_t{num_rows})),
+        end(positions + padded(num_rows)) {}
+};
+
+// best[p] = the largest bound that a row has for the scores of page p, unscaled, which leaves their order as it is.
+void score_bounds(Isa isa, const KvView& of_pages, const AttentionRows& rows, const ChoiceLayout& layout,
+                  float* scratch, float* best) {
+  const int32_t key_dim = of_pages.format.key_dim / 2;
+  auto** parts = reinterpret_cast<const float**>(scratch + layout.rows);
+  auto* positions = reinterpret_cast<int32_t*>(scratch + layout.positions);
+  std::fill_n(positions, rows.num_rows, std::numeric_limits<int32_t>::max());
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    float* of_row = scratch + layout.parts + int64_t{r} * 2 * key_dim;
+    parts[r] = of_row;
+    for (int32_t d = 0; d < key_dim; ++d) {
+      const float x = rows.queries[r][d];
+      of_row[d] = std::max(x, 0.0f);
+      of_row[key_dim + d] = std::min(x, 0.0f);
+    }
+  }
+  const AttentionRows of_parts{.queries = parts, .positions = positions, .num_rows = rows.num_rows};
+  for (int32_t split = 0; split < of_pages.num_splits(); ++split) {
+    attention_largest_scores(isa, of_pages, of_parts, split, best + of_pages.split_begin(split),
+                             reinterpret_cast<std::byte*>(scratch));
+  }
+}
 
 }  // namespace
 
@@ -78,39 +155,47 @@ PageBounds::PageBounds(MemoryPool& pool, std::span<const KvLayerSpec> layers, co
   }
 }
 
-void PageBounds::learn(int32_t layer, int32_t index, const KvView& view) {
+void PageBounds::learn(Isa isa, int32_t layer, int32_t index, const KvView& view) {
   Head& known = head(layer, index);
   const int32_t key_dim = view.format.key_dim;
   const int32_t num_whole = view.num_entries / page_entries();
   if (known.num_known >= num_whole) return;
   WITAN_CHECK(num_whole <= std::ssize(known.blocks) * kKvBlockSize, "{} pages, {} blocks for bounds", num_whole,
               known.blocks.size());
-  std::vector<float> key(static_cast<size_t>(key_dim));
+  WITAN_CHECK(view.num_demoted % kKvBlockSize == 0, "{} demoted entries, in pages", view.num_demoted);
+  std::vector<float> keys(static_cast<size_t>(kKvBlockSize) * static_cast<size_t>(key_dim));
   std::vector<float> bounds(static_cast<size_t>(2 * key_dim));
-  float* largest = bounds.data();
-  float* least = largest + key_dim;
+  const int32_t pages_per_block = kKvBlockSize / page_entries();
+  int32_t loaded = -1;
   for (; known.num_known < num_whole; ++known.num_known) {
     const int32_t page = known.num_known;
-    std::fill_n(largest, key_dim, -std::numeric_limits<float>::infinity());
-    std::fill_n(least, key_dim, std::numeric_limits<float>::infinity());
-    for (int32_t entry = page * page_entries(); entry < (page + 1) * page_entries(); ++entry) {
-      view.load(entry, key.data(), nullptr);
-      for (int32_t d = 0; d < key_dim; ++d) {
-        largest[d] = std::max(largest[d], key[static_cast<size_t>(d)]);
-        least[d] = std::min(least[d], key[static_cast<size_t>(d)]);
-      }
+    if (const int32_t block = page / pages_per_block; block != loaded) {
+      view.load_keys(isa, block, keys.data());
+      loaded = block;
     }
-    for (int32_t d = 0; d < key_dim; ++d) {
-      largest[d] = round_up(largest[d]);
-      least[d] = round_down(least[d]);
-    }
+    const float* of_page = keys.data() + int64_t{page % pages_per_block} * page_entries() * key_dim;
+    find_bounds(of_page, page_entries(), key_dim, bounds.data());
     kv_store(formats_[static_cast<size_t>(layer)], const_cast<std::byte*>(known.blocks[page / kKvBlockSize]),
              page % kKvBlockSize, bounds.data(), nullptr);
   }
 }
 
-void PageBounds::forget() {
-  for (Head& head : heads_) head.num_known = 0;
+void PageBounds::learn_anew(Isa isa, ThreadPool& threads, const KvCache& kv, SequenceId sequence) {
+  struct LayerHead {
+    int32_t layer;
+    int32_t head;
+  };
+  std::vector<LayerHead> all;
+  for (int32_t layer = 0; layer < std::ssize(formats_); ++layer) {
+    if (!has(layer)) continue;
+    const int32_t num_kv_heads = kv.config().layers[static_cast<size_t>(layer)].num_kv_heads;
+    for (int32_t h = 0; h < num_kv_heads; ++h) all.push_back({layer, h});
+  }
+  threads.parallel_for(std::ssize(all), [&](int64_t i, int) {
+    const auto [layer, h] = all[static_cast<size_t>(i)];
+    head(layer, h).num_known = 0;
+    learn(isa, layer, h, kv.view(sequence, layer, h, kv.num_entries(sequence, layer, h)));
+  });
 }
 
 KvView PageBounds::bounds(int32_t layer, int32_t index, int32_t num_pages) const {
@@ -120,10 +205,7 @@ KvView PageBounds::bounds(int32_t layer, int32_t index, int32_t num_pages) const
 }
 
 int64_t PageBounds::scratch_floats(int32_t layer, const KvView& view, int32_t num_rows) const {
-  const int32_t num_pages = view.num_entries / page_entries();
-  const KvView of_pages{.format = formats_[static_cast<size_t>(layer)], .blocks = nullptr, .num_entries = num_pages};
-  return RowWeights::scratch_floats(of_pages) + padded(int64_t{num_rows} * of_pages.format.key_dim) +
-         2 * padded(num_pages);
+  return ChoiceLayout(formats_[static_cast<size_t>(layer)], view.num_entries / page_entries(), num_rows).end;
 }
 
 int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& view, const AttentionRows& rows,
@@ -135,37 +217,18 @@ int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& 
     return last + 1;
   }
   const KvView of_pages = bounds(layer, index, last);
-  const int32_t key_dim = view.format.key_dim;
-  RowWeights weights(of_pages, scratch);
-  float* queries = scratch + RowWeights::scratch_floats(of_pages);  // [num_rows][2 * key_dim]: positive, negative part
-  float* best = queries + padded(int64_t{rows.num_rows} * 2 * key_dim);  // exp(bound - shift), largest over the rows
-  float* of_row = best + padded(last);
-  const float* pointers[RowWeights::kMaxRows];
-  int32_t positions[RowWeights::kMaxRows];
-  std::ranges::fill(positions, std::numeric_limits<int32_t>::max());
-  const auto rows_of = [&](int32_t first, int32_t count) -> AttentionRows {
-    for (int32_t r = 0; r < count; ++r) {
-      float* parts = queries + int64_t{first + r} * 2 * key_dim;
-      for (int32_t d = 0; d < key_dim; ++d) {
-        const float x = rows.queries[first + r][d];
-        parts[d] = std::max(x, 0.0f);
-        parts[key_dim + d] = std::min(x, 0.0f);
-      }
-      pointers[r] = parts;
-    }
-    // Only the order matters: a small scale keeps exponentials from vanishing.
-    return {.queries = pointers, .positions = positions, .num_rows = count, .scale = rows.scale / 16};
-  };
-  weights.find_largest(isa, rows.num_rows, rows_of, best, of_row);
+  const ChoiceLayout layout(of_pages.format, last, rows.num_rows);
+  float* best = scratch + layout.best;
+  score_bounds(isa, of_pages, rows, layout, scratch, best);
+  auto* orders = reinterpret_cast<int32_t*>(scratch + layout.orders);
+  for (int32_t page = 0; page < last; ++page) orders[page] = order_of(best[page]);
   // The worst page that is read, and how many of its worth are.
   const int32_t num_chosen = num_pages - 1;
-  std::copy_n(best, last, of_row);
-  std::nth_element(of_row, of_row + num_chosen - 1, of_row + last, std::greater<>());
-  const float worst = of_row[num_chosen - 1];
-  auto num_ties = num_chosen - std::count_if(best, best + last, [&](float x) { return x > worst; });
+  const int32_t worst = kth_largest(orders, last, num_chosen);
+  auto num_ties = num_chosen - std::count_if(orders, orders + last, [&](int32_t order) { return order > worst; });
   int32_t count = 0;
   for (int32_t page = 0; page < last; ++page) {
-    if (best[page] > worst || (best[page] == worst && num_ties-- > 0)) pages[count++] = page;
+    if (orders[page] > worst || (orders[page] == worst && num_ties-- > 0)) pages[count++] = page;
   }
   pages[count++] = last;
   return count;

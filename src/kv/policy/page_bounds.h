@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "kv/kv_cache.h"
 #include "kv/policy/kv_policy.h"
 #include "memory/memory_pool.h"
@@ -31,12 +32,16 @@ class PageBounds {
   // Of a head with so many entries, at most.
   int32_t num_pages_read(int32_t num_entries) const { return reader_.num_pages(num_entries); }
 
+  // Pages of a head whose bounds are known: the first so many.
+  int32_t num_known(int32_t layer, int32_t head) const { return this->head(layer, head).num_known; }
+
   // Learns the bounds of those whole pages of a head that it does not know yet. Those of pages whose
   // entries are demoted later stay: they are of the entries as they were written.
-  void learn(int32_t layer, int32_t head, const KvView& view);
+  void learn(Isa isa, int32_t layer, int32_t head, const KvView& view);
 
-  // All pages are new: what was known is of no more use.
-  void forget();
+  // What was known is of no more use: learns the bounds of all whole pages of the sequence's committed entries, as
+  // they are now.
+  void learn_anew(Isa isa, ThreadPool& threads, const KvCache& kv, SequenceId sequence);
 
   // The pages that query rows may read, ascending and in place: of the view's pages the last one and those of the
   // others whose bounds, at their largest over the rows, are largest; of equal ones the first. Rows see all entries of

@@ -691,6 +691,86 @@ TEST(AttentionWeights, OfARowHaveTheSameBitsWhateverElseIsInTheTile) {
   }
 }
 
+// Of a split, by all rows together.
+std::vector<float> largest_scores(Isa isa, const KvView& view, const AttentionRows& tile, int32_t split) {
+  std::vector<float> largest(static_cast<size_t>(view.split_begin(split + 1) - view.split_begin(split)), kNaN);
+  const test::AlignedBytes scratch = test::poisoned_bytes(attention_scratch_bytes(view, tile.num_rows));
+  attention_largest_scores(isa, view, tile, split, largest.data(), scratch.get());
+  return largest;
+}
+
+TEST(AttentionLargestScores, AreThoseOfTheRowsAlone) {
+  for (const Dims& dims : {Dims{64, 64, false}, Dims{33, 7, false}, Dims{576, 512, true}}) {
+    for (const KvCodec codec : kKvCodecs) {
+      if (!kv_codec_fits(codec, dims.value_in_key)) continue;
+      const KvEntries entries(format_of(dims, codec), 700);
+      const KvView view = entries.view();
+      const Queries queries(dims.key_dim, std::vector<int32_t>(37, 699));
+      for (int32_t split = 0; split < 2; ++split) {
+        const int32_t begin = view.split_begin(split);
+        const auto count = static_cast<size_t>(view.split_begin(split + 1) - begin);
+        std::vector<float> keys(count * static_cast<size_t>(dims.key_dim));
+        for (size_t i = 0; i < count; ++i) {
+          view.load(begin + static_cast<int32_t>(i), keys.data() + i * static_cast<size_t>(dims.key_dim), nullptr);
+        }
+        for (const Isa isa : test::supported_isas()) {
+          const std::string where = describe({isa, Precision::kExact}, entries.format, 700);
+          std::vector<float> expected(count, -kInfinity);
+          for (size_t r = 0; r < queries.rows.size(); ++r) {
+            const std::vector<float> of_row = largest_scores(isa, view, queries.tile(r, r + 1), split);
+            for (size_t i = 0; i < count; ++i) {
+              expected[i] = std::max(expected[i], of_row[i]);
+              const float* key = keys.data() + i * static_cast<size_t>(dims.key_dim);
+              const double score = std::inner_product(queries.rows[r].begin(), queries.rows[r].end(), key, 0.0);
+              // As many products of at most 3 as there are components, each with a few roundings, turned ones twice.
+              ASSERT_NEAR(of_row[i], score, 3.0 * dims.key_dim * 1e-6) << where << " row " << r << " entry " << i;
+            }
+          }
+          EXPECT_EQ(largest_scores(isa, view, queries.tile(0, queries.rows.size()), split), expected) << where;
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionLargestScores, PassOverNaNs) {
+  const KvEntries entries(format_of({32, 32, false}, KvCodec::kBF16), 70);
+  Queries queries(32, {69, 69, 69});
+  const Queries others(32, {69, 69});
+  queries.rows[2][4] = kNaN;
+  for (const Isa isa : test::supported_isas()) {
+    EXPECT_EQ(largest_scores(isa, entries.view(), queries.tile(0, 3), 0),
+              largest_scores(isa, entries.view(), others.tile(0, 2), 0));
+    EXPECT_EQ(largest_scores(isa, entries.view(), queries.tile(2, 3), 0), std::vector<float>(70, -kInfinity));
+  }
+}
+
+TEST(KvView, KeysOfABlockHaveTheBitsOfThoseReadOneByOne) {
+  const std::vector<int32_t> channels = some_channels(64, 30);
+  const KvEntries older(format_of({30, 40, false}, KvCodec::kHadamard8), 64);
+  const KvEntries newer(format_of({64, 40, false}, KvCodec::kBF16), 45);
+  std::vector<const std::byte*> blocks = older.blocks;
+  blocks.insert(blocks.end(), newer.blocks.begin(), newer.blocks.end());
+  const KvView view{.format = newer.format,
+                    .blocks = blocks.data(),
+                    .num_entries = 64 + 45,
+                    .num_demoted = 64,
+                    .demoted_format = older.format,
+                    .demoted_channels = channels.data()};
+  for (const Isa isa : test::supported_isas()) {
+    for (int32_t block = 0; block < view.num_blocks(); ++block) {
+      const int32_t count = view.block_begin(block + 1) - view.block_begin(block);
+      std::vector<float> keys(size_t{32} * 64, 12345.0f);
+      std::vector<float> expected = keys;
+      view.load_keys(isa, block, keys.data());
+      for (int32_t i = 0; i < count; ++i) {
+        view.load(view.block_begin(block) + i, expected.data() + size_t{64} * static_cast<size_t>(i), nullptr);
+      }
+      EXPECT_EQ(keys, expected) << isa_name(isa) << " block " << block;
+    }
+  }
+}
+
 TEST(Attention, LargeScoresPickTheirEntry) {
   for (KvCodec codec : {KvCodec::kF32, KvCodec::kBF16}) {
     // Scores of about +-1e6: all weight goes to the best entry, whatever split it is in.

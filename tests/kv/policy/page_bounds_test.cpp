@@ -93,7 +93,7 @@ TEST_P(PageBoundsTest, PagesWithTheLargestBoundsAreRead) {
     EXPECT_FALSE(bounds.has(2)) << "it has a window";
     ASSERT_TRUE(bounds.has(1));
     // Learnt in pieces.
-    for (const int32_t n : {5, 16, 32, 100, 101, 1000, kEntries}) bounds.learn(1, 0, view(n));
+    for (const int32_t n : {5, 16, 32, 100, 101, 1000, kEntries}) bounds.learn(select_isa(), 1, 0, view(n));
     for (uint32_t seed = 10; seed < 20; ++seed) {
       const std::vector<float> queries = random_floats(kGroup * kDim, seed);
       for (const int32_t n : {kEntries, size * 40, size * 11 + 1}) {
@@ -121,7 +121,7 @@ TEST_P(PageBoundsTest, PagesWithTheLargestBoundsAreRead) {
 
 TEST_P(PageBoundsTest, AShareIsOfTheEntriesThatThereAre) {
   PageBounds bounds(pool_, layers_, {.ratio = 0.25, .num_dense_layers = 0}, kEntries);
-  bounds.learn(1, 0, view(kEntries));
+  bounds.learn(select_isa(), 1, 0, view(kEntries));
   const std::vector<float> queries = random_floats(kGroup * kDim, 5);
   for (const auto& [n, count] : {std::pair(kEntries, 11u), {32 * 20, 5u}, {32 * 16 + 3, 4u}, {300, 3u}, {50, 2u}}) {
     EXPECT_EQ(choose(bounds, select_isa(), queries, n).size(), count) << n;
@@ -134,7 +134,7 @@ TEST_P(PageBoundsTest, NoScoreExceedsThem) {
     // The page with the largest bound of all but the last is read if two are, so that its bound is no less than any
     // score of the others.
     PageBounds three(pool_, layers_, {.num_tokens = 1, .num_dense_layers = 0}, kEntries);
-    three.learn(1, 0, view(kEntries));
+    three.learn(select_isa(), 1, 0, view(kEntries));
     const std::vector<int32_t> pages = choose(three, select_isa(), queries, kEntries);
     ASSERT_EQ(pages.size(), 3u);
     const double least = std::min(best_of_page(queries, pages[0]).second, best_of_page(queries, pages[1]).second);
@@ -146,6 +146,60 @@ TEST_P(PageBoundsTest, NoScoreExceedsThem) {
       if (!read.contains(page)) num_better += score > least * 1.01;
     }
     EXPECT_EQ(num_better, 0);
+  }
+}
+
+// Whatever is read at once, and however much of it.
+TEST_P(PageBoundsTest, TheSameIsLearntWithEveryInstructionSetAndInPieces) {
+  for (const int32_t size : {32, 16}) {
+    const KvPageReader reader{.num_tokens = 10 * size, .num_dense_layers = 1, .page_entries = size};
+    PageBounds expected(pool_, layers_, reader, kEntries);
+    expected.learn(Isa::kReference, 1, 0, view(kEntries));
+    EXPECT_EQ(expected.num_known(1, 0), kEntries / size);
+    for (const Isa isa : kAllIsas) {
+      if (!cpu_supports(isa)) continue;
+      PageBounds bounds(pool_, layers_, reader, kEntries);
+      for (const int32_t n : {5, 16, 33, 48, 100, 101, 1000, kEntries}) {
+        bounds.learn(isa, 1, 0, view(n));
+        EXPECT_EQ(bounds.num_known(1, 0), n / size);
+      }
+      for (uint32_t seed = 40; seed < 50; ++seed) {
+        const std::vector<float> queries = random_floats(kGroup * kDim, seed);
+        EXPECT_EQ(choose(bounds, select_isa(), queries, kEntries), choose(expected, select_isa(), queries, kEntries));
+      }
+    }
+  }
+}
+
+TEST_P(PageBoundsTest, OfEquallyGoodPagesTheFirstAreRead) {
+  PageBounds bounds(pool_, layers_, {.num_tokens = 5 * 32, .num_dense_layers = 0}, kEntries);
+  bounds.learn(select_isa(), 1, 0, view(kEntries));
+  for (const Isa isa : kAllIsas) {
+    if (!cpu_supports(isa)) continue;
+    EXPECT_EQ(choose(bounds, isa, std::vector<float>(kGroup * kDim, 0.0f), kEntries),
+              (std::vector<int32_t>{0, 1, 2, 3, 40}));
+  }
+}
+
+TEST_P(PageBoundsTest, WhatIsLearntAnewIsOfTheEntriesThatAreLeft) {
+  const KvPageReader reader{.num_tokens = 5 * 32, .num_dense_layers = 0};
+  PageBounds bounds(pool_, layers_, reader, kEntries);
+  bounds.learn(select_isa(), 1, 0, view(kEntries));
+  std::vector<TokenId> tokens(kEntries, 1);
+  kv_.commit(sequence_, tokens, std::vector<TokenRole>(kEntries, TokenRole::kPrompt));
+  std::vector<int32_t> kept;
+  for (int32_t entry = 0; entry < kEntries; entry += 2) kept.push_back(entry);
+  ASSERT_TRUE(kv_.keep(sequence_, std::vector<std::vector<int32_t>>{kept, kept, {}}));
+  ThreadPool threads(2);
+  bounds.learn_anew(select_isa(), threads, kv_, sequence_);
+  const auto num_kept = static_cast<int32_t>(kept.size());
+  EXPECT_EQ(bounds.num_known(0, 0), num_kept / 32);
+  EXPECT_EQ(bounds.num_known(1, 0), num_kept / 32);
+  PageBounds expected(pool_, layers_, reader, kEntries);
+  expected.learn(select_isa(), 1, 0, view(num_kept));
+  for (uint32_t seed = 50; seed < 60; ++seed) {
+    const std::vector<float> queries = random_floats(kGroup * kDim, seed);
+    EXPECT_EQ(choose(bounds, select_isa(), queries, num_kept), choose(expected, select_isa(), queries, num_kept));
   }
 }
 
