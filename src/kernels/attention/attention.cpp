@@ -29,8 +29,14 @@ constexpr IsaTable<FinishFunction> kFinish{
 // Words of quants of a query in kInt8.
 int64_t num_int8_words(const KvBlockFormat& format) { return (format.key_dim + 31) / 32 * 8; }
 
-int64_t num_int8_groups(const KvBlockFormat& format) {
-  return format.is_hadamard() ? 1 : (format.key_dim + kKvQ8Group - 1) / kKvQ8Group;
+// Groups of `dim` components that share a scale in kInt8.
+int64_t num_int8_groups(const KvBlockFormat& format, int32_t dim) {
+  return format.is_hadamard() ? 1 : (dim + kKvQ8Group - 1) / kKvQ8Group;
+}
+
+// Whether entries can be multiplied as quants, in kInt8.
+bool has_int8_products(const KvBlockFormat& format) {
+  return !format.value_in_key && (format.codec == KvCodec::kQ8 || format.is_hadamard());
 }
 
 // Whether entries that are no bf16 ones are decoded to these, block by block, where bf16 is multiplied.
@@ -41,7 +47,7 @@ bool is_decoded_to_bf16(const KvBlockFormat& format) {
 // Of one row's rounded or turned query, see SplitTask.
 int64_t query_words_of(const KvBlockFormat& format) {
   const int64_t num_pairs = (format.key_dim + 1) / 2;
-  const int64_t num_int8 = num_int8_words(format) + 2 * num_int8_groups(format);
+  const int64_t num_int8 = num_int8_words(format) + 2 * num_int8_groups(format, format.key_dim);
   if (format.is_hadamard()) return std::max<int64_t>(num_int8, format.key_dim);
   if (format.is_latent()) return format.key_dim;
   if (format.codec == KvCodec::kBF16 || is_decoded_to_bf16(format)) return num_pairs;
@@ -64,6 +70,8 @@ struct ScratchLayout {
   int64_t query_words;
   int64_t turned_queries;
   int64_t decoded;
+  int64_t weight_words;
+  int64_t weight_factors;
   int64_t chosen_queries;  // pointers to [num_rows][chosen_stride] floats, which follow: the channels that keys have
   int64_t chosen_stride;
   int64_t end;
@@ -78,20 +86,28 @@ struct ScratchLayout {
                                static_cast<int64_t>(sizeof(float))),
         turned_queries(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))),
         decoded(turned_queries + (format.turned_key_dim() != 0 ? pointer_bytes(num_rows) : 0)),
-        chosen_queries(decoded + decoded_bytes(format)),
+        weight_words(decoded + decoded_bytes(format)),
+        weight_factors(weight_words + num_weight_steps(format) * num_rows * kWeightStep),
+        chosen_queries(weight_factors + pointer_bytes(num_weight_steps(format) * num_rows)),
         chosen_stride(padded_row_floats(format.key_dim)),
         end(chosen_queries + (chooses_channels ? pointer_bytes(num_rows) + num_rows * chosen_stride * 4 : 0)) {}
 
   static int64_t pointer_bytes(int64_t num_rows) { return (num_rows + 7) / 8 * 64; }
+
+  // Of a row's rounded weights in a split.
+  static int64_t num_weight_steps(const KvBlockFormat& format) {
+    return has_int8_products(format) ? num_int8_groups(format, format.value_dim) * kStepsPerSplit : 0;
+  }
 };
 
 // The entries of one block and the span of their positions.
 struct BlockEntries {
-  const int32_t* positions;  // nullptr: entry e is at min_position + e
-  int32_t count;             // 1..32
-  int32_t min_position;
-  int32_t max_position;
+  const int32_t* positions = nullptr;  // nullptr: entry e is at min_position + e
+  int32_t count = 0;                   // 1..32
+  int32_t min_position = 0;
+  int32_t max_position = 0;
 
+  BlockEntries() = default;
   BlockEntries(const KvView& view, int32_t first_entry, int32_t end) {
     count = std::min(kKvBlockSize, end - first_entry);
     positions = view.positions == nullptr ? nullptr : view.positions + first_entry;
@@ -119,17 +135,19 @@ struct BlockEntries {
 };
 
 void find_visible(const KvView& view, const AttentionRows& rows, int32_t split, int32_t num_blocks, uint32_t* visible) {
-  const int32_t end = view.split_begin(split + 1);
+  BlockEntries blocks[kBlocksPerSplit];
   for (int32_t b = 0; b < num_blocks; ++b) {
-    const BlockEntries entries(view, view.split_begin(split) + b * kKvBlockSize, end);
-    for (int32_t r = 0; r < rows.num_rows; ++r) {
-      const int64_t until = rows.positions[r];
-      // Heads of one token follow each other.
-      const bool as_before = r > 0 && rows.positions[r] == rows.positions[r - 1];
-      const int64_t after = rows.window > 0 ? until - rows.window : int64_t{INT32_MIN} - 1;
-      uint32_t* bits = visible + r * kBlocksPerSplit + b;
-      *bits = as_before ? bits[-kBlocksPerSplit] : entries.visible(after, until);
+    blocks[b] = BlockEntries(view, view.split_begin(split) + b * kKvBlockSize, view.split_begin(split + 1));
+  }
+  for (int32_t r = 0; r < rows.num_rows; ++r, visible += kBlocksPerSplit) {
+    if (r > 0 && rows.positions[r] == rows.positions[r - 1]) {  // heads of one token follow each other
+      std::copy_n(visible - kBlocksPerSplit, kBlocksPerSplit, visible);
+      continue;
     }
+    const int64_t until = rows.positions[r];
+    const int64_t after = rows.window > 0 ? until - rows.window : int64_t{INT32_MIN} - 1;
+    for (int32_t b = 0; b < num_blocks; ++b) visible[b] = blocks[b].visible(after, until);
+    std::fill(visible + num_blocks, visible + kBlocksPerSplit, 0u);
   }
 }
 
@@ -196,9 +214,12 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .value_bits = kv_hadamard_bits(format.codec).value,
           .query_words = reinterpret_cast<uint32_t*>(scratch + layout.query_words),
           .num_query_words = num_int8_words(format),
-          .num_key_groups = num_int8_groups(format),
+          .num_key_groups = num_int8_groups(format, format.key_dim),
           .query_stride = layout.query_stride,
           .turned_queries = reinterpret_cast<const float**>(scratch + layout.turned_queries),
+          .num_value_groups = num_int8_groups(format, format.value_dim),
+          .weight_words = reinterpret_cast<uint32_t*>(scratch + layout.weight_words),
+          .weight_factors = reinterpret_cast<float*>(scratch + layout.weight_factors),
           .states = states};
 }
 
@@ -209,8 +230,7 @@ AttentionArithmetic attention_arithmetic(Isa isa, const KvBlockFormat& format, P
   const auto from = [&](Isa weakest) { return isa == Isa::kReference || isa >= weakest; };
   const bool is_bf16 = format.codec == KvCodec::kBF16 || is_decoded_to_bf16(format);
   if (is_bf16 && from(Isa::kAvx512Bf16)) return AttentionArithmetic::kBF16;
-  const bool has_quants = format.codec == KvCodec::kQ8 || format.is_hadamard();
-  if (has_quants && !format.value_in_key && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
+  if (has_int8_products(format) && from(Isa::kAvx512Vnni)) return AttentionArithmetic::kInt8;
   return AttentionArithmetic::kF32;
 }
 

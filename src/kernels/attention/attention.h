@@ -18,15 +18,18 @@ namespace witan {
 // other rows share the tile. A masked entry contributes exactly nothing.
 inline constexpr int kAttentionSplit = 512;  // entries; a multiple of kKvBlockSize
 
+// Entries of a split, from a multiple of it on, whose rounded weights share a step in AttentionArithmetic::kInt8.
+inline constexpr int kWeightStep = 128;  // a multiple of kKvBlockSize
+
 enum class AttentionArithmetic : uint8_t {
   kF32,   // float32 products and sums
   kBF16,  // entries, queries and the weights exp(score - max) rounded to bfloat16, products summed in float32; the
           // denominator sums the unrounded weights. What is rounded of turned entries and queries is turned
   // Queries rounded to 8 bits with a scale per group of components, as keys are: of 32 for kQ8; of all, turned, for the
-  // kHadamard codecs. Of values: let s be the largest scale of an entry's groups. A row's weight times a group's scale,
-  // for the entries of a block that the row sees, is rounded to a whole number, 0..255, of steps of max(weight * s) *
-  // max(scale / s) / 255. Sums of integers are exact, those over groups and blocks float32; the denominator sums the
-  // unrounded weights.
+  // kHadamard codecs. Of values: a row's weight times a group's scale, for those of kWeightStep entries that the row
+  // sees, is rounded to a whole number, 0..255, of steps of max(weight * scale) / 255. Sums of integers are exact,
+  // those over groups and steps float32; the denominator sums the unrounded weights, which are off by up to 7.5e-05 of
+  // their size.
   kInt8,
 };
 

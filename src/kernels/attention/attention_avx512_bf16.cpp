@@ -324,6 +324,10 @@ inline void store_values(const KvBlockFormat& format, uint8_t* values, int count
   }
 }
 
+inline void weigh(const SplitTask& task, const SeenBlocks& /*seen*/) {
+  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
+}
+
 #include "kernels/attention/rounded_split.inl"
 //
 #include "kernels/attention/decoded_split.inl"

@@ -20,12 +20,13 @@ constexpr int kMaxRows = 8;
 //
 #include "kernels/attention/weights.inl"
 //
-#include "kernels/attention/exp_avx512.inl"
-
 #include "kernels/attention/vnni.inl"
+//
+#include "kernels/attention/vnni_weights.inl"
+//
+#include "kernels/attention/vnni_values.inl"
 
-constexpr int64_t kGroupWords = kKvQ8Group / 4;     // of a query or of keys
-constexpr int kRunsPerGroup = kKvQ8Group / kLanes;  // of components
+constexpr int64_t kGroupWords = kKvQ8Group / 4;  // of a query or of keys
 
 inline void round_queries(const SplitTask& task) {
   for (int32_t r = 0; r < task.num_rows; ++r) {
@@ -35,8 +36,8 @@ inline void round_queries(const SplitTask& task) {
     for (int64_t g = 0; g < task.num_key_groups; ++g) {
       const int64_t first = g * kKvQ8Group;
       const int64_t left = task.format.key_dim - first;
-      round_group(task.queries[r] + first, left < kKvQ8Group ? left : kKvQ8Group, kGroupWords, words + g * kGroupWords,
-                  scales + g, offsets + g);
+      round_group(task.queries[r] + first, left < kKvQ8Group ? left : kKvQ8Group, kGroupWords, task.scale,
+                  words + g * kGroupWords, scales + g, offsets + g);
     }
   }
 }
@@ -90,7 +91,7 @@ template <int kRows, int kNumWords, bool kAhead>
   }
 }
 
-// scores[r][e] = query r . key e, unscaled, for kRows rows and all 32 entries.
+// scores[r][e] = query r . key e, scaled, for kRows rows and all 32 entries.
 template <int kRows>
 void score_rows(const RowTile& tile, const uint8_t* keys) {
   const SplitTask& task = tile.task;
@@ -111,6 +112,8 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
     if (tile.ahead != nullptr) {
       prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4);
       prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4 + kLineBytes);
+      prefetch(keys + task.value_scales + g * kKvBlockSize * 4);
+      prefetch(keys + task.value_scales + g * kKvBlockSize * 4 + kLineBytes);
     }
     if (group.num_words < kGroupWords) {
       score_group<kRows, 0, false>(group, g == 0);
@@ -122,129 +125,8 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
   }
 }
 
-// sums[r][c] += dots * factors[r] for the kRuns runs of 16 components from `values` on, over all entries of a block.
-template <int kRows, int kRuns, bool kAhead>
-[[gnu::noinline]] void add_runs(const uint8_t* values, const RoundedWeights<kRows>& weights, const float* factors,
-                                const uint8_t* ahead, float* sums, int64_t stride) {
-  Int dots[kRows][kRuns];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kRuns; ++v) dots[r][v] = _mm512_setzero_si512();
-  }
-#pragma GCC unroll 8
-  for (int64_t quad = 0; quad < kBlockQuads; ++quad) {
-    Int value[kRuns];
-#pragma GCC unroll 2
-    for (int v = 0; v < kRuns; ++v) {
-      value[v] = load_bytes(values + v * kRunBytes + quad * kLineBytes);
-      if constexpr (kAhead) prefetch(ahead + v * kRunBytes + quad * kLineBytes);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Int weight = broadcast_word(weights.words[r][quad]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kRuns; ++v) dots[r][v] = dot(dots[r][v], weight, value[v]);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    const Float factor = broadcast(factors[r]);
-#pragma GCC unroll 2
-    for (int v = 0; v < kRuns; ++v) {
-      float* const to = sums + r * stride + v * kLanes;
-      store(to, multiply_add(_mm512_cvtepi32_ps(dots[r][v]), factor, load(to)));
-    }
-  }
-}
+inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) { add_blocks_of_bits<8>(task, seen); }
 
-// The scales of a block's values as its rows' weights meet them; of entries that are not seen, 0.
-struct ValueScales {
-  Mask seen[2];
-  Float largest_of_entry[2];  // over all groups
-
-  ValueScales(uint32_t visible, const float* scales, int64_t num_groups)
-      : seen{lanes_of_bits(visible), lanes_of_bits(visible >> kLanes)} {
-    Int bits[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    for (int64_t g = 0; g < num_groups; ++g) {
-      for (int half = 0; half < 2; ++half) {
-        bits[half] = _mm512_max_epu32(bits[half], magnitude_bits(of(scales, g, half)));
-      }
-    }
-    for (int half = 0; half < 2; ++half) largest_of_entry[half] = _mm512_castsi512_ps(bits[half]);
-  }
-  // What is not seen may be anything.
-  Float of(const float* scales, int64_t group, int half) const {
-    return load(seen[half], scales + group * kKvBlockSize + half * kLanes);
-  }
-  // Of a group, over those of their entries: at most 1, and 0 of 0 is 0.
-  Float relative(Float scale, int half) const {
-    const Mask not_zero = _mm512_cmp_ps_mask(largest_of_entry[half], zero(), _CMP_NEQ_UQ);
-    return _mm512_maskz_div_ps(not_zero, scale, largest_of_entry[half]);
-  }
-};
-
-// sums[r][c] += p[r][e] * value e over the entries of a block, for kRows rows that see the same of them and all c.
-template <int kRows>
-void add_values(const RowTile& tile, const uint8_t* values, const float* value_scales) {
-  const SplitTask& task = tile.task;
-  const int64_t num_runs = (task.format.value_dim + kLanes - 1) / kLanes;
-  const int64_t stride = task.padded_value_dim;
-  const ValueScales scales(tile.visible(), value_scales, (num_runs + kRunsPerGroup - 1) / kRunsPerGroup);
-  float* const weights = tile.scores();
-  float* const sums = tile.sums();
-  float peaks[kRows];  // of a row's weights times the largest scales of the entries, 1/255 of the largest
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    float* const p = weights + r * kScoreStride;
-    const Float low = load(p);
-    const Float high = load(p + kLanes);
-    const float peak =
-        max_of_lanes(larger(multiply(low, scales.largest_of_entry[0]), multiply(high, scales.largest_of_entry[1])));
-    const Float factor = broadcast(peak < kSmallestPeak ? 0.0f : 255.0f / peak);
-    peaks[r] = peak * (1.0f / 255.0f);
-    store(p, multiply(low, factor));
-    store(p + kLanes, multiply(high, factor));
-  }
-  for (int64_t run = 0; run < num_runs; run += kRunsPerGroup) {
-    const int64_t group = run / kRunsPerGroup;
-    Float scale[2] = {scales.of(value_scales, group, 0), scales.of(value_scales, group, 1)};
-    const float relative = largest(
-        _mm512_max_epu32(magnitude_bits(scales.relative(scale[0], 0)), magnitude_bits(scales.relative(scale[1], 1))));
-    const Float inverse = broadcast(relative == 0.0f ? 0.0f : 1.0f / relative);
-    scale[0] = multiply(scale[0], inverse);
-    scale[1] = multiply(scale[1], inverse);
-    if (tile.ahead != nullptr) {
-      const uint8_t* scales_ahead = tile.ahead + (task.value_scales - task.values) + group * kKvBlockSize * 4;
-      prefetch(scales_ahead);
-      prefetch(scales_ahead + kLineBytes);
-    }
-    RoundedWeights<kRows> rounded;
-    float factors[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r += 2) {
-      const float* p = weights + r * kScoreStride;
-      const float* next = r + 1 < kRows ? p + kScoreStride : p;
-      const Int bytes =
-          pack_two_rows(nearest(multiply(load(p), scale[0])), nearest(multiply(load(p + kLanes), scale[1])),
-                        nearest(multiply(load(next), scale[0])), nearest(multiply(load(next + kLanes), scale[1])));
-      _mm512_store_si512(rounded.words[r], bytes);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) factors[r] = peaks[r] * relative;
-    const uint8_t* from = values + run * kRunBytes;
-    float* to = sums + run * kLanes;
-    if (num_runs - run < kRunsPerGroup) {
-      add_runs<kRows, 1, false>(from, rounded, factors, nullptr, to, stride);
-    } else if (tile.ahead == nullptr) {
-      add_runs<kRows, kRunsPerGroup, false>(from, rounded, factors, nullptr, to, stride);
-    } else {
-      add_runs<kRows, kRunsPerGroup, true>(from, rounded, factors, tile.ahead + run * kRunBytes, to, stride);
-    }
-  }
-}
-
-#include "kernels/attention/vnni_values.inl"
-//
 #include "kernels/attention/rounded_split.inl"
 
 }  // namespace

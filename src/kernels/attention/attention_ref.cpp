@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "kernels/attention/attention_variants.h"
@@ -106,26 +107,23 @@ std::vector<double> round_query(AttentionArithmetic arithmetic, const KvBlockFor
   return rounded;
 }
 
-// kInt8: the weights of a block's entries, rounded for a group of components of the values.
-void round_weights_to_int8(const KvView& view, int32_t group, const std::byte* block, double* weights, int32_t count) {
-  const auto* scales = reinterpret_cast<const float*>(block + view.format.value_scales_offset());
-  const auto scale_of = [&](int32_t g, int32_t e) { return static_cast<double>(scales[g * kKvBlockSize + e]); };
+// kInt8: the weights of entries from `first` on, which share a step, rounded for a group of components of the values;
+// kNothing of those not seen, whose blocks may be gone.
+void round_weights_to_int8(const KvView& view, int32_t first, int32_t group, std::span<double> weights) {
+  const auto scale_of = [&](size_t i) {
+    const int32_t entry = first + static_cast<int32_t>(i);
+    const std::byte* scales = view.block_of(entry) + view.format.value_scales_offset();
+    return static_cast<double>(reinterpret_cast<const float*>(scales)[group * kKvBlockSize + view.slot_of(entry)]);
+  };
   double peak = 0.0;
-  double max_relative = 0.0;
-  for (int32_t e = 0; e < count; ++e) {
-    if (weights[e] == kNothing) continue;
-    double largest = 0.0;
-    for (int32_t g = 0; g * scale_group(view.format, view.format.value_dim) < view.format.value_dim; ++g) {
-      if (!(scale_of(g, e) <= largest)) largest = scale_of(g, e);  // NaN stays
-    }
-    peak = std::fmax(peak, weights[e] * largest);
-    if (largest != 0.0) max_relative = std::fmax(max_relative, scale_of(group, e) / largest);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] != kNothing) peak = std::fmax(peak, weights[i] * scale_of(i));  // NaN is passed over
   }
-  const double step = peak < 0x1p-100 ? 0.0 : peak * max_relative / 255.0;
-  for (int32_t e = 0; e < count; ++e) {
-    const double scale = scale_of(group, e);
-    if (weights[e] == kNothing || std::isnan(scale)) continue;
-    weights[e] = step == 0.0 || scale == 0.0 ? 0.0 : std::nearbyint(weights[e] * scale / step) * step / scale;
+  const double step = peak < 0x1p-100 ? 0.0 : peak / 255.0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const double scale = weights[i] == kNothing ? 0.0 : scale_of(i);
+    if (weights[i] == kNothing || std::isnan(scale)) continue;
+    weights[i] = step == 0.0 || scale == 0.0 ? 0.0 : std::nearbyint(weights[i] * scale / step) * step / scale;
   }
 }
 
@@ -181,13 +179,10 @@ void attend_row(AttentionArithmetic arithmetic, const KvView& view, const Attent
       for (int32_t i = 0; i < entries.count; ++i) {
         if (!sees(view, rows, row, entries.first + i)) rounded[static_cast<size_t>(i)] = kNothing;
       }
-      for (int32_t i = 0; i < entries.count; i += kKvBlockSize) {
-        if (std::all_of(rounded.begin() + i, rounded.begin() + std::min(i + kKvBlockSize, entries.count),
-                        [](double weight) { return weight == kNothing; })) {
-          continue;  // the block may be gone
-        }
-        round_weights_to_int8(view, begin / group, view.block_of(entries.first + i), rounded.data() + i,
-                              std::min(kKvBlockSize, entries.count - i));
+      for (int32_t i = 0; i < entries.count; i += kWeightStep) {
+        const auto count = static_cast<size_t>(std::min(kWeightStep, entries.count - i));
+        round_weights_to_int8(view, entries.first + i, begin / group,
+                              std::span(rounded).subspan(static_cast<size_t>(i), count));
       }
       add_components(rounded, begin, std::min(value_dim, begin + group));
     }

@@ -8,6 +8,7 @@
 namespace witan {
 
 inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
+inline constexpr int kStepsPerSplit = kAttentionSplit / kWeightStep;
 
 // Scratch rows are a whole and odd number of cache lines long: rows at a power of two would share a few cache sets.
 constexpr int64_t padded_row_floats(int64_t num_floats) { return ((num_floats + 15) / 16 | 1) * 16; }
@@ -29,7 +30,8 @@ struct SplitTask {
   float scale = 1.0f;
   const float* const* biases = nullptr;  // [num_rows] see AttentionRows; the split's begin at first_entry
   int64_t first_entry = 0;
-  // Bit e of visible[r * kBlocksPerSplit + b]: row r sees entry e of block b. Never set for entries that don't exist.
+  // Bit e of visible[r * kBlocksPerSplit + b]: row r sees entry e of block b. Never set for entries that don't exist,
+  // of blocks behind the last one either.
   const uint32_t* visible = nullptr;
 
   // Scratch, 64-byte aligned.
@@ -46,14 +48,19 @@ struct SplitTask {
   int key_bits = 0;  // kHadamard
   int value_bits = 0;
   // The rounded queries, [num_rows][query_stride]. kBF16: words of two components. kInt8: words of four, up to 32
-  // components or a multiple; then of each group its float32 scale; then of each group -128 times the sum of its
-  // quants. A group is 32 components for kQ8, and all for kHadamard. Turned queries in kF32, and in kBF16 before they
-  // are rounded: floats.
+  // components or a multiple; then of each group its float32 scale times that of the scores; then of each group -128
+  // times the sum of its quants. A group is 32 components for kQ8, and all for kHadamard. Turned queries in kF32, and
+  // in kBF16 before they are rounded: floats.
   uint32_t* query_words = nullptr;
   int64_t num_query_words = 0;  // kInt8: before the scales
   int64_t num_key_groups = 0;   // kInt8
   int64_t query_stride = 0;
   const float** turned_queries = nullptr;  // [num_rows] for pointers to them
+  // kInt8: the rounded weights, four entries to a word, [num_value_groups][kStepsPerSplit][num_rows][kWeightStep / 4],
+  // and the steps they are rounded to, [num_value_groups][kStepsPerSplit][num_rows].
+  int64_t num_value_groups = 0;
+  uint32_t* weight_words = nullptr;
+  float* weight_factors = nullptr;
 
   float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result
 };

@@ -1,11 +1,36 @@
 // hadamard_rotate() for queries and weighted sums. Included after hadamard_*.inl and before tiles.inl.
 
+// out [dim] = factor * x [dim], turned in blocks of kVectors vectors, which stay in registers.
+template <int kVectors>
+void turn_vectors(const float* x, int64_t dim, float factor, float* out) {
+  for (int64_t begin = 0; begin < dim; begin += kVectors * kLanes) {
+    Float v[kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) v[i] = hadamard_lanes(multiply(load(x + begin + i * kLanes), broadcast(factor)));
+#pragma GCC unroll 3
+    for (int distance = 1; distance < kVectors; distance *= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kVectors; ++i) {
+        if ((i & distance) != 0) continue;
+        const Float low = v[i];
+        v[i] = add(low, v[i + distance]);
+        v[i + distance] = subtract(low, v[i + distance]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) store(out + begin + i * kLanes, v[i]);
+  }
+}
+
 // out [dim] = x [dim], turned in blocks of `size` components, a power of two; out may be x.
 inline void turn(const float* x, int64_t dim, int64_t size, float* out) {
   const float factor = 1.0f / __builtin_sqrtf(static_cast<float>(size));
   int64_t distance = 1;
-  if (size >= kLanes) {
-    for (int64_t i = 0; i < dim; i += kLanes) store(out + i, hadamard_lanes(multiply(load(x + i), broadcast(factor))));
+  if (size >= 8 * kLanes) {
+    turn_vectors<8>(x, dim, factor, out);
+    distance = 8 * kLanes;
+  } else if (size >= kLanes) {
+    turn_vectors<1>(x, dim, factor, out);
     distance = kLanes;
   } else {
     for (int64_t i = 0; i < dim; ++i) out[i] = x[i] * factor;

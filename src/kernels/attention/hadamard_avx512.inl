@@ -8,7 +8,8 @@ inline Float hadamard_step(Float v) {
                       : kDistance == 4 ? _mm512_shuffle_f32x4(v, v, 0xb1)
                                        : _mm512_shuffle_f32x4(v, v, 0x4e);
   constexpr Mask kUpper = kDistance == 1 ? 0xaaaa : kDistance == 2 ? 0xcccc : kDistance == 4 ? 0xf0f0 : 0xff00;
-  return _mm512_mask_sub_ps(_mm512_add_ps(v, other), kUpper, other, v);
+  const Float signs = _mm512_mask_blend_ps(kUpper, broadcast(1.0f), broadcast(-1.0f));
+  return multiply_add(v, signs, other);  // of products that are exact
 }
 
 inline Float hadamard_lanes(Float v) {

@@ -1,8 +1,7 @@
-// attention_split for a file that rounds queries and weights. Included after tiles.inl, weights.inl and these of the
-// file:
+// attention_split for a file that rounds queries and weights. Included after tiles.inl and these of the file:
 //   round_queries(task)
 //   score_rows<kRows>(tile, keys)   scores kRows rows against the keys of a block
-//   weigh_row(task, row)
+//   weigh(task, seen)               turns all rows' scores into weights and writes their states' first two numbers
 //   add_blocks(task, seen)          adds the values of the blocks to the weighted sums
 
 template <int kRows>
@@ -26,7 +25,7 @@ inline void split_rounded(const SplitTask& task) {
   const SeenBlocks seen(task);
   round_queries(task);
   score_blocks(task, seen);
-  weigh_rows(task, [](const SplitTask& scaled, int32_t row) { weigh_row(scaled, row); });
+  weigh(task, seen);
   clear_sums(task);
   add_blocks(task, seen);
   write_sums(task);

@@ -27,10 +27,12 @@ struct SeenBlocks {
   int32_t count = 0;
 
   explicit SeenBlocks(const SplitTask& task) {
+    uint32_t seen[kBlocksPerSplit] = {};
+    for (int32_t r = 0; r < task.num_rows; ++r) {
+      for (int32_t b = 0; b < kBlocksPerSplit; ++b) seen[b] |= visible_entries(task, r, b);
+    }
     for (int32_t b = 0; b < task.num_blocks; ++b) {
-      uint32_t seen = 0;
-      for (int32_t r = 0; r < task.num_rows; ++r) seen |= visible_entries(task, r, b);
-      if (seen != 0) blocks[count++] = b;
+      if (seen[b] != 0) blocks[count++] = b;
     }
   }
 };

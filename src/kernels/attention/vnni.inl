@@ -1,7 +1,7 @@
 // What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each
 // unsigned, and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values.
 // Integer sums are exact, so their order is free; the float sums over groups of components and over blocks are one
-// chain of operations per number and row, as in split.inl. Included after weights.inl and exp_avx512.inl.
+// chain of operations per number and row, as in split.inl. Included after weights.inl.
 
 constexpr int64_t kLineBytes = 64;                       // of the caches; a vector is one
 constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries
@@ -21,13 +21,6 @@ inline Int nearest(Float v) { return _mm512_cvtps_epi32(v); }
 inline Int magnitude_bits(Float v) { return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)); }
 inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1); }
 
-// The numbers of two rows as bytes, saturated: 32 of each.
-inline Int pack_two_rows(Int low0, Int high0, Int low1, Int high1) {
-  const Int by_quarters = _mm512_packus_epi16(_mm512_packus_epi32(low0, high0), _mm512_packus_epi32(low1, high1));
-  const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  return _mm512_permutexvar_epi32(order, by_quarters);
-}
-
 // Of bits of magnitudes, which order like these, infinity and NaN above all.
 inline float largest(Int bits) { return __builtin_bit_cast(float, _mm512_reduce_max_epu32(bits)); }
 
@@ -43,8 +36,8 @@ struct Query {
 };
 
 // Rounds a group of `dim` components of a query to num_words words; behind them come zeros. A group that is not finite
-// gets a scale of NaN.
-inline void round_group(const float* x, int64_t dim, int64_t num_words, uint32_t* words, float* scale,
+// gets a scale of NaN. Scales include `factor`, that of the scores.
+inline void round_group(const float* x, int64_t dim, int64_t num_words, float factor, uint32_t* words, float* scale,
                         int32_t* offset) {
   const auto part = [&](int64_t d) {
     const int64_t left = dim - d;
@@ -62,36 +55,6 @@ inline void round_group(const float* x, int64_t dim, int64_t num_words, uint32_t
     _mm_storeu_si128(reinterpret_cast<__m128i*>(words + d / 4), _mm512_cvtsepi32_epi8(quants));
     sum = _mm512_add_epi32(sum, quants);
   }
-  *scale = !finite ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : step;
+  *scale = !finite ? __builtin_nanf("") : inverse == 0.0f ? 0.0f : step * factor;
   *offset = -128 * _mm512_reduce_add_epi32(sum);
 }
-
-// Turns a row's scores into weights p = exp(score * scale - max), 0 for entries it does not see, and writes its state
-// but for the weighted sum.
-inline void weigh_row(const SplitTask& task, int32_t row) {
-  const float max = max_score(task, row);
-  const Float scale = broadcast(task.scale);
-  const Float shift = broadcast(max == -__builtin_inff() ? 0.0f : max);  // exp(-inf - -inf) would be NaN
-  Float denominators = zero();
-  for (int32_t b = 0; b < task.num_blocks; ++b) {
-    const uint32_t visible = visible_entries(task, row, b);
-    if (visible == 0) continue;
-    float* block = task.scores + row * kScoreStride + b * kKvBlockSize;
-#pragma GCC unroll 2
-    for (int i = 0; i < kKvBlockSize; i += kLanes) {
-      const Float score = multiply(load(block + i), scale);
-      const Float p = exp_of_seen(lanes_of_bits(visible >> i), subtract(score, shift));
-      denominators = add(denominators, p);
-      store(block + i, p);
-    }
-  }
-  task.states[row][0] = max;
-  task.states[row][1] = sum_of_lanes(denominators);
-}
-
-// A row's weights of one group of components, to be multiplied with the quants of values: bytes, four entries to a
-// word.
-template <int kRows>
-struct RoundedWeights {
-  alignas(kLineBytes) uint32_t words[(kRows + 1) / 2 * 2][kBlockQuads];
-};

@@ -290,9 +290,11 @@ struct Oracle {
     // epsilons of its terms, which is a relative one of p. It counts twice, once in the denominator. A weighted sum is
     // a chain over the entries of a split, then one of merges. Weights rounded to bf16 are off by half an epsilon of
     // that, on top of what the oracle's unrounded ones may be off in float; the denominator has them unrounded. Those
-    // rounded to 8 bits are off by half a step, which is common to a block and a group of components.
+    // rounded to 8 bits are off by 7.5e-05 before, in the denominator too, and by half a step, which is common to
+    // kWeightStep entries and a group of components.
     constexpr double kHalfEps = std::numeric_limits<float>::epsilon() / 2;
-    const double p_error = kHalfEps * ((static_cast<double>(key_dim) + 4.0) * score_terms + 4.0);
+    const double p_error = kHalfEps * ((static_cast<double>(key_dim) + 4.0) * score_terms + 4.0) +
+                           (arithmetic == AttentionArithmetic::kInt8 ? 7.5e-5 : 0.0);
     const double sum_error = kHalfEps * (kAttentionSplit + 3.0 * view.num_splits() + 8.0);
     const double rounding = bf16 ? 0x1p-7 * 0.5 * (1.0 + p_error) : 0.0;
     for (size_t c = 0; c < value_dim; ++c) {
@@ -319,30 +321,24 @@ struct Oracle {
     const auto value_dim = static_cast<size_t>(view.format.value_dim);
     const size_t group = kv_hadamard_bits(view.format.codec).value != 0 ? value_dim : 32;
     for (size_t begin = 0; begin < seen.size();) {
-      const int32_t block = seen[begin] / kKvBlockSize;
+      const int32_t step = seen[begin] / kWeightStep;
       size_t end = begin;
-      while (end < seen.size() && seen[end] / kKvBlockSize == block) ++end;
-      const auto* scales = reinterpret_cast<const float*>(view.blocks[block] + view.format.value_scales_offset());
+      while (end < seen.size() && seen[end] / kWeightStep == step) ++end;
       const auto scale_of = [&](size_t g, size_t i) {
-        return static_cast<double>(scales[g * kKvBlockSize + static_cast<size_t>(seen[i] % kKvBlockSize)]);
+        const std::byte* scales = view.blocks[seen[i] / kKvBlockSize] + view.format.value_scales_offset();
+        const size_t at = g * kKvBlockSize + static_cast<size_t>(seen[i] % kKvBlockSize);
+        return static_cast<double>(reinterpret_cast<const float*>(scales)[at]);
       };
-      const size_t num_groups = (value_dim + group - 1) / group;
-      std::vector<double> largest(end);
-      double peak = 0.0;
-      for (size_t i = begin; i < end; ++i) {
-        for (size_t g = 0; g < num_groups; ++g) largest[i] = std::fmax(largest[i], scale_of(g, i));
-        peak = std::fmax(peak, std::exp(scores[i] - max) * largest[i]);
-      }
       for (size_t c = 0; c < value_dim; ++c) {
-        double relative = 0.0;
+        double peak = 0.0;
         double quants = 0.0;
         for (size_t i = begin; i < end; ++i) {
           const double scale = scale_of(c / group, i);
           if (scale == 0.0) continue;
-          relative = std::fmax(relative, scale / largest[i]);
+          peak = std::fmax(peak, std::exp(scores[i] - max) * scale);
           quants += std::fabs(static_cast<double>(values[i * value_dim + c])) / scale;
         }
-        const double half_step = 0.5 * (1.0 + 1e-3 + p_error) * peak * relative / 255.0;
+        const double half_step = 0.5 * (1.0 + 1e-3 + p_error) * peak / 255.0;
         tolerance[c] += half_step * quants / denominator;
       }
       begin = end;

@@ -495,6 +495,34 @@ TEST(Attention, AnEntryOfLargeWeightAndSmallValueDoesNotHideTheOthersOfItsBlock)
   }
 }
 
+// Scores are all the same, so that of values far smaller than another one whole steps are left: none within its step.
+TEST(Attention, RoundedWeightsOfKWeightStepEntriesShareAStep) {
+  for (KvCodec codec : {KvCodec::kQ8, KvCodec::kHadamard8, KvCodec::kHadamard4}) {
+    for (const int32_t small : {kKvBlockSize - 1, kWeightStep - 1, kWeightStep, 2 * kWeightStep - 1}) {
+      KvEntries entries(format_of({64, 32, false}, codec), 2 * kWeightStep);
+      const std::vector<float> key(64, 0.0f);
+      for (int32_t i = 0; i < entries.num_entries; ++i) entries.store(i, key, std::vector<float>(32, 0.0f));
+      std::vector<float> value(32, 0.0f);
+      value[0] = 1.0f;
+      entries.store(0, key, value);
+      value[0] = 1e-3f;
+      entries.store(small, key, value);
+      const Queries queries(64, {entries.num_entries - 1});
+      for (const Variant& variant : test::variants(entries.format)) {
+        if (variant.arithmetic(entries.format) != AttentionArithmetic::kInt8) continue;
+        const auto sum = [&](const KvView& view) {
+          return test::split_states(variant, view, queries.tile(0, 1), 0)[0][2];
+        };
+        const float with = sum(entries.view());
+        entries.store(small, key, std::vector<float>(32, 0.0f));
+        const float without = sum(entries.view());
+        entries.store(small, key, value);
+        EXPECT_EQ(with != without, small >= kWeightStep) << test::describe(variant) << " entry " << small;
+      }
+    }
+  }
+}
+
 // What attention_split_bf16_* says of its order: pairs, the odd one first.
 TEST(Attention, Bf16SumsAddPairsTheOddOneFirst) {
   const Variant variant{Isa::kAvx512Bf16, Precision::kFast};
