@@ -143,7 +143,7 @@ Latents read_latents(ForwardContext& ctx, const ForwardBatch& batch, const Slice
   ComputeContext& compute = ctx.compute;
   const SequenceSlice& slice = *part.slice;
   const int32_t last_row = part.first_row + part.num_tokens - 1;
-  const int32_t num_entries = slice.entry(ctx.kv, layer, 0, last_row - slice.first_row, batch.position(last_row)) + 1;
+  const int32_t num_entries = slice.entry(ctx.kv, layer, 0, last_row - slice.first_row, batch.positions) + 1;
   const KvView view = ctx.kv.view(slice.kv_sequence, layer, 0, num_entries);
   auto* entries = compute.scratch.allocate<float>(num_entries * config.entry_dim());
   auto* rope_keys = compute.scratch.allocate<float>(int64_t{num_entries} * config.rope_dim);

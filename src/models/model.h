@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -80,9 +81,10 @@ struct SequenceSlice {
   int32_t num_entries(const KvCache& kv, int32_t layer, int32_t head) const {
     return kv.num_entries(kv_sequence, layer, head) + num_uncommitted;
   }
-  // Of a table: the place of row first_row + i, at `position`, in it.
-  int32_t entry(const KvCache& kv, int32_t layer, int32_t head, int32_t i, int32_t position) const {
-    return in_place == InPlace::kNo ? num_entries(kv, layer, head) + i : position;
+  // Of a table: the place of the slice's row i in it. positions: of the batch.
+  int32_t entry(const KvCache& kv, int32_t layer, int32_t head, int32_t i, std::span<const int32_t> positions) const {
+    if (in_place == InPlace::kNo) return num_entries(kv, layer, head) + i;
+    return positions[static_cast<size_t>(first_row) + static_cast<size_t>(i)];
   }
 };
 
@@ -111,7 +113,6 @@ struct ForwardBatch {
     return std::ranges::any_of(
         slices, [](const SequenceSlice& slice) { return slice.in_place != SequenceSlice::InPlace::kReads; });
   }
-  int32_t position(int32_t row) const { return positions[static_cast<size_t>(row)]; }
   int64_t num_tokens() const { return std::ssize(tokens); }
 };
 

@@ -201,7 +201,7 @@ std::span<Tile> make_tiles(ForwardContext& ctx, const ForwardBatch& batch, std::
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
         const int32_t last = tile_end - 1;
         const int32_t num_entries =
-            part.slice->entry(ctx.kv, layer, head, last - part.slice->first_row, batch.position(last)) + 1;
+            part.slice->entry(ctx.kv, layer, head, last - part.slice->first_row, batch.positions) + 1;
         tiles[count++] = {.slice = part.slice,
                           .kv_head = head,
                           .first_row = first_row,
@@ -344,7 +344,7 @@ void write_kv(ForwardContext& ctx, const ForwardBatch& batch, int32_t layer, con
       if (compares) slice.value_deviations[i] = 0.0f;
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
         const int64_t vector = int64_t{row} * spec.num_kv_heads + head;
-        const int32_t entry = slice.entry(ctx.kv, layer, head, static_cast<int32_t>(i), batch.position(row));
+        const int32_t entry = slice.entry(ctx.kv, layer, head, static_cast<int32_t>(i), batch.positions);
         const KvCache::Slot slot = ctx.kv.slot(slice.kv_sequence, layer, head, entry);
         if (compares) {
           const float* value = values == nullptr ? keys + vector * spec.key_dim : values + vector * spec.value_dim;

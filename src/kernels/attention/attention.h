@@ -19,7 +19,7 @@ namespace witan {
 inline constexpr int kAttentionSplit = 512;  // entries; a multiple of kKvBlockSize
 
 // Entries of a split, from a multiple of it on, whose rounded weights share a step in AttentionArithmetic::kInt8.
-inline constexpr int kWeightStep = 128;  // a multiple of kKvBlockSize
+inline constexpr int kWeightStep = 64;  // a multiple of kKvBlockSize
 
 enum class AttentionArithmetic : uint8_t {
   kF32,   // float32 products and sums
