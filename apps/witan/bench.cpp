@@ -141,7 +141,7 @@ class Bench {
 
   Measurement run(const Case& c, const Limits& limits, uint64_t round) {
     if (c.beside > 0) return run_beside(c, round);
-    if (c.documents > 0) return run_documents(c, round);
+    if (c.documents > 0) return run_documents(c);
     return c.prompt > 0 ? run_prompt(c, limits, round) : run_generation(c, limits);
   }
 
@@ -175,8 +175,8 @@ class Bench {
   }
 
   // A prompt whose documents another had before, in the opposite order; to its first token.
-  Measurement run_documents(const Case& c, uint64_t round) {
-    const uint64_t seed = (round + 1) * 1000037 + static_cast<uint64_t>(c.prompt);
+  Measurement run_documents(const Case& c) {
+    const uint64_t seed = ++num_times_documents_ * 1000037;  // others' documents are not found
     const int32_t num_tokens = (c.prompt - 2 * kAround) / c.documents;
     const auto request_of = [&](bool reversed) {
       GenerationRequest request;
@@ -341,6 +341,7 @@ class Bench {
   std::map<RequestId, double> compression_seconds_;
   int64_t num_generated_ = 0;
   int64_t num_times_generating_ = 0;
+  uint64_t num_times_documents_ = 0;
   RequestId last_finished_ = 0;
   std::optional<KvReuseCount> last_reuse_;
 };
