@@ -71,7 +71,7 @@ int32_t DocumentReuse::position(const ReuseSlice& pass, int32_t i) const {
     case ReuseSlice::Pass::kRecompute:
       break;
   }
-  return recomputed_[static_cast<size_t>(pass.first + i)];
+  return recomputed_[static_cast<size_t>(pass.first) + static_cast<size_t>(i)];
 }
 
 void DocumentReuse::add(const ScheduledSlice& slice, std::span<const TokenId> text, ForwardBatch& batch) {
@@ -107,7 +107,7 @@ void DocumentReuse::learn(const ScheduledSlice& slice, int32_t first_row, const 
   for (Routes& routes : routes_alone_) routes.resize(static_cast<size_t>(num_tokens()) * top_k);
   for (int32_t i = 0; i < slice.num_tokens; ++i) {
     const auto token = static_cast<size_t>(position(*slice.reuse, i) - begin());
-    const size_t row = static_cast<size_t>(first_row + i) * top_k;
+    const size_t row = (static_cast<size_t>(first_row) + static_cast<size_t>(i)) * top_k;
     float distance = 0.0f;
     for (int32_t layer = 0; layer < num_probed_moe_layers_; ++layer) {
       const std::span<const int32_t> experts = telemetry.last_experts(layer).subspan(row, top_k);

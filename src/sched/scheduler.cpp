@@ -357,10 +357,10 @@ void Scheduler::State::commit_pass(Sequence& sequence, const ScheduledSlice& sli
   ReuseProgress& reused = sequence.reused;
   switch (pass.pass) {
     case ReuseSlice::Pass::kDocument: {
-      const auto first =
-          static_cast<size_t>(sequence.reuse->documents[static_cast<size_t>(pass.document)].begin + pass.first);
+      const KvSpan& place = sequence.reuse->documents[static_cast<size_t>(pass.document)];
+      const int32_t first = place.begin + pass.first;
       const std::vector<TokenRole> roles(static_cast<size_t>(num_tokens), TokenRole::kPrompt);
-      kv.commit(*reused.document, std::span(sequence.tokens).subspan(first, roles.size()), roles);
+      kv.commit(*reused.document, std::span(sequence.tokens).subspan(static_cast<size_t>(first), roles.size()), roles);
       reused.num_document_tokens += num_tokens;
       break;
     }
