@@ -23,8 +23,8 @@ namespace witan {
 //
 // and then goes on behind the last document. In place: their entries are there, and replaced.
 struct ReusePlan {
-  std::vector<KvSpan>
-      documents;  // ascending, apart; of whole blocks; behind token 0, and before the last of the prompt
+  // Ascending, apart; of whole blocks; behind token 0, and before the last of the prompt.
+  std::vector<KvSpan> documents;
   bool probes_alone = false;
   bool probes = false;
   int32_t num_recomputed = 0;  // at least those between the documents

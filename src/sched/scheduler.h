@@ -195,7 +195,7 @@ class Scheduler {
   // Prompt tokens found in the prefix cache, or as a compressed prefix, when first admitted; or those of an input
   // that another had encoded.
   int32_t num_prefix_hit_tokens(SequenceId sequence) const;
-  // Of the documents of its reuse plan, those found in the prefix cache when they were wanted first.
+  // Tokens of the documents of its reuse plan that the prefix cache had when the plan began first.
   int32_t num_document_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;

@@ -145,18 +145,18 @@ TEST_P(KvReuseTest, PreemptionDoesNotChangeAnything) {
     o.max_step_tokens = 40;
     o.max_decode_slowdown = 0;  // who is preempted does not depend on times
     const auto run = [&](Engine& engine) {
-      std::vector<decltype(Answer::steps)> steps(4);
+      std::vector<Answer> answers(4);
       for (int32_t i = 0; i < 4; ++i) {
         GenerationRequest request = Documents::in_order({i, (i + 1) % 4, (i + 2) % 4}).request(i == 1 ? "" : chosen);
         request.max_new_tokens = 100;
-        engine.submit(request, [&steps, i](const GenerationOutput& output) {
+        engine.submit(request, [&answers, i](const GenerationOutput& output) {
           EXPECT_EQ(output.error, "");
-          Answer answer;
-          answer.take(output);
-          if (!answer.steps.empty()) steps[static_cast<size_t>(i)].push_back(answer.steps[0]);
+          answers[static_cast<size_t>(i)].take(output);
         });
       }
       run_all(engine);
+      std::vector<decltype(Answer::steps)> steps;
+      for (const Answer& answer : answers) steps.push_back(answer.steps);
       return steps;
     };
     Engine calm(o);

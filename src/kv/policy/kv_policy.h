@@ -103,8 +103,8 @@ struct KvReuse {
   };
   By by = By::kNone;
   double share = 0.0;  // of the documents' tokens, that are computed again
-  int32_t num_first =
-      0;  // of each document, that are so before others (EPIC, arXiv 2410.15332), if need be beyond the share
+  // Of each document, that are so before others (EPIC, arXiv 2410.15332), if need be beyond the share.
+  int32_t num_first = 0;
   int32_t num_layers = 1;  // probed: of which all tokens are computed where they are
 
   bool probes() const { return by == By::kValues || by == By::kRoutes; }
