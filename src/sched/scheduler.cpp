@@ -2,173 +2,13 @@
 
 #include <algorithm>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 
 #include "base/check.h"
 #include "base/error.h"
-#include "sched/in_flight_prefixes.h"
-#include "sched/sequence.h"
-#include "sched/waiting_queue.h"
+#include "sched/scheduler_state.h"
 
 namespace witan {
-namespace {
-
-// Who was last refused admission, and what attach_prefix had found for it: as long as that stays, whether there is
-// room is known without asking again.
-struct Refusal {
-  SequenceId sequence;
-  int32_t num_attached;
-  int64_t attached_bytes;  // that attaching made unavailable
-};
-
-void check_reuse(const ReusePlan& plan, int32_t num_prompt_tokens, const CompressionPlan& compression) {
-  int32_t reached = 1;
-  int32_t num_between = 0;
-  WITAN_CHECK(!plan.documents.empty(), "no document");
-  for (const KvSpan& place : plan.documents) {
-    const int32_t num_tokens = place.end - place.begin;
-    WITAN_CHECK(place.begin >= reached && num_tokens > 0 && num_tokens % kKvBlockSize == 0,
-                "a document of tokens {} to {}, behind {}", place.begin, place.end, reached);
-    if (reached > 1) num_between += place.begin - reached;
-    reached = place.end;
-  }
-  WITAN_CHECK(
-      reached < num_prompt_tokens && num_between <= plan.num_recomputed && plan.num_recomputed <= plan.num_tokens(),
-      "documents up to token {} of {}, {} computed again", reached, num_prompt_tokens, plan.num_recomputed);
-  WITAN_CHECK(
-      compression.shared_as.empty() && (compression.points.empty() || compression.points.front().num_tokens >= reached),
-      "entries of documents judged before they are there");
-}
-
-// A plan in the making.
-struct Step {
-  StepPlan plan;
-  int32_t budget_tokens;
-
-  void add(Sequence& sequence, int32_t num_tokens) {
-    if (sequence.reuses()) {
-      add_pass(sequence, num_tokens);
-    } else {
-      add_text(sequence, num_tokens);
-    }
-    sequence.num_planned = num_tokens;
-    budget_tokens -= num_tokens;
-    plan.num_tokens += num_tokens;
-  }
-
-  void add_pass(const Sequence& sequence, int32_t num_tokens) {
-    const ReuseSlice pass = sequence.next_pass();
-    plan.slices.push_back({.sequence = sequence.id,
-                           .kv_sequence = sequence.reused.document.value_or(*sequence.kv_sequence),
-                           .first_token = pass.first,
-                           .num_tokens = num_tokens,
-                           .reuse = pass});
-  }
-
-  void add_text(const Sequence& sequence, int32_t num_tokens) {
-    ScheduledSlice slice{.sequence = sequence.id,
-                         .kv_sequence = *sequence.kv_sequence,
-                         .first_token = sequence.num_computed + sequence.num_repeated,
-                         .num_tokens = num_tokens,
-                         .samples = !sequence.repeats() && num_tokens == sequence.num_uncomputed(),
-                         .compresses = sequence.awaits_compression_after(num_tokens),
-                         .num_uncommitted = sequence.num_repeated};
-    slice.judges = slice.compresses && sequence.next_compression()->judges;
-    if (sequence.repeats()) slice.repetition = static_cast<int32_t>(sequence.num_repetitions);
-    plan.slices.push_back(slice);
-  }
-
-  // One whose entries are judged, and nothing computed.
-  void add_judgement(Sequence& sequence) {
-    plan.slices.push_back({.sequence = sequence.id,
-                           .kv_sequence = *sequence.kv_sequence,
-                           .first_token = sequence.num_computed,
-                           .compresses = true,
-                           .judges = true});
-  }
-
-  void remove(Sequence& sequence) {
-    if (sequence.num_planned == 0) return;
-    std::erase_if(plan.slices, [&](const ScheduledSlice& slice) { return slice.sequence == sequence.id; });
-    budget_tokens += sequence.num_planned;
-    plan.num_tokens -= std::exchange(sequence.num_planned, 0);
-  }
-};
-
-}  // namespace
-
-struct Scheduler::State {
-  State(KvCache& cache, SchedulerConfig scheduler_config);
-
-  Sequence& at(SequenceId id) const;
-  int64_t max_running() const { return std::min(config.max_sequences, config.max_step_tokens); }
-
-  // Each of the first three says false where entries are to be judged first: they are all that the step plans then.
-  [[nodiscard]] bool make_room_for_waiting(Step& step);
-  [[nodiscard]] bool plan_decodes(Step& step);
-  void limit_prefills(Step& step, Prefills prefills);
-  [[nodiscard]] bool plan_prefills(Step& step);
-  void plan_admissions(Step& step);
-  void plan_inputs(Step& step) const;
-
-  int64_t bytes_freed_by_judging(const Sequence& sequence) const;
-  bool judge_for_room(Step& step);
-  int32_t reserve_next(Sequence& sequence, int32_t budget_tokens);
-  int32_t reserve_up_to(const Sequence& sequence, int32_t num_tokens);
-  [[nodiscard]] bool advance_reuse(Sequence& sequence);
-  void begin_reuse(Sequence& sequence);
-  int32_t attach_document(const Sequence& sequence, const KvSpan& place, SequenceId document);
-  void open_document(Sequence& sequence);
-  void close_document(Sequence& sequence);
-  void commit_pass(Sequence& sequence, const ScheduledSlice& slice);
-  void finish_reuse(Sequence& sequence);
-  void add_computed(Sequence& sequence, int32_t num_tokens);
-  std::optional<int32_t> reserve_chunk(Step& step, Sequence& sequence);
-  void commit_repeated(Sequence& sequence);
-  void preempt_least_valuable(Step& step);
-  void preempt(Sequence& victim);
-  void stop_running(Sequence& sequence);
-  [[noreturn]] void fail_alone(const Sequence& sequence) const;
-
-  enum class Admission { kAdmitted, kFollows, kNoRoom };
-  Admission try_admit(Step& step, Sequence& sequence, InFlightPrefixes& in_flight);
-  Admission try_admit_compressed(Step& step, Sequence& sequence, const KvCompressedPrefix& prefix);
-  Admission admit(Step& step, Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
-  int64_t missing_bytes(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
-                        int64_t available_bytes) const;
-  int64_t bytes_alone(const Sequence& sequence) const;
-  int64_t reuse_bytes(const Sequence& sequence) const;
-  int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
-  int64_t copied_bytes(const Sequence& sequence, const KvCompressionPoint& point) const;
-  int32_t mean_entries(SequenceId kv_sequence) const;
-  int64_t missing_since_refusal(const Sequence& sequence) const;
-  void start_running(Sequence& sequence, SequenceId kv_sequence, int32_t num_attached);
-  void forget_progress(Sequence& sequence) const;
-  void pass_point(Sequence& sequence, int64_t num_entries) const;
-
-  KvCache& kv;
-  SchedulerConfig config;
-  int64_t row_bytes;  // of one block of every table
-
-  std::unordered_map<SequenceId, std::unique_ptr<Sequence>> sequences;
-  std::vector<Sequence*> running;  // most valuable first
-  WaitingQueue waiting;
-  std::optional<Refusal> refusal;
-  struct Pace {
-    int64_t num_steps_since_mixed = 0;  // in which sequences decoded and nobody's prefill went on
-    int64_t num_steps_per_chunk = 1;    // of a prefill beside decodes, as it was last
-  };
-  Pace pace;
-  int64_t side_bytes_to_come = 0;  // of those that are admitted in this plan, which have not taken them yet
-  SequenceId next_id = 1;
-  bool plan_is_open = false;
-  int64_t num_preemptions = 0;
-  int64_t num_judged_for_room = 0;
-  int64_t num_recomputed_tokens = 0;
-  int64_t num_prefix_hit_tokens = 0;
-};
-
 Scheduler::State::State(KvCache& cache, SchedulerConfig scheduler_config)
     : kv(cache), config(scheduler_config), row_bytes(cache.bytes_for_tokens(kKvBlockSize)) {
   const auto check = [](const char* name, int32_t value) {
@@ -280,100 +120,6 @@ std::optional<int32_t> Scheduler::State::reserve_chunk(Step& step, Sequence& seq
 int32_t Scheduler::State::reserve_next(Sequence& sequence, int32_t budget_tokens) {
   if (!advance_reuse(sequence)) return 0;
   return reserve_up_to(sequence, std::min(budget_tokens, sequence.num_computable()));
-}
-
-// Brings a sequence in its reuse plan to where there is something to compute, behind the plan perhaps. False where
-// there is no room.
-bool Scheduler::State::advance_reuse(Sequence& sequence) {
-  if (!sequence.reuses()) return true;
-  if (!sequence.reused.has_begun) begin_reuse(sequence);
-  if (!kv.reserve(*sequence.kv_sequence, sequence.reuse->num_tokens())) return false;
-  const ReuseProgress& reused = sequence.reused;
-  while (reused.num_documents < std::ssize(sequence.reuse->documents)) {
-    if (!reused.document) open_document(sequence);
-    if (sequence.num_left_of(sequence.next_pass()) > 0) return true;
-    sequence.reuse->copy(*reused.document, *sequence.kv_sequence,
-                         sequence.reuse->documents[static_cast<size_t>(reused.num_documents)]);
-    close_document(sequence);
-    ++sequence.reused.num_documents;
-  }
-  if (sequence.num_left_of(sequence.next_pass()) == 0) finish_reuse(sequence);
-  return true;
-}
-
-// What the prefix cache has of its documents becomes what was used last, so that the room for the text is not theirs.
-void Scheduler::State::begin_reuse(Sequence& sequence) {
-  int32_t num_found = 0;
-  for (const KvSpan& place : sequence.reuse->documents) {
-    const SequenceId document = kv.create();
-    num_found += attach_document(sequence, place, document);
-    kv.release(document);
-  }
-  if (!sequence.num_document_hit_tokens) sequence.num_document_hit_tokens = num_found;
-  sequence.reused.has_begun = true;
-}
-
-// Returns how many tokens of a document the prefix cache has.
-int32_t Scheduler::State::attach_document(const Sequence& sequence, const KvSpan& place, SequenceId document) {
-  // One token more than what may be attached, as in the text behind the document.
-  const auto num_tokens = static_cast<size_t>(place.end - place.begin) + 1;
-  const std::vector<TokenRole> roles(num_tokens, TokenRole::kPrompt);
-  return kv.attach_prefix(document, std::span(sequence.tokens).subspan(static_cast<size_t>(place.begin), num_tokens),
-                          roles);
-}
-
-void Scheduler::State::open_document(Sequence& sequence) {
-  ReuseProgress& reused = sequence.reused;
-  reused.document = kv.create();
-  reused.num_document_tokens =
-      attach_document(sequence, sequence.reuse->documents[static_cast<size_t>(reused.num_documents)], *reused.document);
-}
-
-void Scheduler::State::close_document(Sequence& sequence) {
-  ReuseProgress& reused = sequence.reused;
-  if (!reused.document) return;
-  kv.release(*reused.document);
-  reused.document.reset();
-  reused.num_document_tokens = 0;
-  reused.num_probed_alone = 0;
-}
-
-// All passes are over: the entries of documents, and of what is between them, are the sequence's own.
-void Scheduler::State::finish_reuse(Sequence& sequence) {
-  const auto first = static_cast<size_t>(sequence.reuse->begin());
-  const auto num_tokens = static_cast<size_t>(sequence.reuse->num_tokens());
-  kv.commit(*sequence.kv_sequence, std::span(sequence.tokens).subspan(first, num_tokens),
-            std::span(sequence.kv_roles).subspan(first, num_tokens));
-  sequence.reused.is_over = true;
-  add_computed(sequence, static_cast<int32_t>(num_tokens));
-}
-
-void Scheduler::State::commit_pass(Sequence& sequence, const ScheduledSlice& slice) {
-  const int32_t num_tokens = std::exchange(sequence.num_planned, 0);
-  const ReuseSlice& pass = *slice.reuse;
-  WITAN_CHECK(pass == sequence.next_pass() && slice.num_tokens == num_tokens,
-              "{} tokens of a pass of sequence {} committed, {} were planned", slice.num_tokens, sequence.id,
-              num_tokens);
-  ReuseProgress& reused = sequence.reused;
-  switch (pass.pass) {
-    case ReuseSlice::Pass::kDocument: {
-      const KvSpan& place = sequence.reuse->documents[static_cast<size_t>(pass.document)];
-      const int32_t first = place.begin + pass.first;
-      const std::vector<TokenRole> roles(static_cast<size_t>(num_tokens), TokenRole::kPrompt);
-      kv.commit(*reused.document, std::span(sequence.tokens).subspan(static_cast<size_t>(first), roles.size()), roles);
-      reused.num_document_tokens += num_tokens;
-      break;
-    }
-    case ReuseSlice::Pass::kProbeAlone:
-      reused.num_probed_alone += num_tokens;
-      break;
-    case ReuseSlice::Pass::kProbe:
-      reused.num_probed += num_tokens;
-      break;
-    case ReuseSlice::Pass::kRecompute:
-      reused.num_recomputed += num_tokens;
-      break;
-  }
 }
 
 void Scheduler::State::add_computed(Sequence& sequence, int32_t num_tokens) {
@@ -565,122 +311,6 @@ void Scheduler::State::start_running(Sequence& sequence, SequenceId kv_sequence,
   running.insert(std::ranges::lower_bound(running, &sequence, MoreValuable()), &sequence);
 }
 
-// What the sequence and all running ones are short of for their tokens and `horizon` more each: the steps that all
-// prefills take, in each of which the others decode a token, and a block after that.
-int64_t Scheduler::State::missing_bytes(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
-                                        int64_t available_bytes) const {
-  if (running.empty()) return 0;  // add() saw to that
-  int64_t num_prefill_tokens = sequence.num_unplanned() - num_attached;
-  for (const Sequence* other : running) num_prefill_tokens += other->num_unplanned();
-  const int64_t tokens_per_chunk =
-      std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
-  int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1 + sequence.num_passes_left();
-  for (const Sequence* other : running) num_chunks += other->num_passes_left();
-  const int64_t horizon = num_chunks * pace.num_steps_per_chunk + kKvBlockSize;
-
-  const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
-    const int64_t num_tokens = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
-    const int64_t chunk = std::clamp<int64_t>(num_uncomputed, 1, config.max_step_tokens);
-    return std::max<int64_t>(0, peak_bytes(s, num_tokens, chunk) - held_bytes);
-  };
-  int64_t bytes = kv.bytes_for_input(sequence.input);
-  bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, attached_bytes);
-  for (const Sequence* other : running) {
-    int64_t held_bytes = kv.held_bytes(*other->kv_sequence);
-    if (other->reused.document) held_bytes += kv.held_bytes(*other->reused.document);
-    bytes += bytes_to_come(*other, other->num_unplanned(), held_bytes);
-  }
-  const int64_t side_bytes = sequence.side_bytes + side_bytes_to_come;
-  const int64_t missing_memory = side_bytes == 0 ? 0 : bytes + side_bytes - kv.available_memory_bytes();
-  return std::max({int64_t{0}, bytes - available_bytes, missing_memory});
-}
-
-// The most that it needs when nobody else runs: all its entries, or where these may be judged when there is no room,
-// those of its prompt, and what is left when they are judged with what comes until they may be judged again, or at
-// least a block, so that something is free then.
-int64_t Scheduler::State::bytes_alone(const Sequence& s) const {
-  const int64_t dense_bytes = peak_bytes(s, s.max_entries(), 1);
-  const std::optional<KvPressure>& pressure = s.compression.pressure;
-  if (!pressure || s.compression.may_keep_all) return dense_bytes;
-  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
-  const int64_t most_entries =
-      int64_t{pressure->budget.of(s.max_entries())} + std::max(pressure->every, kKvBlockSize) + uneven;
-  const int64_t judged_bytes = std::max({kv.bytes_for_entries(most_entries, s.max_entries(), 1),
-                                         kv.bytes_for_tokens(s.num_prompt_tokens, 1), reuse_bytes(s)});
-  return std::min(dense_bytes, judged_bytes);
-}
-
-// Of the text up to the end of its documents, and one of these by itself, as long as there are passes to come.
-int64_t Scheduler::State::reuse_bytes(const Sequence& s) const {
-  if (!s.reuse || s.reused.is_over) return 0;
-  return kv.bytes_for_tokens(s.reuse->end()) + kv.bytes_for_tokens(s.reuse->longest_document());
-}
-
-// The most that a sequence holds until num_tokens of it are computed, from now on.
-int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int64_t chunk) const {
-  int64_t num_dropped = s.num_dropped;
-  int64_t num_demoted = s.num_demoted;
-  const auto bytes_at = [&](int64_t so_far) {
-    // Where heads keep different numbers, of all entries or of the demoted ones, the last block of each may be filled
-    // less.
-    const bool differs = s.compression.is_average || s.compression.demotion;
-    const int64_t uneven = differs && num_dropped > 0 ? kKvBlockSize : 0;
-    const int64_t demoted_bytes =
-        num_demoted == 0 ? 0 : kv.demoted_bytes(*s.compression.demotion, num_demoted + uneven);
-    return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
-  };
-  int64_t peak = reuse_bytes(s);
-  for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
-    const KvCompressionPoint& point = s.compression.points[i];
-    if (point.num_tokens > num_tokens) break;
-    // What is kept of shared blocks is copied while they are still held.
-    const bool copies = num_dropped == 0 && num_demoted == 0 && kv.config().prefix_cache;
-    const int64_t held_bytes = bytes_at(point.num_tokens);
-    peak = std::max(peak, held_bytes + (copies ? copied_bytes(s, point) : 0));
-    if (i == 0) {  // windows do not go on while entries are not committed
-      const int64_t repeated = s.compression.longest_repetition(s.num_repetitions);
-      peak = std::max(peak, kv.bytes_for_tokens(point.num_tokens + repeated, std::max(chunk, repeated)));
-    }
-    if (!s.compression.may_keep_all) num_dropped = point.num_tokens - point.num_kept;
-    if (!s.compression.demotion) continue;
-    // Demoted entries take their room before that of the others is free, and what stays of shared blocks is copied.
-    const int64_t num_kept = point.num_tokens - num_dropped;
-    const int64_t num_before = std::exchange(num_demoted, s.compression.num_demoted(num_kept));
-    const int64_t demoted_bytes = kv.demoted_bytes(*s.compression.demotion, num_demoted - num_before);
-    peak = std::max(peak,
-                    num_before == 0 && copies ? held_bytes + bytes_at(point.num_tokens) : held_bytes + demoted_bytes);
-  }
-  return std::max(peak, bytes_at(num_tokens));
-}
-
-// Of the entries that are left at a point, and of the windows of layers that have one.
-int64_t Scheduler::State::copied_bytes(const Sequence& s, const KvCompressionPoint& point) const {
-  if (!point.judges) return 0;
-  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
-  return kv.bytes_for_entries(point.num_kept + uneven, point.num_tokens, 1);
-}
-
-// Of the kv heads that may lose entries, rounded up.
-int32_t Scheduler::State::mean_entries(SequenceId kv_sequence) const {
-  int64_t num_entries = 0;
-  int64_t num_heads = 0;
-  for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
-    const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
-    if (spec.window > 0) continue;
-    for (int32_t head = 0; head < spec.num_kv_heads; ++head) num_entries += kv.num_entries(kv_sequence, layer, head);
-    num_heads += spec.num_kv_heads;
-  }
-  if (num_heads == 0) return kv.num_tokens(kv_sequence);
-  return static_cast<int32_t>((num_entries + num_heads - 1) / num_heads);
-}
-
-// 0 for one that was not refused.
-int64_t Scheduler::State::missing_since_refusal(const Sequence& sequence) const {
-  if (!refusal || refusal->sequence != sequence.id) return 0;
-  return missing_bytes(sequence, refusal->num_attached, kv.bytes_for_tokens(refusal->num_attached, 0),
-                       kv.available_bytes() - refusal->attached_bytes);
-}
-
 Scheduler::Scheduler(KvCache& kv, SchedulerConfig config) : state_(std::make_unique<State>(kv, config)) {}
 
 Scheduler::~Scheduler() {
@@ -721,7 +351,7 @@ SequenceId Scheduler::add(SequenceRequest request) {
     num_before = point.num_kept;
   }
   sequence->compression = std::move(request.compression);
-  if (request.reuse) check_reuse(*request.reuse, sequence->num_prompt_tokens, sequence->compression);
+  if (request.reuse) State::check_reuse(*request.reuse, sequence->num_prompt_tokens, sequence->compression);
   sequence->reuse = std::move(request.reuse);
   sequence->side_bytes = request.side_bytes;
   sequence->private_generation = request.private_generation;
@@ -752,7 +382,7 @@ StepPlan Scheduler::schedule(Prefills prefills) {
   for (const Sequence* sequence : state_->running) {
     WITAN_CHECK(!sequence->awaits_compression(), "sequence {} was not compressed", sequence->id);
   }
-  Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
+  State::Step step{.plan = {}, .budget_tokens = state_->config.max_step_tokens};
   step.plan.slices.reserve(state_->running.size());
   state_->side_bytes_to_come = 0;
   const State::Pace pace = state_->pace;
@@ -902,20 +532,6 @@ TokenRole Scheduler::role(SequenceId id, int32_t token_index) const {
   return token_index < sequence.num_prompt_tokens ? TokenRole::kPrompt : TokenRole::kGenerated;
 }
 
-int64_t Scheduler::final_bytes() const {
-  int64_t bytes = 0;
-  for (const auto& [id, sequence] : state_->sequences) {
-    const CompressionPlan& compression = sequence->compression;
-    const KvCompressionPoint last = compression.points.empty() ? KvCompressionPoint() : compression.points.back();
-    const int32_t num_dropped = compression.may_keep_all ? 0 : last.num_tokens - last.num_kept;
-    const int64_t num_entries = sequence->max_entries() - num_dropped;
-    const int64_t num_demoted = compression.num_demoted(last.num_tokens - num_dropped);  // later ones stay as they are
-    bytes += state_->kv.bytes_for_entries(num_entries - num_demoted, sequence->max_entries(), 1);
-    if (num_demoted > 0) bytes += state_->kv.demoted_bytes(*compression.demotion, num_demoted);
-  }
-  return bytes;
-}
-
 SchedulerStats Scheduler::stats() const {
   return {.num_waiting = state_->waiting.size(),
           .num_running = std::ssize(state_->running),
@@ -923,58 +539,6 @@ SchedulerStats Scheduler::stats() const {
           .num_judged_for_room = state_->num_judged_for_room,
           .num_recomputed_tokens = state_->num_recomputed_tokens,
           .num_prefix_hit_tokens = state_->num_prefix_hit_tokens};
-}
-
-void Scheduler::check_integrity() const {
-  const State& state = *state_;
-  WITAN_CHECK(std::ranges::is_sorted(state.running, MoreValuable()), "running sequences are out of order");
-  WITAN_CHECK(std::ssize(state.running) <= state.max_running(), "{} sequences run, {} may", state.running.size(),
-              state.max_running());
-  int64_t num_running = 0;
-  int32_t num_planned_tokens = 0;
-  int32_t num_judged = 0;
-  for (const auto& [id, sequence] : state.sequences) {
-    WITAN_CHECK(sequence->id == id && sequence->tokens.size() == sequence->kv_roles.size() &&
-                    sequence->num_tokens() <= sequence->max_tokens && sequence->num_computed < sequence->num_tokens(),
-                "sequence {} has {} of {} tokens, {} roles, {} computed", id, sequence->num_tokens(),
-                sequence->max_tokens, sequence->kv_roles.size(), sequence->num_computed);
-    num_planned_tokens += sequence->num_planned;
-    num_judged += sequence->is_judged_for_room;
-    if (sequence->kv_sequence) {
-      ++num_running;
-      WITAN_CHECK(std::ranges::binary_search(state.running, sequence.get(), MoreValuable()),
-                  "sequence {} has a KV sequence and is not running", id);
-      WITAN_CHECK(state.kv.num_tokens(*sequence->kv_sequence) == sequence->num_computed,
-                  "sequence {}: {} entries in the KV cache, {} computed", id,
-                  state.kv.num_tokens(*sequence->kv_sequence), sequence->num_computed);
-      const ReuseProgress& reused = sequence->reused;
-      WITAN_CHECK(!reused.document || sequence->reuses(), "sequence {} has a document open at token {}", id,
-                  sequence->num_computed);
-      WITAN_CHECK(!reused.document || state.kv.num_tokens(*reused.document) == reused.num_document_tokens,
-                  "sequence {}: a document of {} tokens, {} counted", id, state.kv.num_tokens(*reused.document),
-                  reused.num_document_tokens);
-      for (const Sequence* follower : sequence->followers) {
-        WITAN_CHECK(follower->leader == sequence.get() && follower->num_common_tokens > sequence->num_computed &&
-                        follower->num_common_tokens <= sequence->num_tokens() &&
-                        MoreValuable()(sequence.get(), follower),
-                    "sequence {} waits wrongly for {} tokens of {}", follower->id, follower->num_common_tokens, id);
-      }
-    } else {
-      WITAN_CHECK(state.waiting.contains(*sequence), "sequence {} is lost", id);
-      WITAN_CHECK(sequence->num_computed == 0 && sequence->num_planned == 0 && sequence->followers.empty() &&
-                      !sequence->reused.document,
-                  "sequence {} waits with {} tokens computed, {} planned, {} followers", id, sequence->num_computed,
-                  sequence->num_planned, sequence->followers.size());
-    }
-  }
-  WITAN_CHECK(num_running == std::ssize(state.running), "{} sequences run, {} counted", num_running,
-              state.running.size());
-  WITAN_CHECK(num_running + state.waiting.size() == std::ssize(state.sequences), "{} run, {} wait, {} exist",
-              num_running, state.waiting.size(), state.sequences.size());
-  const bool may_be_open = num_planned_tokens > 0 || num_judged > 0;
-  WITAN_CHECK(state.plan_is_open ? may_be_open : num_planned_tokens == 0,
-              "{} tokens planned, {} sequences judged, a plan is {}open", num_planned_tokens, num_judged,
-              state.plan_is_open ? "" : "not ");
 }
 
 }  // namespace witan

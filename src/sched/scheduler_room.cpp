@@ -1,0 +1,140 @@
+// The bytes of the KV cache that sequences hold and need.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "sched/scheduler_state.h"
+
+namespace witan {
+
+// What the sequence and all running ones are short of for their tokens and `horizon` more each: the steps that all
+// prefills take, in each of which the others decode a token, and a block after that.
+int64_t Scheduler::State::missing_bytes(const Sequence& sequence, int32_t num_attached, int64_t attached_bytes,
+                                        int64_t available_bytes) const {
+  if (running.empty()) return 0;  // add() saw to that
+  int64_t num_prefill_tokens = sequence.num_unplanned() - num_attached;
+  for (const Sequence* other : running) num_prefill_tokens += other->num_unplanned();
+  const int64_t tokens_per_chunk =
+      std::min<int64_t>(config.max_step_tokens - std::ssize(running), config.max_mixed_prompt_tokens);
+  int64_t num_chunks = num_prefill_tokens / std::max<int64_t>(tokens_per_chunk, 1) + 1 + sequence.num_passes_left();
+  for (const Sequence* other : running) num_chunks += other->num_passes_left();
+  const int64_t horizon = num_chunks * pace.num_steps_per_chunk + kKvBlockSize;
+
+  const auto bytes_to_come = [&](const Sequence& s, int64_t num_uncomputed, int64_t held_bytes) {
+    const int64_t num_tokens = std::min<int64_t>(s.max_entries(), s.num_tokens() + horizon);
+    const int64_t chunk = std::clamp<int64_t>(num_uncomputed, 1, config.max_step_tokens);
+    return std::max<int64_t>(0, peak_bytes(s, num_tokens, chunk) - held_bytes);
+  };
+  int64_t bytes = kv.bytes_for_input(sequence.input);
+  bytes += bytes_to_come(sequence, sequence.num_tokens() - num_attached, attached_bytes);
+  for (const Sequence* other : running) {
+    int64_t held_bytes = kv.held_bytes(*other->kv_sequence);
+    if (other->reused.document) held_bytes += kv.held_bytes(*other->reused.document);
+    bytes += bytes_to_come(*other, other->num_unplanned(), held_bytes);
+  }
+  const int64_t side_bytes = sequence.side_bytes + side_bytes_to_come;
+  const int64_t missing_memory = side_bytes == 0 ? 0 : bytes + side_bytes - kv.available_memory_bytes();
+  return std::max({int64_t{0}, bytes - available_bytes, missing_memory});
+}
+
+// The most that it needs when nobody else runs: all its entries, or where these may be judged when there is no room,
+// those of its prompt, and what is left when they are judged with what comes until they may be judged again, or at
+// least a block, so that something is free then.
+int64_t Scheduler::State::bytes_alone(const Sequence& s) const {
+  const int64_t dense_bytes = peak_bytes(s, s.max_entries(), 1);
+  const std::optional<KvPressure>& pressure = s.compression.pressure;
+  if (!pressure || s.compression.may_keep_all) return dense_bytes;
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  const int64_t most_entries =
+      int64_t{pressure->budget.of(s.max_entries())} + std::max(pressure->every, kKvBlockSize) + uneven;
+  const int64_t judged_bytes = std::max({kv.bytes_for_entries(most_entries, s.max_entries(), 1),
+                                         kv.bytes_for_tokens(s.num_prompt_tokens, 1), reuse_bytes(s)});
+  return std::min(dense_bytes, judged_bytes);
+}
+
+// Of the text up to the end of its documents, and one of these by itself, as long as there are passes to come.
+int64_t Scheduler::State::reuse_bytes(const Sequence& s) const {
+  if (!s.reuse || s.reused.is_over) return 0;
+  return kv.bytes_for_tokens(s.reuse->end()) + kv.bytes_for_tokens(s.reuse->longest_document());
+}
+
+// The most that a sequence holds until num_tokens of it are computed, from now on.
+int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int64_t chunk) const {
+  int64_t num_dropped = s.num_dropped;
+  int64_t num_demoted = s.num_demoted;
+  const auto bytes_at = [&](int64_t so_far) {
+    // Where heads keep different numbers, of all entries or of the demoted ones, the last block of each may be filled
+    // less.
+    const bool differs = s.compression.is_average || s.compression.demotion;
+    const int64_t uneven = differs && num_dropped > 0 ? kKvBlockSize : 0;
+    const int64_t demoted_bytes =
+        num_demoted == 0 ? 0 : kv.demoted_bytes(*s.compression.demotion, num_demoted + uneven);
+    return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
+  };
+  int64_t peak = reuse_bytes(s);
+  for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
+    const KvCompressionPoint& point = s.compression.points[i];
+    if (point.num_tokens > num_tokens) break;
+    // What is kept of shared blocks is copied while they are still held.
+    const bool copies = num_dropped == 0 && num_demoted == 0 && kv.config().prefix_cache;
+    const int64_t held_bytes = bytes_at(point.num_tokens);
+    peak = std::max(peak, held_bytes + (copies ? copied_bytes(s, point) : 0));
+    if (i == 0) {  // windows do not go on while entries are not committed
+      const int64_t repeated = s.compression.longest_repetition(s.num_repetitions);
+      peak = std::max(peak, kv.bytes_for_tokens(point.num_tokens + repeated, std::max(chunk, repeated)));
+    }
+    if (!s.compression.may_keep_all) num_dropped = point.num_tokens - point.num_kept;
+    if (!s.compression.demotion) continue;
+    // Demoted entries take their room before that of the others is free, and what stays of shared blocks is copied.
+    const int64_t num_kept = point.num_tokens - num_dropped;
+    const int64_t num_before = std::exchange(num_demoted, s.compression.num_demoted(num_kept));
+    const int64_t demoted_bytes = kv.demoted_bytes(*s.compression.demotion, num_demoted - num_before);
+    peak = std::max(peak,
+                    num_before == 0 && copies ? held_bytes + bytes_at(point.num_tokens) : held_bytes + demoted_bytes);
+  }
+  return std::max(peak, bytes_at(num_tokens));
+}
+
+// Of the entries that are left at a point, and of the windows of layers that have one.
+int64_t Scheduler::State::copied_bytes(const Sequence& s, const KvCompressionPoint& point) const {
+  if (!point.judges) return 0;
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  return kv.bytes_for_entries(point.num_kept + uneven, point.num_tokens, 1);
+}
+
+// Of the kv heads that may lose entries, rounded up.
+int32_t Scheduler::State::mean_entries(SequenceId kv_sequence) const {
+  int64_t num_entries = 0;
+  int64_t num_heads = 0;
+  for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
+    const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
+    if (spec.window > 0) continue;
+    for (int32_t head = 0; head < spec.num_kv_heads; ++head) num_entries += kv.num_entries(kv_sequence, layer, head);
+    num_heads += spec.num_kv_heads;
+  }
+  if (num_heads == 0) return kv.num_tokens(kv_sequence);
+  return static_cast<int32_t>((num_entries + num_heads - 1) / num_heads);
+}
+
+// 0 for one that was not refused.
+int64_t Scheduler::State::missing_since_refusal(const Sequence& sequence) const {
+  if (!refusal || refusal->sequence != sequence.id) return 0;
+  return missing_bytes(sequence, refusal->num_attached, kv.bytes_for_tokens(refusal->num_attached, 0),
+                       kv.available_bytes() - refusal->attached_bytes);
+}
+
+int64_t Scheduler::final_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [id, sequence] : state_->sequences) {
+    const CompressionPlan& compression = sequence->compression;
+    const KvCompressionPoint last = compression.points.empty() ? KvCompressionPoint() : compression.points.back();
+    const int32_t num_dropped = compression.may_keep_all ? 0 : last.num_tokens - last.num_kept;
+    const int64_t num_entries = sequence->max_entries() - num_dropped;
+    const int64_t num_demoted = compression.num_demoted(last.num_tokens - num_dropped);  // later ones stay as they are
+    bytes += state_->kv.bytes_for_entries(num_entries - num_demoted, sequence->max_entries(), 1);
+    if (num_demoted > 0) bytes += state_->kv.demoted_bytes(*compression.demotion, num_demoted);
+  }
+  return bytes;
+}
+
+}  // namespace witan
