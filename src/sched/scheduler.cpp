@@ -9,6 +9,7 @@
 #include "sched/scheduler_state.h"
 
 namespace witan {
+
 Scheduler::State::State(KvCache& cache, SchedulerConfig scheduler_config)
     : kv(cache), config(scheduler_config), row_bytes(cache.bytes_for_tokens(kKvBlockSize)) {
   const auto check = [](const char* name, int32_t value) {
