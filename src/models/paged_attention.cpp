@@ -28,6 +28,9 @@ struct Tile {
 constexpr int32_t kMaxTileRows = 64;
 // Partial states of all splits at once, when splits are spread over the threads.
 constexpr int64_t kMaxStateBytes = int64_t{32} << 20;
+// Then, neighbouring splits that a thread takes at once, and how often it does at least.
+constexpr int64_t kMaxNeighbours = 8;
+constexpr int64_t kMinTurns = 16;
 
 struct AttentionTask {
   ForwardContext& ctx;
@@ -299,10 +302,13 @@ void walk_splits(const AttentionTask& task, int64_t num_items) {
     }
   }
   auto* scratch = compute.scratch.allocate<std::byte>(task.scratch_bytes * compute.threads.num_threads());
-  compute.threads.parallel_for(count, [&](int64_t i, int thread) {
-    const Item& item = items[i];
-    attention_split(compute.isa, compute.precision, item.tile->view, task.rows(*item.tile), item.split, item.states,
-                    scratch + thread * task.scratch_bytes);
+  // A split prefetches what the next one begins with, so neighbours go to the same thread.
+  const int64_t turn = std::clamp<int64_t>(count / (kMinTurns * compute.threads.num_threads()), 1, kMaxNeighbours);
+  compute.threads.parallel_for((count + turn - 1) / turn, [&](int64_t i, int thread) {
+    for (const Item* item = items + i * turn; item < items + std::min(count, (i + 1) * turn); ++item) {
+      attention_split(compute.isa, compute.precision, item->tile->view, task.rows(*item->tile), item->split,
+                      item->states, scratch + thread * task.scratch_bytes);
+    }
   });
   auto* totals = compute.scratch.allocate<float>(task.state_floats * compute.threads.num_threads());
   compute.threads.parallel_for(std::ssize(task.tiles), [&](int64_t i, int thread) {

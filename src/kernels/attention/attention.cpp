@@ -72,6 +72,7 @@ struct ScratchLayout {
   int64_t decoded;
   int64_t weight_words;
   int64_t weight_factors;
+  int64_t denominators;
   int64_t chosen_queries;  // pointers to [num_rows][chosen_stride] floats, which follow: the channels that keys have
   int64_t chosen_stride;
   int64_t end;
@@ -87,16 +88,17 @@ struct ScratchLayout {
         turned_queries(query_words + num_rows * query_stride * static_cast<int64_t>(sizeof(uint32_t))),
         decoded(turned_queries + (format.turned_key_dim() != 0 ? pointer_bytes(num_rows) : 0)),
         weight_words(decoded + decoded_bytes(format)),
-        weight_factors(weight_words + num_weight_steps(format) * num_rows * kWeightStep),
-        chosen_queries(weight_factors + pointer_bytes(num_weight_steps(format) * num_rows)),
+        weight_factors(weight_words + num_weight_groups(format) * num_rows * kWeightStep),
+        denominators(weight_factors + pointer_bytes(num_weight_groups(format) * num_rows)),
+        chosen_queries(denominators + (has_int8_products(format) ? num_rows * 64 : 0)),
         chosen_stride(padded_row_floats(format.key_dim)),
         end(chosen_queries + (chooses_channels ? pointer_bytes(num_rows) + num_rows * chosen_stride * 4 : 0)) {}
 
   static int64_t pointer_bytes(int64_t num_rows) { return (num_rows + 7) / 8 * 64; }
 
-  // Of a row's rounded weights in a split.
-  static int64_t num_weight_steps(const KvBlockFormat& format) {
-    return has_int8_products(format) ? num_int8_groups(format, format.value_dim) * kStepsPerSplit : 0;
+  // Of components of the values, for each of which weights are rounded.
+  static int64_t num_weight_groups(const KvBlockFormat& format) {
+    return has_int8_products(format) ? num_int8_groups(format, format.value_dim) : 0;
   }
 };
 
@@ -191,11 +193,12 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
   return {.format = format,
           .blocks = view.blocks + first_block,
           .num_blocks = num_blocks,
-          .next_split = split + 1 < view.num_splits() ? view.blocks[end_block] : nullptr,
+          .num_next_blocks = split + 1 < view.num_splits() ? view.split_first_block(split + 2) - end_block : 0,
           .key_scales = format.key_scales_offset(),
           .rope = format.rope_offset(),
           .values = format.value_in_key ? 0 : format.key_bytes(),
           .value_scales = format.value_scales_offset(),
+          .block_bytes = format.block_bytes(),
           .queries = choose_channels(rows, channels, format.key_dim, layout, scratch),
           .num_rows = rows.num_rows,
           .scale = rows.scale,
@@ -220,6 +223,7 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .num_value_groups = num_int8_groups(format, format.value_dim),
           .weight_words = reinterpret_cast<uint32_t*>(scratch + layout.weight_words),
           .weight_factors = reinterpret_cast<float*>(scratch + layout.weight_factors),
+          .denominators = reinterpret_cast<float*>(scratch + layout.denominators),
           .states = states};
 }
 

@@ -12,7 +12,7 @@ namespace witan {
 
 // Attention of query rows over the KV blocks of one kv head.
 //
-// Entries are walked in splits of kAttentionSplit, each giving a partial state (max, denominator, weighted sum); the
+// Entries are walked in splits of kAttentionSplit, each giving a partial state (see attention_state_floats()); the
 // states are merged in ascending split order by the one formula of merge_attention_state. So a row's result has the
 // same bits whether one thread walks all splits (prefill) or many threads take a split each (decode), and whatever
 // other rows share the tile. A masked entry contributes exactly nothing.
@@ -140,8 +140,9 @@ struct AttentionRows {
   const float* const* biases = nullptr;
 };
 
-// The running softmax of one row over the entries seen so far: max score, sum of exp(score - max), and the sum of
-// exp(score - max) * value. Layout in memory: [max, denominator, weighted_sum[value_dim]], f32. Empty: max = -inf, 0s.
+// The running softmax of one row over the entries seen so far: a reference, the sum of exp(score - reference), and the
+// sum of exp(score - reference) * value. Layout in memory: [reference, denominator, weighted_sum[value_dim]], f32. The
+// reference is the largest score; in kInt8 one that no score exceeds by more than 8. Empty: -inf, and zeros.
 inline int64_t attention_state_floats(int32_t value_dim) { return 2 + static_cast<int64_t>(value_dim); }
 
 // states[r] = the state of row r over split `split` alone, in attention_arithmetic(isa, format of the split,

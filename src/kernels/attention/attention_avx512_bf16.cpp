@@ -257,7 +257,7 @@ inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) {
       blocks.ahead[b] =
           i + b < seen.count && !value_in_key ? block_bytes(task, seen.blocks[i + b]) + task.values : nullptr;
     }
-    if (i == seen.count) blocks.ahead[0] = reinterpret_cast<const uint8_t*>(task.next_split);
+    if (i == seen.count) blocks.ahead[0] = next_split(task);
     for_rows_that_see_the_same(task, first, nullptr, [&](const RowTile& tile, int32_t num_rows) {
       add_up_to<kMaxRows>(num_rows, tile, blocks);
       for (const uint8_t*& ahead : blocks.ahead) ahead = nullptr;

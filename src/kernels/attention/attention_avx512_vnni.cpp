@@ -18,7 +18,7 @@ constexpr int kMaxRows = 8;
 //
 #include "kernels/attention/tiles.inl"
 //
-#include "kernels/attention/weights.inl"
+#include "kernels/simd/exp.inl"
 //
 #include "kernels/attention/vnni.inl"
 //
@@ -83,7 +83,7 @@ template <int kRows, int kNumWords, bool kAhead>
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const Float scale = broadcast(group.scales[r * group.stride]);
-    float* const of_row = group.scores + r * kScoreStride;
+    float* const of_row = group.scores + r * kStepScoreStride;
     const Float sum0 = first ? zero() : load(of_row);
     const Float sum1 = first ? zero() : load(of_row + kLanes);
     store(of_row, multiply_add(_mm512_cvtepi32_ps(dots[r][0]), multiply(scale0, scale), sum0));
@@ -108,13 +108,7 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
                            .stride = task.query_stride,
                            .num_words = num_words - word,
                            .ahead = tile.ahead == nullptr ? nullptr : tile.ahead + word * kKeyWordBytes,
-                           .scores = tile.scores()};
-    if (tile.ahead != nullptr) {
-      prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4);
-      prefetch(tile.ahead + task.key_scales + g * kKvBlockSize * 4 + kLineBytes);
-      prefetch(keys + task.value_scales + g * kKvBlockSize * 4);
-      prefetch(keys + task.value_scales + g * kKvBlockSize * 4 + kLineBytes);
-    }
+                           .scores = step_scores(tile)};
     if (group.num_words < kGroupWords) {
       score_group<kRows, 0, false>(group, g == 0);
     } else if (tile.ahead == nullptr) {
@@ -125,12 +119,12 @@ void score_rows(const RowTile& tile, const uint8_t* keys) {
   }
 }
 
-inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) { add_blocks_of_bits<8>(task, seen); }
+inline void add_values(const SplitTask& task, const Step& step) { add_step<8>(task, step); }
 
-#include "kernels/attention/rounded_split.inl"
+#include "kernels/attention/vnni_split.inl"
 
 }  // namespace
 
-void attention_split_q8_avx512_vnni(const SplitTask& task) { split_rounded(task); }
+void attention_split_q8_avx512_vnni(const SplitTask& task) { split_in_steps(task); }
 
 }  // namespace witan

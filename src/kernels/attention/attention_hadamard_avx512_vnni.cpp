@@ -20,7 +20,7 @@ constexpr int kMaxRows = 8;
 //
 #include "kernels/attention/tiles.inl"
 //
-#include "kernels/attention/weights.inl"
+#include "kernels/simd/exp.inl"
 //
 #include "kernels/attention/vnni.inl"
 //
@@ -104,7 +104,7 @@ template <int kRows, int kBits, bool kAhead>
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     const Float scale = broadcast(tile.scales[r * tile.stride]);
-    float* const of_row = tile.scores + r * kScoreStride;
+    float* const of_row = tile.scores + r * kStepScoreStride;
     store(of_row, multiply(_mm512_cvtepi32_ps(dots[r][0]), multiply(scale0, scale)));
     store(of_row + kLanes, multiply(_mm512_cvtepi32_ps(dots[r][1]), multiply(scale1, scale)));
   }
@@ -127,13 +127,7 @@ void score_rows(const RowTile& rows, const uint8_t* keys) {
                        .stride = task.query_stride,
                        .num_words = task.num_query_words,
                        .ahead = rows.ahead,
-                       .scores = rows.scores()};
-  if (rows.ahead != nullptr) {
-    prefetch(rows.ahead + task.key_scales);
-    prefetch(rows.ahead + task.key_scales + kLineBytes);
-    prefetch(keys + task.value_scales);
-    prefetch(keys + task.value_scales + kLineBytes);
-  }
+                       .scores = step_scores(rows)};
   switch (task.key_bits) {
     case 8:
       return score_ahead_or_not<kRows, 8>(tile);
@@ -144,21 +138,21 @@ void score_rows(const RowTile& rows, const uint8_t* keys) {
   }
 }
 
-inline void add_blocks(const SplitTask& task, const SeenBlocks& seen) {
+inline void add_values(const SplitTask& task, const Step& step) {
   switch (task.value_bits) {
     case 8:
-      return add_blocks_of_bits<8>(task, seen);
+      return add_step<8>(task, step);
     case 4:
-      return add_blocks_of_bits<4>(task, seen);
+      return add_step<4>(task, step);
     default:
-      return add_blocks_of_bits<2>(task, seen);
+      return add_step<2>(task, step);
   }
 }
 
-#include "kernels/attention/rounded_split.inl"
+#include "kernels/attention/vnni_split.inl"
 
 }  // namespace
 
-void attention_split_hadamard_avx512_vnni(const SplitTask& task) { split_rounded(task); }
+void attention_split_hadamard_avx512_vnni(const SplitTask& task) { split_in_steps(task); }
 
 }  // namespace witan

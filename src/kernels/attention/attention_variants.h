@@ -8,22 +8,23 @@
 namespace witan {
 
 inline constexpr int kBlocksPerSplit = kAttentionSplit / kKvBlockSize;
-inline constexpr int kStepsPerSplit = kAttentionSplit / kWeightStep;
 
 // Scratch rows are a whole and odd number of cache lines long: rows at a power of two would share a few cache sets.
 constexpr int64_t padded_row_floats(int64_t num_floats) { return ((num_floats + 15) / 16 | 1) * 16; }
 inline constexpr int64_t kScoreStride = padded_row_floats(kAttentionSplit);
+inline constexpr int64_t kStepScoreStride = padded_row_floats(kWeightStep);
 
 // One split, checked and laid out for the kernels.
 struct SplitTask {
   KvBlockFormat format;
-  const std::byte* const* blocks = nullptr;  // [num_blocks] of this split
+  const std::byte* const* blocks = nullptr;  // [num_blocks + num_next_blocks] of this split and, only prefetched,
   int32_t num_blocks = 0;                    // 1..kBlocksPerSplit
-  const std::byte* next_split = nullptr;     // the next split's first block if there is one; only prefetched
+  int32_t num_next_blocks = 0;               // of the next
   int64_t key_scales = 0;                    // byte offsets within a block, of what the codec has
   int64_t rope = 0;
   int64_t values = 0;
   int64_t value_scales = 0;
+  int64_t block_bytes = 0;
 
   const float* const* queries = nullptr;  // [num_rows] pointers to [key_dim]
   int32_t num_rows = 0;
@@ -35,7 +36,7 @@ struct SplitTask {
   const uint32_t* visible = nullptr;
 
   // Scratch, 64-byte aligned.
-  float* scores = nullptr;  // [num_rows][kScoreStride]
+  float* scores = nullptr;  // [num_rows][kScoreStride]; kInt8: of a step, [num_rows][kStepScoreStride]
   float* sums = nullptr;    // [num_rows][padded_value_dim]
   float* tile = nullptr;    // decoded keys [key_dim][32] or values [32][padded_value_dim] of one block; for kBF16,
                             // values of keys, or decoded ones, as KvBlockFormat lays values out
@@ -56,11 +57,13 @@ struct SplitTask {
   int64_t num_key_groups = 0;   // kInt8
   int64_t query_stride = 0;
   const float** turned_queries = nullptr;  // [num_rows] for pointers to them
-  // kInt8: the rounded weights, four entries to a word, [num_value_groups][kStepsPerSplit][num_rows][kWeightStep / 4],
-  // and the steps they are rounded to, [num_value_groups][kStepsPerSplit][num_rows].
+  // kInt8: of a step, the rounded weights, four entries to a word, [num_value_groups][num_rows][kWeightStep / 4], and
+  // the steps they are rounded to, [num_value_groups][num_rows]; of the steps so far, the denominators in 16 lanes,
+  // [num_rows][16].
   int64_t num_value_groups = 0;
   uint32_t* weight_words = nullptr;
   float* weight_factors = nullptr;
+  float* denominators = nullptr;
 
   float* const* states = nullptr;  // [num_rows] pointers to [2 + value_dim], the result
 };

@@ -196,8 +196,7 @@ void add_blocks(const SplitTask& task, const SeenBlocks& seen, bool decode) {
     const int32_t block = seen.blocks[i];
     const uint8_t* bytes = block_bytes(task, block);
     // Then come the next block's values; after the last, the next split's keys.
-    const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) + task.values
-                                              : reinterpret_cast<const uint8_t*>(task.next_split);
+    const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) + task.values : next_split(task);
     if (task.format.value_in_key) {
       add_block(task, block, decode_values_in_keys(task, Codec::Keys::of(task, bytes)), value_dim, ahead);
     } else if (decode || value_dim % kLanes != 0) {

@@ -1,5 +1,5 @@
-// Merging and finishing attention states. Included after simd/exp.inl. A state is [max, denominator, sum[value_dim]];
-// it is empty when its denominator is 0, since the largest score itself adds exp(0) = 1.
+// Merging and finishing attention states. Included after simd/exp.inl. A state is [reference, denominator,
+// sum[value_dim]]; it is empty when its denominator is 0, since the reference itself was a score and added exp(0) = 1.
 
 // x[i] = x[i] * x_factor + y[i] * y_factor
 inline void combine(float* x, float x_factor, const float* y, float y_factor, int64_t n) {

@@ -21,6 +21,11 @@ inline const uint8_t* block_bytes(const SplitTask& task, int32_t block) {
   return reinterpret_cast<const uint8_t*>(task.blocks[block]);
 }
 
+// Of the next split, nullptr if there is none; only to be prefetched.
+inline const uint8_t* next_split(const SplitTask& task) {
+  return task.num_next_blocks == 0 ? nullptr : block_bytes(task, task.num_blocks);
+}
+
 // The blocks of which some row sees something; the others are not touched.
 struct SeenBlocks {
   int32_t blocks[kBlocksPerSplit];

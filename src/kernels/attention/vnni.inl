@@ -1,7 +1,8 @@
 // What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each
 // unsigned, and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values.
 // Integer sums are exact, so their order is free; the float sums over groups of components and over blocks are one
-// chain of operations per number and row, as in split.inl. Included after weights.inl.
+// chain of operations per number and row, as in split.inl. Included after tiles.inl and
+// simd/exp.inl.
 
 constexpr int64_t kLineBytes = 64;                       // of the caches; a vector is one
 constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries
@@ -34,6 +35,29 @@ struct Query {
         scales(reinterpret_cast<const float*>(words + task.num_query_words)),
         offsets(reinterpret_cast<const int32_t*>(scales + task.num_key_groups)) {}
 };
+
+constexpr int kStepBlocks = kWeightStep / kKvBlockSize;
+
+// The blocks of kWeightStep entries of which some row sees something, and those that come next: of the next step, or of
+// the next split. Blocks mostly lie behind one another in memory, keys and values in turn. To prefetch their bytes in
+// that order, at the pace at which these are read, is the one way in which memory gives them as fast as caches do:
+// while keys are scored, those of the first of the next blocks, while values are added, those of the second.
+struct Step {
+  int32_t first = 0;                       // block of the step, seen or not
+  int32_t num_blocks = 0;                  // 1..kStepBlocks
+  int32_t blocks[kStepBlocks] = {};        // [num_blocks]
+  const uint8_t* ahead[kStepBlocks] = {};  // nullptr: none
+};
+
+// Where scores of a tile's first row begin.
+inline float* step_scores(const RowTile& tile) {
+  return tile.task.scores + tile.first_row * kStepScoreStride + tile.block % kStepBlocks * kKvBlockSize;
+}
+
+// What is left of a block of which `begin` bytes are prefetched at the pace of others.
+inline void prefetch_rest(const SplitTask& task, const uint8_t* block, int64_t begin) {
+  for (int64_t at = begin; at < task.block_bytes; at += kLineBytes) prefetch(block + at);
+}
 
 // Rounds a group of `dim` components of a query to num_words words; behind them come zeros. A group that is not finite
 // gets a scale of NaN. Scales include `factor`, that of the scores.

@@ -18,7 +18,7 @@ inline Int unpack(Int bytes) {
 struct ValueTile {
   int num_blocks;                      // 1..kStepBlocks
   const uint8_t* values[kStepBlocks];  // [num_blocks]
-  const uint8_t* ahead[kStepBlocks];   // [num_blocks] to be prefetched, with kAhead
+  const uint8_t* ahead;                // to be prefetched, with kAhead, as many bytes as the values have
   int64_t first_words[kStepBlocks];    // [num_blocks] where in a row's weights those of the block begin
   const uint32_t* weights;             // of the first row; those of the next rows are kStepWords on
   const float* factors;                // [kRows]
@@ -30,6 +30,7 @@ struct ValueTile {
 // entries of the blocks. Quants of less than 8 bits: the runs are the fields kField and kField + 1 of the bytes.
 template <int kRows, int kBits, int kField, int kRuns, bool kAhead>
 [[gnu::noinline]] void add_runs(const ValueTile& tile, int64_t offset) {
+  constexpr int64_t kBytes = kBits == 8 ? kRuns * kRunBytes : kRunBytes;  // of a block
   Int dots[kRows][kRuns];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -38,7 +39,7 @@ template <int kRows, int kBits, int kField, int kRuns, bool kAhead>
   for (int block = 0; block < tile.num_blocks; ++block) {
     const uint8_t* values = tile.values[block] + offset;
     const uint32_t* weights = tile.weights + tile.first_words[block];
-    const uint8_t* ahead = kAhead ? tile.ahead[block] + offset : nullptr;
+    const uint8_t* ahead = kAhead ? tile.ahead + offset * tile.num_blocks + block * kBytes : nullptr;
 #pragma GCC unroll 8
     for (int64_t quad = 0; quad < kBlockQuads; ++quad) {
       Int value[kRuns];
@@ -94,8 +95,8 @@ void add_all_runs(const SplitTask& task, ValueTile tile) {
     }
     offset += kRunsOfBytes * kRunBytes * kBits / 8;
     if (task.num_value_groups == 1) continue;
-    tile.weights += weight_words(task, 1, 0) - weight_words(task, 0, 0);
-    tile.factors += weight_factors(task, 1, 0) - weight_factors(task, 0, 0);
+    tile.weights += weight_words(task, 1) - weight_words(task, 0);
+    tile.factors += weight_factors(task, 1) - weight_factors(task, 0);
   }
 }
 
@@ -110,38 +111,23 @@ void add_up_to(const SplitTask& task, int32_t num_rows, const ValueTile& tile, b
   }
 }
 
-// The values of the seen blocks [begin, end), which are of one step, for all rows: weights of what a row does not see
-// are 0, so that the products are, too.
+// The values of a step for all rows: weights of what a row does not see are 0, so that the products are, too.
 template <int kBits>
-void add_step(const SplitTask& task, const SeenBlocks& seen, int32_t begin, int32_t end) {
-  const int64_t step = seen.blocks[begin] / kStepBlocks;
+void add_step(const SplitTask& task, const Step& step) {
   ValueTile tile{};
-  tile.num_blocks = end - begin;
+  tile.num_blocks = step.num_blocks;
   tile.stride = task.padded_value_dim;
-  for (int32_t i = 0; i < tile.num_blocks; ++i) {
-    tile.values[i] = block_bytes(task, seen.blocks[begin + i]) + task.values;
-    tile.first_words[i] = seen.blocks[begin + i] % kStepBlocks * kBlockQuads;
-    // Then come the next step's values; after the last, the next split's first keys.
-    const int32_t next = end + i;
-    tile.ahead[i] = next < seen.count                      ? block_bytes(task, seen.blocks[next]) + task.values
-                    : i == 0 && task.next_split != nullptr ? reinterpret_cast<const uint8_t*>(task.next_split)
-                                                           : tile.values[i];
+  tile.ahead = step.ahead[1];
+  for (int32_t i = 0; i < step.num_blocks; ++i) {
+    tile.values[i] = block_bytes(task, step.blocks[i]) + task.values;
+    tile.first_words[i] = (step.blocks[i] - step.first) * kBlockQuads;
   }
+  if (tile.ahead != nullptr) prefetch_rest(task, tile.ahead, step.num_blocks * (task.value_scales - task.values));
   for (int32_t row = 0; row < task.num_rows; row += kMaxRows) {
     const int32_t num_rows = task.num_rows - row < kMaxRows ? task.num_rows - row : kMaxRows;
-    tile.weights = weight_words(task, 0, step) + row * kStepWords;
-    tile.factors = weight_factors(task, 0, step) + row;
+    tile.weights = weight_words(task, 0) + row * kStepWords;
+    tile.factors = weight_factors(task, 0) + row;
     tile.sums = task.sums + row * task.padded_value_dim;
-    add_up_to<kMaxRows, kBits>(task, num_rows, tile, row == 0);
-  }
-}
-
-template <int kBits>
-void add_blocks_of_bits(const SplitTask& task, const SeenBlocks& seen) {
-  for (int32_t begin = 0; begin < seen.count;) {
-    int32_t end = begin;
-    while (end < seen.count && seen.blocks[end] / kStepBlocks == seen.blocks[begin] / kStepBlocks) ++end;
-    add_step<kBits>(task, seen, begin, end);
-    begin = end;
+    add_up_to<kMaxRows, kBits>(task, num_rows, tile, row == 0 && tile.ahead != nullptr);
   }
 }

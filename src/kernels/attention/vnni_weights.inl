@@ -1,16 +1,15 @@
 // From scores to rounded weights, of AttentionArithmetic::kInt8. Included after vnni.inl.
 
-constexpr int kStepBlocks = kWeightStep / kKvBlockSize;
 constexpr int kStepVectors = kWeightStep / kLanes;
 constexpr int64_t kStepWords = kWeightStep / 4;  // the rounded weights of a row
 
-// Of a group of components of the values and a step: [num_rows][kStepWords], and the factors that products with the
-// values' quants are to be multiplied with, [num_rows].
-inline uint32_t* weight_words(const SplitTask& task, int64_t group, int64_t step) {
-  return task.weight_words + (group * kStepsPerSplit + step) * task.num_rows * kStepWords;
+// Of a group of components of the values: [num_rows][kStepWords], and the factors that products with the values' quants
+// are to be multiplied with, [num_rows].
+inline uint32_t* weight_words(const SplitTask& task, int64_t group) {
+  return task.weight_words + group * task.num_rows * kStepWords;
 }
-inline float* weight_factors(const SplitTask& task, int64_t group, int64_t step) {
-  return task.weight_factors + (group * kStepsPerSplit + step) * task.num_rows;
+inline float* weight_factors(const SplitTask& task, int64_t group) {
+  return task.weight_factors + group * task.num_rows;
 }
 
 // 2^x, of relative error 7.5e-05: of the part of x in [0, 1) by the cubic polynomial whose largest relative error there
@@ -81,55 +80,72 @@ template <bool kAll>
   return denominators;
 }
 
-// As max_score() of scores that are scaled.
-inline float max_scaled_score(const SplitTask& task, int32_t row) {
-  const float* scores = task.scores + row * kScoreStride;
-  Float max[2] = {broadcast(-__builtin_inff()), broadcast(-__builtin_inff())};
-  for (int32_t b = 0; b < task.num_blocks; ++b, scores += kKvBlockSize) {
-    const uint32_t visible = visible_entries(task, row, b);
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      max[i] = _mm512_mask_max_ps(max[i], lanes_of_bits(visible >> i * kLanes), load(scores + i * kLanes), max[i]);
-    }
+// Adds a row's biases to its scores of a step.
+inline void add_biases(const SplitTask& task, const Step& step, int32_t row) {
+  for (int32_t i = 0; i < step.num_blocks; ++i) {
+    if (visible_entries(task, row, step.blocks[i]) == 0) continue;
+    const float* bias = task.biases[row] + task.first_entry + step.blocks[i] * kKvBlockSize;
+    float* scores = task.scores + row * kStepScoreStride + step.blocks[i] % kStepBlocks * kKvBlockSize;
+    for (int e = 0; e < kKvBlockSize; e += kLanes) store(scores + e, add(load(scores + e), load(bias + e)));
   }
-  return max_of_lanes(larger(max[0], max[1]));
 }
 
-// Turns a row's scaled scores into rounded weights, of 0 for entries that it does not see, and writes its state but for
-// the weighted sum. scales[b]: see WeightStep.
-inline void weigh_row(const SplitTask& task, const float* const* scales, int32_t row) {
-  const float max = max_scaled_score(task, row);
-  // exp(-inf - -inf) would be NaN
-  const Float shift = broadcast(max == -__builtin_inff() ? 0.0f : max * -0x1.715476p0f);
-  Float denominators = zero();
-  for (int64_t s = 0; s * kStepBlocks < task.num_blocks; ++s) {
-    const uint32_t* visible = task.visible + row * kBlocksPerSplit + s * kStepBlocks;
-    const WeightStep step{.scores = task.scores + row * kScoreStride + s * kWeightStep,
-                          .visible = visible,
-                          .scales = scales + s * kStepBlocks,
-                          .num_groups = task.num_value_groups,
-                          .words = weight_words(task, 0, s) + row * kStepWords,
-                          .words_stride = kStepsPerSplit * task.num_rows * kStepWords,
-                          .factors = weight_factors(task, 0, s) + row,
-                          .factors_stride = kStepsPerSplit * task.num_rows};
-    uint32_t by_all = ~0u;
-    for (int b = 0; b < kStepBlocks; ++b) by_all &= visible[b];
-    const bool all = by_all == ~0u;
-    denominators = all ? weigh_step<true>(step, shift, denominators) : weigh_step<false>(step, shift, denominators);
+// Scores may exceed the one that weights are relative to by so much, exp of which is of no concern to float32.
+constexpr float kMaxScoreExcess = 8.0f;
+
+// Makes weights relative to another score, with all that the row has summed up so far.
+[[gnu::noinline]] inline void change_reference(const SplitTask& task, int32_t row, float score) {
+  float& reference = task.states[row][0];
+  const Float factor = broadcast(exp_of_nonpositive(reference - score));
+  const bool first = reference == -__builtin_inff();
+  reference = score;
+  if (first) return;
+  float* denominators = task.denominators + row * kLanes;
+  store(denominators, multiply(load(denominators), factor));
+  float* sums = task.sums + row * task.padded_value_dim;
+  for (int64_t c = 0; c < task.padded_value_dim; c += kLanes) store(sums + c, multiply(load(sums + c), factor));
+}
+
+// Turns a row's scaled scores of a step into rounded weights, of 0 for entries that it does not see. scales[b]: see
+// WeightStep.
+inline void weigh_row(const SplitTask& task, const Step& step, const float* const* scales, int32_t row) {
+  if (task.biases != nullptr) add_biases(task, step, row);
+  const WeightStep weights{.scores = task.scores + row * kStepScoreStride,
+                           .visible = task.visible + row * kBlocksPerSplit + step.first,
+                           .scales = scales,
+                           .num_groups = task.num_value_groups,
+                           .words = weight_words(task, 0) + row * kStepWords,
+                           .words_stride = task.num_rows * kStepWords,
+                           .factors = weight_factors(task, 0) + row,
+                           .factors_stride = task.num_rows};
+  uint32_t by_all = ~0u;
+  Float highest = broadcast(-__builtin_inff());  // NaNs are passed over
+  for (int b = 0; b < kStepBlocks; ++b) {
+    by_all &= weights.visible[b];
+#pragma GCC unroll 2
+    for (int i = 0; i < kKvBlockSize; i += kLanes) {
+      highest = _mm512_mask_max_ps(highest, lanes_of_bits(weights.visible[b] >> i),
+                                   load(weights.scores + b * kKvBlockSize + i), highest);
+    }
   }
-  task.states[row][0] = max;
-  task.states[row][1] = sum_of_lanes(denominators);
+  const float& reference = task.states[row][0];
+  const Float limit = broadcast(reference + kMaxScoreExcess);
+  if (less_than(limit, highest) != 0) change_reference(task, row, max_of_lanes(highest));
+  // exp(-inf - -inf) would be NaN
+  const Float shift = broadcast(reference == -__builtin_inff() ? 0.0f : reference * -0x1.715476p0f);
+  float* of_row = task.denominators + row * kLanes;
+  const Float denominators = load(of_row);
+  store(of_row, by_all == ~0u ? weigh_step<true>(weights, shift, denominators)
+                              : weigh_step<false>(weights, shift, denominators));
 }
 
 // The rounded weights of all rows.
-inline void weigh(const SplitTask& task, const SeenBlocks& seen) {
-  const float* scales[kBlocksPerSplit];
-  const auto scales_of = [&](int32_t block) {
-    return reinterpret_cast<const float*>(block_bytes(task, block) + task.value_scales);
-  };
+inline void weigh(const SplitTask& task, const Step& step) {
+  const float* scales[kStepBlocks];
   for (const float*& of_block : scales) of_block = task.sums;
-  for (int32_t i = 0; i < seen.count; ++i) scales[seen.blocks[i]] = scales_of(seen.blocks[i]);
-  SplitTask scaled = task;
-  scaled.scale = 1.0f;
-  weigh_rows(scaled, [&](const SplitTask& biased, int32_t row) { weigh_row(biased, scales, row); });
+  for (int32_t i = 0; i < step.num_blocks; ++i) {
+    scales[step.blocks[i] - step.first] =
+        reinterpret_cast<const float*>(block_bytes(task, step.blocks[i]) + task.value_scales);
+  }
+  for (int32_t r = 0; r < task.num_rows; ++r) weigh_row(task, step, scales, r);
 }

@@ -149,7 +149,7 @@ inline std::vector<Variant> variants(const KvBlockFormat& format) {
   return all;
 }
 
-using State = std::vector<float>;  // [max, denominator, weighted sum]
+using State = std::vector<float>;  // [reference, denominator, weighted sum]
 
 inline State empty_state(int32_t value_dim) {
   State state(static_cast<size_t>(attention_state_floats(value_dim)), 0.0f);
