@@ -12,6 +12,7 @@ from page import document, note, number, percent, table, task_name, text
 DENSE = "dense"
 _UNHARMED = 0.95  # of dense accuracy
 _MOST_CURVES = 10  # of methods in a plot: more cannot be told apart
+_BYTES = (0.5, 0.3, 0.2, 0.1, 0.05)  # shares of the cache, of which the best method is told
 
 
 @dataclasses.dataclass
@@ -22,6 +23,7 @@ class Run:
     budget: str  # as kv_sweep was given it; "" of dense
     samples: list
     policy: str = ""  # its text, where the results say
+    bytes_before: dict = dataclasses.field(default_factory=dict)  # by sample, as far as any run of the sweep says
 
     def __post_init__(self):
         self.by_task = {task: results.Tally(found) for task, found in self.tasks().items()}
@@ -32,11 +34,12 @@ class Run:
     def bytes_kept(self):
         """Share of the bytes that the KV cache would hold with every entry; all of it where the policy never acted."""
         told = [sample.kv for sample in self.samples if sample.kv]
-        # A sample without a report dropped nothing. It counts as large as the others are on average.
         before = sum(kv["bytes_before"] for kv in told)
         if not before:
             return 1.0
-        untold = before / len(told) * (len(self.samples) - len(told))
+        # A sample without a report stayed as it is. Where no other run says how large it was, as large as the others.
+        mean = before / len(told)
+        untold = sum(self.bytes_before.get(sample.id, mean) for sample in self.samples if not sample.kv)
         return (sum(kv["bytes_after"] for kv in told) + untold) / (before + untold)
 
     def mean(self):
@@ -115,6 +118,9 @@ def read(folder):
         runs.append(Run(method, budget, file.samples + lost, file.header["settings"].get("kv", "")))
     if not runs or not ids:
         raise results.ResultsError(f"{folder}: no results of KV policies, METHOD@BUDGET.jsonl, in it")
+    bytes_before = {sample.id: sample.kv["bytes_before"] for run in runs for sample in run.samples if sample.kv}
+    for run in runs:
+        run.bytes_before = bytes_before
     runs.sort(key=lambda run: (run.method, "." not in run.budget, -float(run.budget)))
     return Sweep(results.short(found[DENSE].header["model"]), dense, runs)
 
@@ -127,11 +133,13 @@ def page(sweep, title):
 def _sections(sweep, title):
     yield f"<h1>{text(title)}</h1>"
     yield note(f"Model {sweep.model}, {len(sweep.dense.samples)} tasks, greedy. A budget is the share of a prompt's KV entries "
-               "that stay (20 %), or their number. Answers that are missing count as wrong.")  # fmt: skip
+               "that stay (20 %; of methods that only round them 100 %), or their number; of auto, the memory of so many. Answers "
+               "that are missing count as wrong.")  # fmt: skip
     yield from _advice(sweep)
     yield from _findings(sweep)
     yield from _curves(sweep)
     yield from _best(sweep)
+    yield from _best_for_bytes(sweep)
     yield from _suffering(sweep)
     yield from _completion(sweep)
     yield from _schedules(sweep)
@@ -239,6 +247,27 @@ def _best(sweep):
         mean.append(f"{text(best.method)}<br>{100 * best.mean():.1f} %")
     rows.append(("<b>mean of the tasks</b>", *mean))
     yield table("The best method", ("task", "dense", *map(budget_name, sweep.budgets())), rows)
+
+
+def _best_for_bytes(sweep):
+    yield "<h2>The best method for the bytes</h2>"
+    yield note("Of all methods and budgets that leave no more than this share of the KV cache's bytes.")
+    shares = [share for share in _BYTES if any(run.bytes_kept() <= share for run in sweep.runs)]
+    if not shares:
+        yield note(f"None left {100 * _BYTES[0]:g} % or less.")
+        return
+
+    def row(name, dense, measure, shown):
+        cells = [shown(dense)]
+        for share in shares:
+            best = max((run for run in sweep.runs if run.bytes_kept() <= share), key=measure)
+            cells.append(f"{_method(best.method)}, {budget_name(best.budget)}<br>{shown(best)}")
+        return (name, *cells)
+
+    rows = [row(text(task_name(task)), sweep.dense, lambda run, task=task: run.by_task[task].right.value,
+                lambda run, task=task: percent(run.by_task[task].right)) for task in sweep.tasks()]  # fmt: skip
+    rows.append(row("<b>mean of the tasks</b>", sweep.dense, Run.mean, lambda run: f"{100 * run.mean():.1f} %"))
+    yield table("The best method for the bytes", ("task", "dense", *(f"at most {100 * share:g} %" for share in shares)), rows)
 
 
 def _suffering(sweep):

@@ -278,6 +278,26 @@ KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model
   return kv;
 }
 
+// Of the types that `auto` may round older entries to, those of fewer bytes than the cache's own.
+std::vector<KvAutoTypes> auto_types(const LoadedModel& model, const KvAutoBytes& bytes_for) {
+  const KvCache& kv = model.kv();
+  std::vector<KvAutoTypes> types;
+  for (const std::string_view keys : kv_auto_types(can_merge_values(model.info()))) {
+    const KvDemotion demotion = parse_kv_policy(keys).demotion->of(kv.config().layers, kv.config().codec);
+    try {
+      kv.check_demotion(demotion);
+    } catch (const Error&) {
+      continue;
+    }
+    types.push_back(
+        {.keys = std::string(keys), .bytes_for = [&kv, demotion, bytes_for](int32_t num_entries) {
+           const int32_t num_rounded = std::max(0, num_entries - demotion.num_recent) / kKvBlockSize * kKvBlockSize;
+           return bytes_for(num_entries) - num_rounded * kv.bytes_per_token() + kv.demoted_bytes(demotion, num_rounded);
+         }});
+  }
+  return types;
+}
+
 }  // namespace
 
 KvRequest plan_kv(const GenerationRequest& request, const LoadedModel& model) {
@@ -300,15 +320,17 @@ KvAutoRequest kv_auto_request(const GenerationRequest& request, const LoadedMode
          policy.text);
   }
   const int64_t most_entries = most_tokens(request, model) - 1;
+  const auto bytes_for = [&kv = model.kv(), most_entries](int32_t num_entries) {
+    return kv.bytes_for_entries(num_entries, most_entries, 1);
+  };
   return {.num_prompt_tokens = static_cast<int32_t>(request.prompt.size()),
           .num_entries = static_cast<int32_t>(most_entries),
           .num_texts = request.num_choices,
           .values_merge = can_merge_values(model.info()),
           .fits_twice = fits_twice(model, request.prompt),
           .can_drop = !model.info().has_encoder,
-          .bytes_for = [&kv = model.kv(), most_entries](int32_t num_entries) {
-            return kv.bytes_for_entries(num_entries, most_entries, 1);
-          }};
+          .bytes_for = bytes_for,
+          .types = auto_types(model, bytes_for)};
 }
 
 }  // namespace witan

@@ -61,7 +61,7 @@ Answer ask(Engine& engine, const GenerationRequest& request) {
 TEST(KvAutoEngine, TheAnswerIsThatOfThePolicyThatItSaysItChose) {
   for (const char* arch : {"qwen3moe", "deepseek2"}) {
     Engine engine(options_for(arch));
-    for (const char* budget : {",keep=0.5", ",keep=0.4", ",tokens=40,every=16"}) {
+    for (const char* budget : {",keep=0.5", ",keep=0.25", ",keep=0.1,floor=0", ",tokens=40,every=16"}) {
       const Answer answer = ask(engine, request_for(std::string("auto") + budget));
       ASSERT_NE(answer.usage.kv_auto, nullptr) << arch << budget;
       const Answer plain = ask(engine, request_for(answer.policy()));
@@ -72,9 +72,27 @@ TEST(KvAutoEngine, TheAnswerIsThatOfThePolicyThatItSaysItChose) {
     }
   }
   Engine merging(options_for("qwen3moe"));
-  EXPECT_EQ(ask(merging, request_for("auto,keep=0.5")).policy(), "keydiff,merge,keep=0.5");
+  EXPECT_EQ(ask(merging, request_for("auto,keep=0.5")).policy(), "k=int4-hadamard,residual=32");
+  EXPECT_EQ(ask(merging, request_for("auto,keep=0.5,every=16")).policy(), "keydiff,merge,keep=0.5,every=16,floor=128");
   Engine latents(options_for("deepseek2"));
-  EXPECT_EQ(ask(latents, request_for("auto,keep=0.5")).policy(), "keydiff,keep=0.5") << "MLA merges no values";
+  EXPECT_EQ(ask(latents, request_for("auto,keep=0.5")).policy(), "k=int4-latent,residual=32");
+  EXPECT_EQ(ask(latents, request_for("auto,keep=0.5,every=16")).policy(), "keydiff,keep=0.5,every=16,floor=128")
+      << "MLA merges no values";
+}
+
+TEST(KvAutoEngine, ABudgetIsTheMemoryOfSoManyEntries) {
+  for (const char* arch : {"qwen3moe", "deepseek2"}) {
+    Engine engine(options_for(arch));
+    for (const double share : {0.8, 0.6, 0.45, 0.35, 0.25, 0.2}) {
+      GenerationRequest request = request_for(fmt::format("auto,keep={},floor=0", share));
+      request.max_new_tokens = 2;
+      const Answer answer = ask(engine, request);
+      ASSERT_NE(answer.usage.kv, nullptr) << arch << " " << share;
+      EXPECT_LE(static_cast<double>(answer.usage.kv->bytes_after),
+                share * static_cast<double>(answer.usage.kv->bytes_before))
+          << arch << " " << share << ": " << answer.policy();
+    }
+  }
 }
 
 TEST(KvAutoEngine, WithoutABudgetTheRoomBesideOthersDecides) {
@@ -102,12 +120,14 @@ TEST(KvAutoEngine, WithoutABudgetTheRoomBesideOthersDecides) {
   EXPECT_EQ(answers[0].policy(), "");
   EXPECT_EQ(answers[0].tokens, dense);
   EXPECT_EQ(answers[1].policy(), "") << "two fit whole";
-  EXPECT_EQ(answers[2].policy(), "keydiff,merge,keep=0.5") << "seven tenths of a text's room are left";
+  EXPECT_EQ(answers[2].policy(), "k=int8-hadamard,residual=32") << "seven tenths of a text's room are left";
   EXPECT_THAT(answers[2].usage.kv_auto->reason, HasSubstr("beside other requests"));
   ASSERT_NE(answers[2].usage.kv, nullptr);
-  EXPECT_EQ(answers[2].usage.kv->kept[0][0], kPrompt / 2);
-  EXPECT_EQ(answers[3].policy(), "keydiff,merge,keep=0.5") << "the floor";
-  EXPECT_EQ(answers[4].policy(), "keydiff,adakv,merge,keep=0.3");
+  EXPECT_GT(answers[2].usage.kv->kept[0][0], kPrompt) << "nothing was dropped";
+  EXPECT_LT(answers[2].usage.kv->bytes_after, answers[2].usage.kv->bytes_before * 7 / 10);
+  EXPECT_EQ(answers[3].policy(), "keydiff,merge,keep=0.5,floor=128,k=int4-hadamard,v=int2-hadamard,residual=32")
+      << "the floor";
+  EXPECT_EQ(answers[4].policy(), "keydiff,keep=0.3,floor=128,k=int4-hadamard,v=int2-hadamard,residual=32");
   for (const Answer& answer : answers) EXPECT_EQ(std::ssize(answer.tokens), kNewTokens);
   EXPECT_EQ(ask(engine, request_for("auto")).policy(), "") << "there is room again";
 }
@@ -122,7 +142,7 @@ TEST(KvAutoEngine, ChoicesNeedRoomEach) {
   Engine engine(o);
   GenerationRequest request = request_for("auto");
   request.num_choices = 2;
-  EXPECT_EQ(ask(engine, request).policy(), "keydiff,merge,keep=0.7");
+  EXPECT_EQ(ask(engine, request).policy(), "k=int8-hadamard,residual=32");
 }
 
 TEST(KvAutoEngine, PinnedTokensNeedABudgetThatIsKnown) {
@@ -137,8 +157,8 @@ TEST(KvAutoEngine, PinnedTokensNeedABudgetThatIsKnown) {
     EXPECT_THAT(error.what(), HasSubstr("give it a budget"));
   }
   request.kv_policy = parse_kv_policy("auto,keep=0.5");
-  EXPECT_EQ(ask(engine, request).policy(), "keydiff,merge,keep=0.5");
-  request.kv_policy = parse_kv_policy("auto,tokens=5");
+  EXPECT_EQ(ask(engine, request).policy(), "k=int4-hadamard,residual=32") << "everything stays";
+  request.kv_policy = parse_kv_policy("auto,tokens=5,floor=0");
   EXPECT_THROW(engine.submit(request, {}), Error) << "no room for ten";
 }
 

@@ -86,6 +86,8 @@ class ReportTest(FolderTest):
             "retrieval: snapkv with 50 % is the smallest that keeps 95 % of the dense accuracy (50 % of the bytes).",
             "lists: snapkv with 50 %",
             "layer 0, head 1: 30.0 %",
+            "<th scope="col">at most 30 %</th><th scope="col">at most 20 %</th></tr>",
+            "snapkv, 20 %<br>",
             "keydiff<br>50.0 %",
             "<td>2.00</td><td>1</td>",  # twice the tokens, one cut off
         ):
@@ -211,11 +213,11 @@ class SweepTest(FolderTest):
                       "--samples", 2, "--out", tasks)  # fmt: skip
         out = self.folder / "out"
         flags = ["-m", MODEL, "--tasks", tasks, "--out", out, "--witan", WITAN, "--budgets", "0.5,40", "--only", "tova",
-                 "--method", "mine=keydiff,adakv(window=4),{budget},every=8"]  # fmt: skip
+                 "--only", "int4", "--method", "mine=keydiff,adakv(window=4),{budget},every=8"]  # fmt: skip
         said = self.run_tool("kv_sweep", *flags, "--", "-t", 1)
-        names = {"dense", "tova@0.5", "tova@40", "mine@0.5", "mine@40"}
-        self.assertEqual({path.stem for path in out.glob("*.jsonl")}, names)
-        self.assertIn("5 of 5", said)
+        names = {"dense", "tova@0.5", "tova@40", "mine@0.5", "mine@40", "int4@1.0"}
+        self.assertEqual({path.stem for path in out.glob("*.jsonl")}, names, "what only rounds entries runs once")
+        self.assertIn("6 of 6", said)
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         self.assertEqual(self.run_tool("kv_sweep", *flags), "", "all is there")
         self.assertEqual({path.name: path.read_bytes() for path in out.iterdir()}, before)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <string_view>
 #include <vector>
 
@@ -11,8 +12,12 @@
 namespace witan {
 namespace {
 
-// Shares of the prompt, largest first, of which the first that there is room for is taken.
+// Shares of the prompt's entries, largest first, of which the first that there is room for is taken.
 constexpr double kShares[] = {0.9, 0.7, 0.5, 0.3, 0.1};
+
+constexpr std::string_view kTypes[] = {"k=int8-hadamard,residual=32", "k=int4-hadamard,residual=32",
+                                       "k=int4-hadamard,v=int2-hadamard,residual=32"};
+constexpr std::string_view kLatentTypes[] = {"k=int8-latent,residual=32", "k=int4-latent,residual=32"};
 
 struct Preset {
   double least_share;  // of the entries, from which on it is taken
@@ -35,10 +40,6 @@ std::string join(std::initializer_list<std::string> parts) {
   return fmt::format("{}", fmt::join(given, ","));
 }
 
-std::string with_share(const KvAuto& automatic, double share) {
-  return join({automatic.rest, fmt::format("keep={}", share)});
-}
-
 // None is behind the token that the last of the answer is sampled from.
 std::vector<KvCompressionPoint> points_of(const KvPolicy& policy, const KvAutoRequest& request) {
   KvPolicy of_request = policy;
@@ -56,26 +57,47 @@ double share_kept(const KvPolicy& policy, const KvAutoRequest& request) {
   return share;
 }
 
-// The policy with the preset for what it keeps; empty where it has nothing to drop.
-std::string with_preset(const std::string& rest, const KvAutoRequest& request) {
-  const KvPolicy any = parse_kv_policy(join({"keydiff", rest}));
-  const double share = share_kept(any, request);
-  if (share == 1.0) return {};
+// The method for a share of the entries.
+std::string_view preset_for(double share, const KvPolicy& any, const KvAutoRequest& request) {
   const bool can_read_twice = request.fits_twice && !any.judges_again();
-  const auto* preset = std::ranges::find_if(kPresets, [&](const Preset& p) {
-    return share >= p.least_share && (request.values_merge || !p.merges) && (can_read_twice || !p.reads_twice);
-  });
-  return join({std::string(preset->parts), rest});
+  return std::ranges::find_if(kPresets,
+                              [&](const Preset& p) {
+                                return share >= p.least_share && (request.values_merge || !p.merges) &&
+                                       (can_read_twice || !p.reads_twice);
+                              })
+      ->parts;
 }
 
-// Of the KV cache, when everything is generated.
-int64_t bytes_in_the_end(const std::string& policy, const KvAutoRequest& request) {
-  int32_t num_entries = request.num_entries;
-  if (!policy.empty()) {
-    const KvCompressionPoint last = points_of(parse_kv_policy(policy), request).back();
-    num_entries -= last.num_tokens - last.num_kept;
+// Entries that stay can be rounded, for good.
+bool may_round(const KvPolicy& any, const KvAutoRequest& request) {
+  return !request.types.empty() && !any.judges_again() && !any.generated_budget;
+}
+
+// The most whole blocks of the prompt's entries that take no more than `bytes`, in entries.
+int32_t most_entries(const KvAutoTypes& types, const KvAutoRequest& request, int64_t bytes) {
+  int32_t num_entries = request.num_prompt_tokens / kKvBlockSize * kKvBlockSize;
+  while (num_entries > 0 && types.bytes_for(num_entries) > bytes) num_entries -= kKvBlockSize;
+  return num_entries;
+}
+
+// The policy for a budget: `rest` is without the parts that leave the choice; empty where nothing has to be smaller.
+std::string within_budget(const KvAuto& automatic, const KvAutoRequest& request) {
+  const KvPolicy any = parse_kv_policy(join({"keydiff", automatic.rest}));
+  const double share = share_kept(any, request);
+  if (share == 1.0) return {};
+  const std::string plain = join({std::string(preset_for(share, any, request)), automatic.rest});
+  if (!may_round(any, request)) return plain;
+  const auto bytes = static_cast<int64_t>(share * static_cast<double>(request.bytes_for(request.num_prompt_tokens)));
+  for (const KvAutoTypes& types : request.types) {
+    if (types.bytes_for(request.num_prompt_tokens) <= bytes) return types.keys;
   }
-  return request.num_texts * request.bytes_for(num_entries);
+  const KvAutoTypes& smallest = request.types.back();
+  const int32_t num_kept = most_entries(smallest, request, bytes);
+  const double rounded_share = static_cast<double>(num_kept) / request.num_prompt_tokens;
+  // Of a short prompt all that stays may be among the most recent, which are not rounded.
+  if (rounded_share <= share) return plain;
+  return join({std::string(preset_for(rounded_share, any, request)), automatic.unbudgeted_rest, smallest.keys,
+               fmt::format("tokens={}", num_kept)});
 }
 
 // By falling share: those between 1 and the floor, and the floor.
@@ -86,23 +108,69 @@ std::vector<double> shares_down_to(double floor) {
   return shares;
 }
 
-KvAutoChoice choose_by_room(const KvAuto& automatic, const KvAutoRequest& request) {
-  const int64_t bytes = bytes_in_the_end({}, request);
-  if (bytes <= request.free_bytes) return {.policy = {}, .reason = "the KV cache has room for every entry"};
-  for (const double share : shares_down_to(automatic.floor)) {
-    const std::string policy = with_preset(with_share(automatic, share), request);
-    const int64_t bytes_of_share = bytes_in_the_end(policy, request);
-    const bool has_room = bytes_of_share <= request.free_bytes;
-    if (!has_room && share > automatic.floor) continue;
-    return {.policy = policy,
-            .reason = fmt::format(
-                "the KV cache has {} bytes beside other requests; every entry would take {}, a share of {} takes {}{}",
-                request.free_bytes, bytes, share, bytes_of_share, has_room ? "" : ", and that is the floor")};
+// Of the KV cache, when everything is generated.
+int64_t bytes_in_the_end(const std::string& policy, const KvAutoBytes& bytes_for, const KvAutoRequest& request) {
+  int32_t num_entries = request.num_entries;
+  if (!policy.empty()) {
+    for (const KvCompressionPoint& point : points_of(parse_kv_policy(policy), request)) {
+      if (point.judges) num_entries = request.num_entries - (point.num_tokens - point.num_kept);
+    }
   }
-  return {};
+  return request.num_texts * bytes_for(num_entries);
+}
+
+// A policy that may be chosen by the room.
+struct Candidate {
+  std::string policy;
+  const KvAutoBytes& bytes_for;
+  std::string name;
+};
+
+// In the order in which they are wanted; the last one is taken in any case.
+std::vector<Candidate> candidates(const KvPolicy& policy, const KvAutoRequest& request) {
+  const KvAuto& automatic = *policy.automatic;
+  std::vector<Candidate> found{{.policy = {}, .bytes_for = request.bytes_for, .name = "every entry"}};
+  const auto with_share = [&](double share) {
+    return join({automatic.unbudgeted_rest, fmt::format("keep={},floor={}", share, policy.budget.floor)});
+  };
+  const KvPolicy any = parse_kv_policy(join({"keydiff", with_share(automatic.floor)}));
+  const bool rounds = may_round(any, request);
+  if (rounds) {
+    for (const KvAutoTypes& types : request.types) {
+      found.push_back({.policy = types.keys, .bytes_for = types.bytes_for, .name = "every entry with " + types.keys});
+    }
+  }
+  for (const double share : shares_down_to(automatic.floor)) {
+    const KvPolicy of_share = parse_kv_policy(join({"keydiff", with_share(share)}));
+    const double kept = share_kept(of_share, request);
+    if (kept == 1.0) continue;
+    const std::string keys = rounds ? request.types.back().keys : "";
+    found.push_back({.policy = join({std::string(preset_for(kept, of_share, request)), with_share(share), keys}),
+                     .bytes_for = rounds ? request.types.back().bytes_for : request.bytes_for,
+                     .name = fmt::format("a share of {}{}{}", share, keys.empty() ? "" : " with ", keys)});
+  }
+  return found;
+}
+
+KvAutoChoice choose_by_room(const KvPolicy& policy, const KvAutoRequest& request) {
+  const std::vector<Candidate> wanted = candidates(policy, request);
+  const auto bytes_of = [&](const Candidate& of) { return bytes_in_the_end(of.policy, of.bytes_for, request); };
+  const auto has_room = [&](const Candidate& of) { return bytes_of(of) <= request.free_bytes; };
+  const auto first = std::ranges::find_if(wanted, has_room);
+  if (first == wanted.begin()) return {.policy = {}, .reason = "the KV cache has room for every entry"};
+  const Candidate& chosen = first == wanted.end() ? wanted.back() : *first;
+  return {
+      .policy = chosen.policy,
+      .reason = fmt::format("the KV cache has {} bytes beside other requests; every entry would take {}, {} takes {}{}",
+                            request.free_bytes, bytes_of(wanted.front()), chosen.name, bytes_of(chosen),
+                            first == wanted.end() ? ", and that is the floor" : "")};
 }
 
 }  // namespace
+
+std::span<const std::string_view> kv_auto_types(bool values_merge) {
+  return values_merge ? std::span<const std::string_view>(kTypes) : kLatentTypes;
+}
 
 KvAutoChoice choose_kv_policy(const KvPolicy& policy, const KvAutoRequest& request) {
   const KvAuto& automatic = *policy.automatic;
@@ -115,9 +183,8 @@ KvAutoChoice choose_kv_policy(const KvPolicy& policy, const KvAutoRequest& reque
     }
     return {.policy = {}, .reason = "the model reads its prompt with an encoder, whose entries cannot be dropped"};
   }
-  if (automatic.by_room) return choose_by_room(automatic, request);
-  KvAutoChoice choice{.policy = with_preset(automatic.rest, request),
-                      .reason = "the best one measured for this budget"};
+  if (automatic.by_room) return choose_by_room(policy, request);
+  KvAutoChoice choice{.policy = within_budget(automatic, request), .reason = "the best one measured for this budget"};
   if (choice.policy.empty()) choice.reason = "the text is within the budget";
   return choice;
 }

@@ -2,11 +2,23 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "kv/policy/kv_policy.h"
 
 namespace witan {
+
+// Of the KV cache, for so many entries of each kv head.
+using KvAutoBytes = std::function<int64_t(int32_t num_entries)>;
+
+// Types that older entries can be rounded to.
+struct KvAutoTypes {
+  std::string keys;  // of a policy: "k=int4-hadamard"
+  KvAutoBytes bytes_for;
+};
 
 // What `auto` goes by when a request arrives.
 struct KvAutoRequest {
@@ -17,18 +29,26 @@ struct KvAutoRequest {
   bool fits_twice = true;    // the prompt and a chunk of it that repeats it fit into the context
   bool can_drop = true;      // false: the prompt is no KV entries (encoder)
   int64_t free_bytes = 0;    // of the KV cache, beside all that other requests are to hold in the end
-  std::function<int64_t(int32_t num_entries)> bytes_for = {};  // of the KV cache, for entries of each kv head
+  KvAutoBytes bytes_for = {};           // of entries as they are
+  std::vector<KvAutoTypes> types = {};  // by falling bytes
 };
+
+// Types of older entries that a choice is made among, by falling bits: those of which the sweep of docs/kv-cache.md has
+// most answers right for their bytes. Values that are a part of keys (MLA) have others.
+std::span<const std::string_view> kv_auto_types(bool values_merge);
 
 struct KvAutoChoice {
   std::string policy;  // as parse_kv_policy reads it; empty: every entry stays
   std::string reason;  // in words
 };
 
-// The policy for a request, of one that `automatic` says is to be chosen. The method is the preset that kept most
-// answers right at the request's budget (docs/kv-cache.md has the figures). The budget is the policy's own if it has
-// one; then the choice depends on the request alone. If not, it is everything where the cache has room for that, and
-// else the largest of a few that it has room for, or KvAuto::floor where it has for none.
+// The policy for a request, of one that `automatic` says is to be chosen. A budget is the memory of so many entries as
+// they are. Every entry stays, rounded to the type of most bits with which they fit into it; with none, as many as fit
+// when rounded to the one of fewest, by the method that kept most answers right at that share (docs/kv-cache.md has the
+// figures). Where entries are judged again and again they stay as they are, and so many as the budget says.
+//
+// The budget is the policy's own if it has one; then the choice depends on the request alone. If not, it is the room
+// that the cache has; where it has none for the share KvAuto::floor of the entries, it is that share.
 //
 // Throws Error(kUnsupported) for a budget that the model cannot keep to.
 KvAutoChoice choose_kv_policy(const KvPolicy& policy, const KvAutoRequest& request);

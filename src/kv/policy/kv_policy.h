@@ -114,9 +114,10 @@ struct KvReuse {
 
 // What a policy leaves to be chosen when a request arrives: see kv_auto.h.
 struct KvAuto {
-  double floor = 0.5;    // the least share of the prompt that is ever chosen
+  double floor = 0.5;    // the least share of the prompt's entries that is ever chosen by the room
   bool by_room = false;  // the budget is chosen too, by the room that the KV cache has
   std::string rest;      // the policy's text without the part that leaves the choice
+  std::string unbudgeted_rest;  // and without keep, tokens and floor
 };
 
 // How a sequence's KV cache is made smaller, or less of it read: a score, and what is done with it. Lossy, but for a

@@ -180,6 +180,9 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
 }
 
 constexpr int32_t kMost = 1 << 30;
+// Of `auto`: a prompt's last entries are not rounded, so that of a short one a budget would leave little more than
+// those.
+constexpr int32_t kAutoFloor = 128;
 
 // The budget of `keep` and `tokens`, or those with `prefix` before them; none where neither is given.
 std::optional<KvBudget> read_budget(const std::string& prefix, const Arguments& keys, PartArguments& arguments) {
@@ -275,7 +278,7 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   }
   policy.budget = budget.value_or(KvBudget());
   if (policy.automatic && policy.automatic->by_room) policy.budget.ratio = policy.automatic->floor;
-  policy.budget.floor = arguments.integer("floor", 0, 0, kMost);
+  policy.budget.floor = arguments.integer("floor", policy.automatic ? kAutoFloor : 0, 0, kMost);
   policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
   policy.generated_grows = arguments.choice("generated_growth", {"none", "adaptive"}) == "adaptive";
@@ -301,9 +304,17 @@ void check_growth(const KvPolicy& policy) {
   }
 }
 
-std::string without_auto(std::vector<std::string_view> parts) {
+void keep_rest_of_auto(KvPolicy& policy, const Arguments& keys, std::vector<std::string_view> parts) {
   std::erase_if(parts, [](std::string_view part) { return part_name(part) == kAutoName; });
-  return fmt::format("{}", fmt::join(parts, ","));
+  const std::string floor = fmt::format("floor={}", policy.budget.floor);
+  KvAuto& automatic = *policy.automatic;
+  automatic.rest = fmt::format("{}", fmt::join(parts, ","));
+  if (!keys.contains("floor")) automatic.rest += (parts.empty() ? "" : ",") + floor;
+  std::erase_if(parts, [](std::string_view part) {
+    const std::string_view key = trimmed(part.substr(0, part.find('=')));
+    return key == "keep" || key == "tokens" || key == "floor";
+  });
+  automatic.unbudgeted_rest = fmt::format("{}", fmt::join(parts, ","));
 }
 
 }  // namespace
@@ -356,7 +367,7 @@ KvPolicy parse_kv_policy(std::string_view text) {
          policy.reused_layers);
   }
   policy.text = text;
-  if (policy.automatic) policy.automatic->rest = without_auto(parts);
+  if (policy.automatic) keep_rest_of_auto(policy, keys, parts);
   return policy;
 }
 

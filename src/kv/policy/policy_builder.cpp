@@ -167,7 +167,7 @@ void PolicyBuilder::choose_later(const PartArguments& by, double floor) {
   claim("the types of older entries", by);
   claim("the channels of older keys", by);
   claim("which tokens of documents are computed again", by);
-  policy.automatic = KvAuto{.floor = floor, .by_room = false, .rest = {}};
+  policy.automatic = KvAuto{.floor = floor, .by_room = false, .rest = {}, .unbudgeted_rest = {}};
 }
 
 void PolicyBuilder::protect(int32_t num_sinks, int32_t num_recent) {

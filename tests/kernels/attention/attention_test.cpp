@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -795,6 +796,36 @@ TEST(KvView, KeysOfABlockHaveTheBitsOfThoseReadOneByOne) {
         view.load(view.block_begin(block) + i, expected.data() + size_t{64} * static_cast<size_t>(i), nullptr);
       }
       EXPECT_EQ(keys, expected) << isa_name(isa) << " block " << block;
+    }
+  }
+}
+
+// Weights are relative to a score of those so far; here it rises by little, by more than weights may exceed 1, out of
+// sight, and falls again. The second row sees the opposite of each score.
+TEST(Attention, ScoresMayRiseAndFallWithinASplit) {
+  constexpr float kLevels[] = {-3.0f, 4.0f, 20.0f, -30.0f, 21.0f, 160.0f, 155.0f, 158.0f};
+  constexpr int32_t kDim = 64;
+  for (KvCodec codec : kKvCodecs) {
+    KvEntries entries(format_of(fitting({kDim, kDim, false}, codec), codec), kAttentionSplit);
+    const int32_t key_dim = entries.format.key_dim;
+    Queries queries(key_dim, {kAttentionSplit - 1, kAttentionSplit - 1});
+    std::vector<float>& opposite = queries.rows[1];
+    std::ranges::transform(queries.rows[0], opposite.begin(), std::negate());
+    float square = 0.0f;
+    for (const float q : queries.rows[0]) square += q * q;
+    RandomBits random(11);
+    std::vector<float> key(static_cast<size_t>(key_dim));
+    std::vector<float> value(static_cast<size_t>(entries.format.value_dim));
+    for (int32_t i = 0; i < entries.num_entries; ++i) {
+      const float factor = kLevels[i / kWeightStep] / (square * queries.scale);
+      for (size_t d = 0; d < key.size(); ++d) key[d] = factor * queries.rows[0][d] + 0.1f * random.next_signed_unit();
+      for (float& v : value) v = random.next_signed_unit();
+      entries.store(i, key, value);
+    }
+    for (const Variant& variant : test::variants(entries.format)) {
+      for (const int32_t count : {kAttentionSplit, 7 * kWeightStep, 3 * kWeightStep, 2 * kWeightStep, kWeightStep}) {
+        expect_all_rows_match(variant, entries.view(count), queries);
+      }
     }
   }
 }

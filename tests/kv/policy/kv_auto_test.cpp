@@ -1,5 +1,7 @@
 #include "kv/policy/kv_auto.h"
 
+#include <algorithm>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -18,19 +20,75 @@ KvAutoRequest request(int64_t free_bytes = 1 << 20) {
       }};
 }
 
+// The same of 32 bytes an entry, and types of 16 and 8 for those before the 128 most recent.
+KvAutoRequest request_with_types(int64_t free_bytes = 1 << 20) {
+  const auto with_bytes = [](int64_t of_rounded) {
+    return [of_rounded](int32_t num_entries) {
+      const int64_t num_rounded = std::max(0, num_entries - 128) / 32 * 32;
+      return (num_entries - num_rounded) * 32 + num_rounded * of_rounded;
+    };
+  };
+  KvAutoRequest of = request(free_bytes);
+  of.bytes_for = with_bytes(32);
+  of.types = {{.keys = "k=int8-hadamard", .bytes_for = with_bytes(16)},
+              {.keys = "k=int4-hadamard", .bytes_for = with_bytes(8)}};
+  return of;
+}
+
 std::string chosen(const std::string& policy, const KvAutoRequest& of) {
   return choose_kv_policy(parse_kv_policy(policy), of).policy;
 }
 
 TEST(KvAuto, TheBudgetChoosesTheMethod) {
-  EXPECT_EQ(chosen("auto,keep=0.9", request()), "keydiff,merge,keep=0.9");
-  EXPECT_EQ(chosen("auto,keep=0.5", request()), "keydiff,merge,keep=0.5");
-  EXPECT_EQ(chosen("keep=0.4, auto", request()), "kvzip,keep=0.4");
-  EXPECT_EQ(chosen("auto,keep=0.2", request()), "kvzip,keep=0.2");
-  EXPECT_EQ(chosen("auto,tokens=500", request()), "keydiff,merge,tokens=500");
+  EXPECT_EQ(chosen("auto,keep=0.9", request()), "keydiff,merge,keep=0.9,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.5", request()), "keydiff,merge,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("keep=0.4, auto", request()), "kvzip,keep=0.4,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.2", request()), "kvzip,keep=0.2,floor=128");
+  EXPECT_EQ(chosen("auto,tokens=500", request()), "keydiff,merge,tokens=500,floor=128");
   EXPECT_EQ(chosen("auto,tokens=100,floor=400,every=16,sinks=2", request()),
             "keydiff,tokens=100,floor=400,every=16,sinks=2");
-  EXPECT_EQ(chosen(R"({"parts": ["auto"], "keep": 0.2})", request()), "kvzip,keep=0.2");
+  EXPECT_EQ(chosen(R"({"parts": ["auto"], "keep": 0.2})", request()), "kvzip,keep=0.2,floor=128");
+}
+
+TEST(KvAuto, EveryEntryStaysAsLongAsSomeTypeIsSmallEnough) {
+  const KvAutoRequest of = request_with_types();  // of 1000 entries 864 are rounded
+  EXPECT_EQ(chosen("auto,keep=0.9", of), "k=int8-hadamard");
+  EXPECT_EQ(chosen("auto,tokens=568", of), "k=int8-hadamard") << "136 and 864 / 2";
+  EXPECT_EQ(chosen("auto,tokens=567,sinks=2", of), "k=int4-hadamard");
+  EXPECT_EQ(chosen("auto,tokens=352", of), "k=int4-hadamard") << "136 and 864 / 4";
+  EXPECT_EQ(chosen("auto,keep=1", of), "");
+}
+
+TEST(KvAuto, BelowTheSmallestTypeAsManyStayAsFitRounded) {
+  const KvAutoRequest of = request_with_types();
+  // 128 as they are, and of the other 223 four times as many, in whole blocks.
+  EXPECT_EQ(chosen("auto,tokens=351", of), "keydiff,merge,k=int4-hadamard,tokens=992");
+  EXPECT_EQ(chosen("auto,keep=0.2,sinks=2,guard=0.5", of), "kvzip,sinks=2,guard=0.5,k=int4-hadamard,tokens=416");
+  EXPECT_EQ(chosen("auto,keep=0.15,floor=10", of), "kvzip,k=int4-hadamard,tokens=192");
+  EXPECT_EQ(chosen("auto,keep=0.1,floor=10", of), "kvzip,keep=0.1,floor=10") << "all that stays is not rounded";
+  EXPECT_EQ(chosen("auto,keep=0.1", of), "kvzip,keep=0.1,floor=128");
+}
+
+TEST(KvAuto, EntriesThatAreJudgedAgainStayAsTheyAre) {
+  const KvAutoRequest of = request_with_types();
+  EXPECT_EQ(chosen("auto,keep=0.5,every=16", of), "keydiff,merge,keep=0.5,every=16,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.5,prefill_every=256", of), "keydiff,merge,keep=0.5,prefill_every=256,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.5,generated_tokens=10", of), chosen("auto,keep=0.5,generated_tokens=10", request()));
+  EXPECT_EQ(chosen("auto,every=16", request_with_types(20000)), chosen("auto,every=16", request(20000 / 32)));
+}
+
+TEST(KvAuto, TheRoomChoosesATypeBeforeAnythingIsDropped) {
+  // 1100 entries, of which 960 are rounded: 35200, 19840 and 12160 bytes.
+  EXPECT_EQ(chosen("auto", request_with_types(35200)), "");
+  EXPECT_EQ(chosen("auto", request_with_types(35199)), "k=int8-hadamard");
+  EXPECT_EQ(chosen("auto", request_with_types(19840)), "k=int8-hadamard");
+  EXPECT_EQ(chosen("auto", request_with_types(19839)), "k=int4-hadamard");
+  const KvAutoChoice of_share = choose_kv_policy(parse_kv_policy("auto"), request_with_types(12159));
+  EXPECT_EQ(of_share.policy, "keydiff,merge,keep=0.9,floor=128,k=int4-hadamard");
+  EXPECT_EQ(of_share.reason,
+            "the KV cache has 12159 bytes beside other requests; every entry would take 35200, a share of 0.9 with "
+            "k=int4-hadamard takes 11264");
+  EXPECT_EQ(chosen("auto", request_with_types(0)), "keydiff,merge,keep=0.5,floor=128,k=int4-hadamard");
 }
 
 TEST(KvAuto, WithABudgetTheRoomDoesNotMatter) {
@@ -48,26 +106,27 @@ TEST(KvAuto, EveryEntryStaysWhereThereIsRoom) {
 }
 
 TEST(KvAuto, TheLargestShareThatFitsIsChosen) {
-  EXPECT_EQ(chosen("auto(floor=0.1)", request(1099)), "keydiff,merge,keep=0.9") << "of the prompt, and the answer";
-  EXPECT_EQ(chosen("auto(floor=0.1)", request(1000)), "keydiff,merge,keep=0.9");
-  EXPECT_EQ(chosen("auto(floor=0.1)", request(999)), "keydiff,merge,keep=0.7");
-  EXPECT_EQ(chosen("auto(floor=0.1)", request(600)), "keydiff,merge,keep=0.5");
-  EXPECT_EQ(chosen("auto(floor=0.1)", request(599)), "kvzip,keep=0.3");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(1099)), "keydiff,merge,keep=0.9,floor=128")
+      << "of the prompt, and the answer";
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(1000)), "keydiff,merge,keep=0.9,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(999)), "keydiff,merge,keep=0.7,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(600)), "keydiff,merge,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(599)), "kvzip,keep=0.3,floor=128");
   const KvAutoChoice choice = choose_kv_policy(parse_kv_policy("auto,every=50"), request(1000));
-  EXPECT_EQ(choice.policy, "keydiff,merge,every=50,keep=0.9");
+  EXPECT_EQ(choice.policy, "keydiff,merge,every=50,keep=0.9,floor=128");
   EXPECT_EQ(choice.reason,
             "the KV cache has 1000 bytes beside other requests; every entry would take 1100, a share of 0.9 takes 995")
       << "945 of the first 1050 tokens, and the last 50";
   KvAutoRequest of_two = request(1000);
   of_two.num_texts = 2;
-  EXPECT_EQ(chosen("auto(floor=0.1)", of_two), "kvzip,keep=0.3") << "two answers of 400";
+  EXPECT_EQ(chosen("auto(floor=0.1)", of_two), "kvzip,keep=0.3,floor=128") << "two answers of 400";
 }
 
 TEST(KvAuto, NoShareBelowTheFloorIsChosen) {
-  EXPECT_EQ(chosen("auto", request(0)), "keydiff,merge,keep=0.5");
-  EXPECT_EQ(chosen("auto(floor=0.6)", request(0)), "keydiff,merge,keep=0.6");
-  EXPECT_EQ(chosen("auto(floor=0.6)", request(800)), "keydiff,merge,keep=0.7");
-  EXPECT_EQ(chosen("auto(floor=0.2)", request(0)), "kvzip,keep=0.2");
+  EXPECT_EQ(chosen("auto", request(0)), "keydiff,merge,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.6)", request(0)), "keydiff,merge,keep=0.6,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.6)", request(800)), "keydiff,merge,keep=0.7,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.2)", request(0)), "kvzip,keep=0.2,floor=128");
   EXPECT_EQ(chosen("auto(floor=1)", request(0)), "");
   EXPECT_THAT(choose_kv_policy(parse_kv_policy("auto"), request(0)).reason, HasSubstr("and that is the floor"));
 }
@@ -75,14 +134,15 @@ TEST(KvAuto, NoShareBelowTheFloorIsChosen) {
 TEST(KvAuto, ModelsGetWhatIsPossible) {
   KvAutoRequest latents = request();
   latents.values_merge = false;
-  EXPECT_EQ(chosen("auto,keep=0.5", latents), "keydiff,keep=0.5");
-  EXPECT_EQ(chosen("auto,keep=0.1", latents), "kvzip,keep=0.1");
-  EXPECT_EQ(chosen("auto,keep=0.1,every=8", latents), "keydiff,keep=0.1,every=8");
+  EXPECT_EQ(chosen("auto,keep=0.5", latents), "keydiff,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.1", latents), "kvzip,keep=0.1,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.1,every=8", latents), "keydiff,keep=0.1,every=8,floor=128");
   KvAutoRequest long_prompt = request();
   long_prompt.fits_twice = false;
-  EXPECT_EQ(chosen("auto,keep=0.4", long_prompt), "keydiff,keep=0.4");
-  EXPECT_EQ(chosen("auto,keep=0.3", long_prompt), "keydiff,adakv,merge,keep=0.3");
-  EXPECT_EQ(chosen("auto,keep=0.3,prefill_every=500", request()), "keydiff,adakv,merge,keep=0.3,prefill_every=500")
+  EXPECT_EQ(chosen("auto,keep=0.4", long_prompt), "keydiff,keep=0.4,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.3", long_prompt), "keydiff,adakv,merge,keep=0.3,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.3,prefill_every=500", request()),
+            "keydiff,adakv,merge,keep=0.3,prefill_every=500,floor=128")
       << "the whole prompt is never there to be read again";
   KvAutoRequest encoded = request(0);
   encoded.can_drop = false;
