@@ -165,6 +165,8 @@ class TaskRunner {
                  .num_found_tokens = count->num_found_tokens,
                  .num_recomputed_tokens = count->num_recomputed_tokens};
       }
+      std::optional<std::string> chosen_policy;
+      if (output.usage.kv_auto != nullptr) chosen_policy = output.usage.kv_auto->policy;
       results_.add(*running.line, {.reply = running.reply,
                                    .marks = score(*task.scoring, running.reply, task.answers),
                                    .finish_reason = std::string(finish_reason_name(*output.finish)),
@@ -173,7 +175,8 @@ class TaskRunner {
                                    .first_token_seconds = output.usage.first_token_seconds,
                                    .seconds = output.usage.total_seconds,
                                    .kv = std::move(kv),
-                                   .reuse = reuse});
+                                   .reuse = reuse,
+                                   .chosen_policy = chosen_policy});
     }
   }
 

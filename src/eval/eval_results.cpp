@@ -85,6 +85,9 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
                           {"found", result.reuse->num_found_tokens},
                           {"recomputed", result.reuse->num_recomputed_tokens}};
   }
+  if (result.chosen_policy) {
+    object["kv_auto"] = result.chosen_policy->empty() ? json() : json(*result.chosen_policy);
+  }
   return object;
 }
 

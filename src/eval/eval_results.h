@@ -37,10 +37,11 @@ struct EvalResult {
   std::string finish_reason = {};
   int32_t prompt_tokens = 0;
   int32_t generated_tokens = 0;
-  double first_token_seconds = 0.0;     // since it was submitted, waiting included; not read back from files
-  double seconds = 0.0;                 // the same, until it ended
-  std::optional<EvalKv> kv = {};        // where a KV policy dropped something; not read back from files
-  std::optional<EvalReuse> reuse = {};  // where it reused documents; not read back either
+  double first_token_seconds = 0.0;               // since it was submitted, waiting included; not read back from files
+  double seconds = 0.0;                           // the same, until it ended
+  std::optional<EvalKv> kv = {};                  // where a KV policy dropped something; not read back from files
+  std::optional<EvalReuse> reuse = {};            // where it reused documents; not read back either
+  std::optional<std::string> chosen_policy = {};  // in place of `auto`, empty where it is none; not read back either
 };
 
 // A file of results, as JSON Lines: what was evaluated, then a line per task in the order in which they ended, and a

@@ -95,6 +95,20 @@ TEST_F(EvalResultFileTest, WhatAKvPolicyLeftIsTold) {
   EXPECT_FALSE(lines[2].contains("kv"));
 }
 
+TEST_F(EvalResultFileTest, ThePolicyThatWasChosenIsTold) {
+  EvalResultFile file(path_, header_, tasks_);
+  EvalResult result = result_of({Mark::kRight, Mark::kMissing});
+  file.add(tasks_[0], result);
+  result.chosen_policy = "k=int8-hadamard";
+  file.add(tasks_[0], result);
+  result.chosen_policy = "";
+  file.add(tasks_[0], result);
+  const std::vector<json> lines = lines_of_file();
+  EXPECT_FALSE(lines[1].contains("kv_auto"));
+  EXPECT_EQ(lines[2]["kv_auto"], "k=int8-hadamard");
+  EXPECT_TRUE(lines[3]["kv_auto"].is_null());
+}
+
 TEST_F(EvalResultFileTest, WhatAKvPolicyReusedIsTold) {
   EvalResultFile file(path_, header_, tasks_);
   EvalResult result = result_of({Mark::kRight, Mark::kMissing});

@@ -1,8 +1,7 @@
 // What the files of AttentionArithmetic::kInt8 share. An instruction multiplies four pairs of bytes, one of each
 // unsigned, and adds them to a 32-bit integer: four components of a key, or four entries of a component of the values.
 // Integer sums are exact, so their order is free; the float sums over groups of components and over blocks are one
-// chain of operations per number and row, as in split.inl. Included after tiles.inl and
-// simd/exp.inl.
+// chain of operations per number and row, as in split.inl. Included after tiles.inl and simd/exp.inl.
 
 constexpr int64_t kLineBytes = 64;                       // of the caches; a vector is one
 constexpr int64_t kBlockQuads = kKvBlockSize / 4;        // of entries
@@ -39,9 +38,9 @@ struct Query {
 constexpr int kStepBlocks = kWeightStep / kKvBlockSize;
 
 // The blocks of kWeightStep entries of which some row sees something, and those that come next: of the next step, or of
-// the next split. Blocks mostly lie behind one another in memory, keys and values in turn. To prefetch their bytes in
-// that order, at the pace at which these are read, is the one way in which memory gives them as fast as caches do:
-// while keys are scored, those of the first of the next blocks, while values are added, those of the second.
+// the next split. Blocks mostly lie behind one another in memory, keys and values in turn. Their bytes are prefetched
+// in that order, at the pace at which these are read, and then memory gives them nearly as fast as caches do: while
+// keys are scored, those of the first of the next blocks, while values are added, those of the second.
 struct Step {
   int32_t first = 0;                       // block of the step, seen or not
   int32_t num_blocks = 0;                  // 1..kStepBlocks

@@ -24,8 +24,8 @@ constexpr std::string_view kAutoName = "auto";
 
 constexpr Part kParts[] = {
     {{kAutoName, true,
-      "the best method measured for the budget; without one, as large a share as there is room for: floor=0.5 (the "
-      "least share)"},
+      "the best types and method measured for the memory of the budget; without one, for the room that there is: "
+      "floor=0.5 (the least share of the entries)"},
      choose_automatically},
     {{"streamingllm", true, "the first tokens and the most recent: sinks=4"}, streaming_llm},
     {{"keynorm", true, "keys of small norm"}, key_norm},
