@@ -47,9 +47,12 @@ class KvPolicyTest : public testing::TestWithParam<std::tuple<ModelCase, KvPolic
     return name != "shotkv" || !judges_again || budget.find("generated") != std::string_view::npos;
   }
 
-  // Small windows, so that a short prompt has something to judge.
+  static bool is_auto() { return std::get<1>(GetParam()).name == "auto"; }
+
+  // Small windows, and no least budget, so that a short prompt has something to judge.
   static std::string policy(const std::string& budget) {
     const std::string name(std::get<1>(GetParam()).name);
+    if (is_auto() && budget.find("floor") == std::string::npos) return "auto,floor=0," + budget;
     const bool has_window = std::ranges::find(kWithWindow, name) != std::end(kWithWindow);
     return name + (has_window ? "(window=8)," : name == "lagkv" ? "(lag=16)," : ",") + budget;
   }
@@ -86,7 +89,11 @@ TEST_P(KvPolicyTest, WhatIsReportedIsHeldAndTheRestIsFree) {
     num_kept += std::accumulate(layer.begin(), layer.end(), int64_t{0});
     num_heads += std::ssize(layer);
   }
-  EXPECT_EQ(num_kept, num_heads * 45) << "0.3 of 150 in every head, on average";
+  if (is_auto()) {
+    EXPECT_GE(num_kept, num_heads * 45) << "in the memory of so many, where need be rounded";
+  } else {
+    EXPECT_EQ(num_kept, num_heads * 45) << "0.3 of 150 in every head, on average";
+  }
   EXPECT_LT(kv.bytes_after, kv.bytes_before);
   EXPECT_GE(held_while_generating, kv.bytes_after);
   EXPECT_LE(held_while_generating, kv.bytes_after + (kv.bytes_before + 4) / 5) << "and a block of each head at most";

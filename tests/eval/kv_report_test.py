@@ -86,7 +86,7 @@ class ReportTest(FolderTest):
             "retrieval: snapkv with 50 % is the smallest that keeps 95 % of the dense accuracy (50 % of the bytes).",
             "lists: snapkv with 50 %",
             "layer 0, head 1: 30.0 %",
-            "<th scope="col">at most 30 %</th><th scope="col">at most 20 %</th></tr>",
+            '<th scope="col">at most 30 %</th><th scope="col">at most 20 %</th></tr>',
             "snapkv, 20 %<br>",
             "keydiff<br>50.0 %",
             "<td>2.00</td><td>1</td>",  # twice the tokens, one cut off

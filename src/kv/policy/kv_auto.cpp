@@ -85,7 +85,7 @@ std::string within_budget(const KvAuto& automatic, const KvAutoRequest& request)
   const KvPolicy any = parse_kv_policy(join({"keydiff", automatic.rest}));
   const double share = share_kept(any, request);
   if (share == 1.0) return {};
-  const std::string plain = join({std::string(preset_for(share, any, request)), automatic.rest});
+  std::string plain = join({std::string(preset_for(share, any, request)), automatic.rest});
   if (!may_round(any, request)) return plain;
   const auto bytes = static_cast<int64_t>(share * static_cast<double>(request.bytes_for(request.num_prompt_tokens)));
   for (const KvAutoTypes& types : request.types) {
