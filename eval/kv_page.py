@@ -69,7 +69,8 @@ class Sweep:
         return list(dict.fromkeys(run.method for run in self.runs))
 
     def budgets(self):
-        return list(dict.fromkeys(run.budget for run in self.runs))
+        """Shares of the entries before numbers of tokens, each from the largest on."""
+        return sorted({run.budget for run in self.runs}, key=lambda budget: ("." not in budget, -float(budget)))
 
     def tasks(self):
         return list(self.dense.by_task)

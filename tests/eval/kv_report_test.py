@@ -64,7 +64,7 @@ class ReportTest(FolderTest):
     def test_accuracy_bytes_and_what_is_kept_are_counted(self):
         sweep = kv_page.read(self.folder)
         self.assertEqual(sweep.methods(), ["keydiff", "snapkv"])
-        self.assertEqual(sweep.budgets(), ["0.2", "0.5"])
+        self.assertEqual(sweep.budgets(), ["0.5", "0.2"])
         self.assertEqual(sweep.dense.mean(), 0.75)
         keydiff, half, fifth = sweep.runs
         self.assertEqual((keydiff.method, half.budget, fifth.budget), ("keydiff", "0.5", "0.2"))
