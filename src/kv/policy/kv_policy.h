@@ -114,9 +114,9 @@ struct KvReuse {
 
 // What a policy leaves to be chosen when a request arrives: see kv_auto.h.
 struct KvAuto {
-  double floor = 0.5;    // the least share of the prompt's entries that is ever chosen by the room
-  bool by_room = false;  // the budget is chosen too, by the room that the KV cache has
-  std::string rest;      // the policy's text without the part that leaves the choice
+  double floor = 0.5;           // the least share of the prompt's entries that is ever chosen by the room
+  bool by_room = false;         // the budget is chosen too, by the room that the KV cache has
+  std::string rest;             // the policy's text without the part that leaves the choice
   std::string unbudgeted_rest;  // and without keep, tokens and floor
 };
 
