@@ -76,6 +76,18 @@ class ReportTest(FolderTest):
         self.assertEqual(fifth.kept_by_head(), [[0.1, 0.3], [0.2, 0.2]])
         self.assertIsNone(sweep.dense.kept_by_head())
 
+    def test_a_sample_without_a_report_counts_as_large_as_another_run_says(self):
+        self.write("keydiff@0.2", sample("a", [False, False], "retrieval", [[10, 30], [20, 20]]), sample("b", [True, False], "lists"))
+        path = self.folder / "snapkv@0.5.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        (of_b,) = (line for line in lines if line.get("id") == "b")
+        (of_a,) = (line for line in lines if line.get("id") == "a")
+        of_b["kv"]["bytes_before"] = 3 * of_a["kv"]["bytes_before"]
+        os.remove(self.folder / "snapkv@0.2.jsonl")
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        keydiff = kv_page.read(self.folder).runs[0]
+        self.assertAlmostEqual(keydiff.bytes_kept(), (0.2 + 3) / 4)
+
     def test_the_page_says_so(self):
         page = self.folder / "page.html"
         self.run_tool("kv_report", self.folder, "--out", page, "--title", "A <sweep>")

@@ -180,8 +180,8 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
 }
 
 constexpr int32_t kMost = 1 << 30;
-// Of `auto`: a prompt's last entries are not rounded, so that of a short one a budget would leave little more than
-// those.
+// Of `auto` with a share: a prompt's last entries are not rounded, so that of a short one it would leave little more
+// than those. A number of tokens is what it says.
 constexpr int32_t kAutoFloor = 128;
 
 // The budget of `keep` and `tokens`, or those with `prefix` before them; none where neither is given.
@@ -278,7 +278,8 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   }
   policy.budget = budget.value_or(KvBudget());
   if (policy.automatic && policy.automatic->by_room) policy.budget.ratio = policy.automatic->floor;
-  policy.budget.floor = arguments.integer("floor", policy.automatic ? kAutoFloor : 0, 0, kMost);
+  policy.budget.floor =
+      arguments.integer("floor", policy.automatic && !keys.contains("tokens") ? kAutoFloor : 0, 0, kMost);
   policy.num_sinks = arguments.integer("sinks", policy.num_sinks, 0, kMost);
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
   policy.generated_grows = arguments.choice("generated_growth", {"none", "adaptive"}) == "adaptive";
@@ -309,7 +310,7 @@ void keep_rest_of_auto(KvPolicy& policy, const Arguments& keys, std::vector<std:
   const std::string floor = fmt::format("floor={}", policy.budget.floor);
   KvAuto& automatic = *policy.automatic;
   automatic.rest = fmt::format("{}", fmt::join(parts, ","));
-  if (!keys.contains("floor")) automatic.rest += (parts.empty() ? "" : ",") + floor;
+  if (!keys.contains("floor") && policy.budget.floor > 0) automatic.rest += (parts.empty() ? "" : ",") + floor;
   std::erase_if(parts, [](std::string_view part) {
     const std::string_view key = trimmed(part.substr(0, part.find('=')));
     return key == "keep" || key == "tokens" || key == "floor";

@@ -44,7 +44,7 @@ TEST(KvAuto, TheBudgetChoosesTheMethod) {
   EXPECT_EQ(chosen("auto,keep=0.5", request()), "keydiff,merge,keep=0.5,floor=128");
   EXPECT_EQ(chosen("keep=0.4, auto", request()), "kvzip,keep=0.4,floor=128");
   EXPECT_EQ(chosen("auto,keep=0.2", request()), "kvzip,keep=0.2,floor=128");
-  EXPECT_EQ(chosen("auto,tokens=500", request()), "keydiff,merge,tokens=500,floor=128");
+  EXPECT_EQ(chosen("auto,tokens=500", request()), "keydiff,merge,tokens=500");
   EXPECT_EQ(chosen("auto,tokens=100,floor=400,every=16,sinks=2", request()),
             "keydiff,tokens=100,floor=400,every=16,sinks=2");
   EXPECT_EQ(chosen(R"({"parts": ["auto"], "keep": 0.2})", request()), "kvzip,keep=0.2,floor=128");
@@ -67,6 +67,7 @@ TEST(KvAuto, BelowTheSmallestTypeAsManyStayAsFitRounded) {
   EXPECT_EQ(chosen("auto,keep=0.15,floor=10", of), "kvzip,k=int4-hadamard,tokens=192");
   EXPECT_EQ(chosen("auto,keep=0.1,floor=10", of), "kvzip,keep=0.1,floor=10") << "all that stays is not rounded";
   EXPECT_EQ(chosen("auto,keep=0.1", of), "kvzip,keep=0.1,floor=128");
+  EXPECT_EQ(chosen("auto,tokens=40", of), "kvzip,tokens=40") << "a number of tokens is exact";
 }
 
 TEST(KvAuto, EntriesThatAreJudgedAgainStayAsTheyAre) {
