@@ -4,12 +4,6 @@
 //   weigh(task, seen)               turns all rows' scores into weights and writes their states' first two numbers
 //   add_blocks(task, seen)          adds the values of the blocks to the weighted sums
 
-template <int kRows>
-void score_up_to(int num_rows, const RowTile& tile, const uint8_t* keys) {
-  if (num_rows == kRows) return score_rows<kRows>(tile, keys);
-  if constexpr (kRows > 1) score_up_to<kRows - 1>(num_rows, tile, keys);
-}
-
 inline void score_blocks(const SplitTask& task, const SeenBlocks& seen) {
   for (int32_t i = 0; i < seen.count; ++i) {
     const uint8_t* keys = block_bytes(task, seen.blocks[i]);

@@ -38,12 +38,6 @@ void score_rows(const RowTile& tile, const Keys& keys) {
   }
 }
 
-template <int kRows, typename Keys>
-void score_up_to(int num_rows, const RowTile& tile, const Keys& keys) {
-  if (num_rows == kRows) return score_rows<kRows>(tile, keys);
-  if constexpr (kRows > 1) score_up_to<kRows - 1>(num_rows, tile, keys);
-}
-
 // sums[r][c ..] += p[r][e] * value e, for kRows rows that see the same entries and kVectors vectors of components.
 template <int kRows, int kVectors, typename Values>
 void add_values(const RowTile& tile, const Values& values, int64_t c) {

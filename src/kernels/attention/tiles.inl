@@ -104,3 +104,10 @@ void for_rows_that_see_the_same(const SplitTask& task, int32_t block, const uint
     row = end;
   }
 }
+
+// Scores num_rows <= kRows rows with score_rows<...>(tile, keys) of the including file.
+template <int kRows, typename Keys>
+void score_up_to(int num_rows, const RowTile& tile, const Keys& keys) {
+  if (num_rows == kRows) return score_rows<kRows>(tile, keys);
+  if constexpr (kRows > 1) score_up_to<kRows - 1>(num_rows, tile, keys);
+}

@@ -4,12 +4,6 @@
 //   score_rows<kRows>(tile, keys)   scores kRows rows against the keys of a block
 //   add_values(task, step)          adds the values of the step, times rounded weights, to the sums
 
-template <int kRows>
-void score_up_to(int num_rows, const RowTile& tile, const uint8_t* keys) {
-  if (num_rows == kRows) return score_rows<kRows>(tile, keys);
-  if constexpr (kRows > 1) score_up_to<kRows - 1>(num_rows, tile, keys);
-}
-
 inline void score_step(const SplitTask& task, const Step& step) {
   const uint8_t* ahead = step.ahead[0];
   if (ahead != nullptr) prefetch_rest(task, ahead, step.num_blocks * task.key_scales);
