@@ -41,6 +41,7 @@ struct BenchFlags {
   std::vector<std::string> kv_policies;
   int32_t beside = 0;
   int32_t documents = 0;
+  bool copy_depth = false;
   int32_t num_tokens = 64;
   int32_t rounds = 5;
   bool json_out = false;
@@ -128,6 +129,15 @@ double total(const Operations& operations) { return operations[0] + operations[1
 
 // Tokens before documents, and at least so many behind them.
 constexpr int32_t kAround = 16;
+
+// Most tokens that a sequence computes by itself, where others had the rest of its prompt before.
+constexpr int32_t kMostOwnTokens = kKvBlockSize;
+constexpr int32_t kMostOwnTokensOfCopies = 3 * kKvBlockSize;
+
+// As it is, or in prompts of documents that are copied from others.
+KvPolicy kv_policy_of(const std::string& text, bool copies) {
+  return parse_kv_policy(copies ? fmt::format("epic,{}", text) : text);
+}
 
 // Steps that a prompt beside sequences that generate may take. With chunks of 128 tokens that are 500 steps each.
 constexpr int32_t kMostStepsPerPromptToken = 4;
@@ -285,24 +295,50 @@ class Bench {
     return result;
   }
 
-  // The same tokens in every round. Each sequence's go into the prefix cache first, so that all begin to generate
-  // within a few steps, none far deeper than the others.
+  // Requests whose tokens are in the prefix cache but for less than a block or, of copies, a few, so that all begin to
+  // generate within a few steps, none far deeper than the others.
   std::vector<RequestId> begin_generating(const Case& c) {
-    const auto prompt = [&](int32_t i) { return random_tokens(std::max(1, c.depth), static_cast<uint64_t>(i) << 32); };
-    for (int32_t i = 0; i < c.batch; ++i) {
-      submit(prompt(i), 1);
-      while (engine_.step()) {
-      }
-    }
-    std::vector<RequestId> requests;
+    std::vector<GenerationRequest> prompts;
+    for (int32_t i = 0; i < c.batch; ++i) prompts.push_back(flags_.copy_depth ? copied_prompt(c, i) : own_prompt(c, i));
     compression_seconds_.clear();
-    std::optional<KvPolicy> kv_policy = c.kv_policy;
-    // Under another name each time: what it leaves of a prompt is not found again.
-    if (kv_policy) kv_policy->text += fmt::format(" {}", ++num_times_generating_);
-    for (int32_t i = 0; i < c.batch; ++i) {
-      requests.push_back(submit(prompt(i), engine_.options().context_length, kv_policy));
+    ++num_times_generating_;
+    std::vector<RequestId> requests;
+    for (GenerationRequest& request : prompts) {
+      request.max_new_tokens = engine_.options().context_length;
+      if (c.kv_policy) request.kv_policy = kv_policy_of(c.kv_policy->text, flags_.copy_depth);
+      // Under another name each time: what it leaves of a prompt is not found again.
+      if (c.kv_policy) request.kv_policy->text += fmt::format(" {}", num_times_generating_);
+      requests.push_back(submit(std::move(request)));
     }
     return requests;
+  }
+
+  // The same tokens in every round, computed and in the prefix cache.
+  GenerationRequest own_prompt(const Case& c, int32_t i) {
+    GenerationRequest request;
+    request.prompt = random_tokens(std::max(1, c.depth), static_cast<uint64_t>(i) << 32);
+    submit(request.prompt, 1);
+    while (engine_.step()) {
+    }
+    return request;
+  }
+
+  // A document that all sequences and rounds have, computed and in the prefix cache, between tokens of this one's own.
+  GenerationRequest copied_prompt(const Case& c, int32_t i) {
+    const int32_t num_copied = (c.depth - 2 * kAround) / kKvBlockSize * kKvBlockSize;
+    const std::vector<TokenId> document = random_tokens(num_copied, 1);
+    submit(document, 1);
+    while (engine_.step()) {
+    }
+    const uint64_t seed = static_cast<uint64_t>(i) << 32;
+    const std::vector<TokenId> behind = random_tokens(c.depth - kAround - num_copied, seed + 3);
+    GenerationRequest request;
+    request.prompt = random_tokens(kAround, seed + 2);
+    request.prompt.insert(request.prompt.end(), document.begin(), document.end());
+    request.prompt.insert(request.prompt.end(), behind.begin(), behind.end());
+    request.kv_documents = {{kAround, kAround + num_copied}};
+    request.kv_policy = parse_kv_policy("epic");
+    return request;
   }
 
   void cancel(const std::vector<RequestId>& requests) {
@@ -311,12 +347,10 @@ class Bench {
     }
   }
 
-  RequestId submit(std::vector<TokenId> prompt, int32_t max_new_tokens,
-                   const std::optional<KvPolicy>& kv_policy = std::nullopt) {
+  RequestId submit(std::vector<TokenId> prompt, int32_t max_new_tokens) {
     GenerationRequest request;
     request.max_new_tokens = max_new_tokens;
     request.prompt = std::move(prompt);
-    request.kv_policy = kv_policy;
     return submit(std::move(request));
   }
 
@@ -508,6 +542,7 @@ void run_bench(const BenchFlags& flags) {
   std::vector<std::string> generating;  // policies
   for (const std::string& policy : flags.kv_policies) {
     if (!parse_kv_policy(policy).reuse) {
+      kv_policy_of(policy, flags.copy_depth);  // or refuses what does not go with copies
       generating.push_back(policy);
     } else if (flags.documents == 0) {
       fail(ErrorCode::kInvalidArgument, "--kv {}: prompts have no documents; give --documents", policy);
@@ -527,6 +562,11 @@ void run_bench(const BenchFlags& flags) {
   }
   if (flags.num_tokens > 0) {
     for (const int32_t depth : flags.depths) {
+      if (flags.copy_depth && depth < 2 * kAround + kKvBlockSize) {
+        fail(ErrorCode::kInvalidArgument,
+             "--copy-depth: a depth of {} has no room for a document; at least {} is needed", depth,
+             2 * kAround + kKvBlockSize);
+      }
       for (const int32_t batch : flags.batches) {
         cases.push_back({.depth = depth, .batch = batch});
         if (flags.beside > 0) cases.push_back({.depth = depth, .batch = batch, .beside = flags.beside});
@@ -546,10 +586,10 @@ void run_bench(const BenchFlags& flags) {
     if (c.beside > 0) longest = std::max(longest, c.depth + kMostStepsPerPromptToken * c.beside + 64);
   }
   if (flags.beside == 0) options.max_decode_slowdown = 0;
-  // What a sequence generates while the others' last prompt tokens, less than a block each, are computed.
+  // What a sequence generates while the others' last prompt tokens are computed.
   const int32_t most_together = *std::ranges::max_element(flags.batches);
   options.context_length = longest + 8 +
-                           most_together * kKvBlockSize /
+                           most_together * (flags.copy_depth ? kMostOwnTokensOfCopies : kMostOwnTokens) /
                                std::max(1, std::min(options.max_step_tokens, options.max_mixed_prompt_tokens) / 2);
   options.max_sequences = std::max(options.max_sequences, most_together);
   const std::unique_ptr<Engine> engine = load_engine(options);
@@ -581,6 +621,7 @@ void run_bench(const BenchFlags& flags) {
                  {"threads", engine->options().num_threads},
                  {"kv_type", kv_codec_name(options.kv_codec)},
                  {"exact", flags.model.exact},
+                 {"copied_depth", flags.copy_depth},
                  {"limits", limits_json(limits)},
                  {"peak_process_bytes", peak_process_bytes() - LimitProbe::kBytes},
                  {"peak_pool_bytes", stats.peak_pool_bytes},
@@ -600,7 +641,8 @@ void add_bench_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Measure speed against the machine's limits");
   command->footer(
       "Prompts are of random tokens. Generating is measured over the steps in which every sequence generates; each has "
-      "tokens of its own. Every round has every case, one after the other, and the medians count; a first round warms "
+      "tokens and KV entries of its own. Every round has every case, one after the other, and the medians count; a "
+      "first round warms "
       "up.\n\nOf limit: for prompts, the time of all multiplications at the core's peaks over the time taken; for "
       "generating, the bytes that the steps had to read (weights, the experts that were chosen, KV entries) at the "
       "read bandwidth. Limits are measured before each case, and need AVX-512 with VNNI and BF16; machines drift.");
@@ -637,6 +679,9 @@ void add_bench_command(CLI::App& app) {
       ->type_name("N")
       ->check(in_range(0, 1 << 16))
       ->capture_default_str();
+  command->add_flag("--copy-depth", flags->copy_depth,
+                    "Tokens of --depth are a document that is computed once, and of which each sequence has a copy "
+                    "behind tokens of its own, as with --kv epic: many long sequences begin to generate in seconds");
   command->add_option("-n,--num-tokens", flags->num_tokens, "Tokens that each sequence generates; 0: prompts alone")
       ->type_name("N")
       ->check(in_range(0, 1 << 20))

@@ -144,7 +144,7 @@ void choose_pages(ForwardContext& ctx, const ForwardBatch& batch, std::span<Tile
     for (int32_t g = 0; g < group; ++g) {
       choice.rows[g] = queries + (int64_t{tile.first_row} * spec.num_heads + tile.kv_head * group + g) * spec.key_dim;
     }
-    const int32_t num_pages = bounds.choose(compute.isa, layer, tile.kv_head, tile.view,
+    const int32_t num_pages = bounds.choose(compute.isa, compute.precision, layer, tile.kv_head, tile.view,
                                             {.queries = choice.rows, .num_rows = group, .scale = spec.scale},
                                             choice.pages, scratch + thread * scratch_floats);
     const int32_t num_all = (tile.view.num_entries + bounds.page_entries() - 1) / bounds.page_entries();

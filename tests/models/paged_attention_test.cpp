@@ -120,9 +120,9 @@ class PagedAttentionTest : public testing::Test {
       std::vector<int32_t> pages(static_cast<size_t>(bounds.num_pages_read(view.num_entries)));
       auto scratch = pool_.allocate(MemoryTag::kActivations,
                                     static_cast<size_t>(bounds.scratch_floats(0, view, kGroup)) * sizeof(float) + 64);
-      pages.resize(
-          static_cast<size_t>(bounds.choose(isa, 0, head, view, {.queries = rows, .num_rows = kGroup, .scale = 0.25f},
-                                            pages.data(), reinterpret_cast<float*>(scratch->data()))));
+      pages.resize(static_cast<size_t>(bounds.choose(isa, Precision::kExact, 0, head, view,
+                                                     {.queries = rows, .num_rows = kGroup, .scale = 0.25f},
+                                                     pages.data(), reinterpret_cast<float*>(scratch->data()))));
       seen.positions[static_cast<size_t>(head)].clear();
       for (const int32_t page : pages) {
         const int32_t end = std::min((page + 1) * bounds.page_entries(), view.num_entries);

@@ -21,6 +21,8 @@ constexpr IsaTable<SplitFunction> kSplitHadamard{{nullptr, nullptr, nullptr, att
 constexpr IsaTable<SplitFunction> kWeights{{nullptr, attention_weights_avx2, attention_weights_avx512}};
 constexpr IsaTable<SplitFunction> kLargestScores{
     {nullptr, attention_largest_scores_avx2, attention_largest_scores_avx512}};
+constexpr IsaTable<SplitFunction> kLargestScoresBf16{
+    {nullptr, nullptr, nullptr, nullptr, attention_largest_scores_bf16_avx512_bf16}};
 constexpr IsaTable<MergeFunction> kMerge{
     {merge_attention_state_reference, merge_attention_state_avx2, merge_attention_state_avx512}};
 constexpr IsaTable<FinishFunction> kFinish{
@@ -281,12 +283,15 @@ void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, i
   }
 }
 
-void attention_largest_scores(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* largest,
-                              std::byte* scratch) {
+void attention_largest_scores(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows,
+                              int32_t split, float* largest, std::byte* scratch) {
   check_task(view, split);
-  if (isa == Isa::kReference) return attention_largest_scores_reference(view, rows, split, largest);
+  const KvBlockFormat& format = view.format_of_split(split);
+  const AttentionArithmetic arithmetic =
+      format.codec == KvCodec::kBF16 ? attention_arithmetic(isa, format, precision) : AttentionArithmetic::kF32;
+  if (isa == Isa::kReference) return attention_largest_scores_reference(arithmetic, view, rows, split, largest);
   const SplitTask task = make_task(view, rows, split, nullptr, scratch);
-  kLargestScores[isa](task);
+  (arithmetic == AttentionArithmetic::kBF16 ? kLargestScoresBf16 : kLargestScores)[isa](task);
   const int32_t num_entries = view.split_begin(split + 1) - view.split_begin(split);
   std::memcpy(largest, task.scores, static_cast<size_t>(num_entries) * sizeof(float));
 }

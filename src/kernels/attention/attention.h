@@ -161,10 +161,11 @@ void attention_weights(Isa isa, const KvView& view, const AttentionRows& rows, i
                        float* const* weights, std::byte* scratch);
 
 // For those who put entries in order: largest[i] = the largest product of a row's query and the key of the split's i-th
-// entry, unscaled, in float32 whatever the codec; values, window and biases are not looked at. Every row sees every
-// entry. A NaN is passed over; -inf where all are. `scratch` as for attention_split.
-void attention_largest_scores(Isa isa, const KvView& view, const AttentionRows& rows, int32_t split, float* largest,
-                              std::byte* scratch);
+// entry, unscaled; of BF16 entries as attention_split has it in this precision, of others in float32. Values, window
+// and biases are not looked at. Every row sees every entry. A NaN is passed over; -inf where all are. `scratch` as for
+// attention_split.
+void attention_largest_scores(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows,
+                              int32_t split, float* largest, std::byte* scratch);
 
 // into = into followed by next (entries after those of `into`). Merging into an empty state copies `next`.
 void merge_attention_state(Isa isa, float* into, const float* next, int32_t value_dim);

@@ -342,6 +342,12 @@ void kv_store_block_avx512_bf16(const KvBlockFormat& format, std::byte* block, i
 
 void attention_split_bf16_avx512_bf16(const SplitTask& task) { split_rounded(task); }
 
+void attention_largest_scores_bf16_avx512_bf16(const SplitTask& task) {
+  round_queries(task);
+  score_blocks(task, SeenBlocks(task), next_split(task));
+  keep_largest(task);
+}
+
 void attention_split_decoded_avx512_bf16(const SplitTask& task) {
   switch (task.format.codec) {
     case KvCodec::kLatent8:

@@ -215,13 +215,14 @@ void attention_weights_reference(const KvView& all, const AttentionRows& rows, i
   }
 }
 
-void attention_largest_scores_reference(const KvView& all, const AttentionRows& rows, int32_t split, float* largest) {
+void attention_largest_scores_reference(AttentionArithmetic arithmetic, const KvView& all, const AttentionRows& rows,
+                                        int32_t split, float* largest) {
   const KvView view = with_format_of(all, split);
-  const Entries entries(AttentionArithmetic::kF32, view, rows, split);
+  const Entries entries(arithmetic, view, rows, split);
   const int32_t key_dim = view.format.key_dim;
   std::vector<double> of_all(static_cast<size_t>(entries.count), kNothing);
   for (int32_t r = 0; r < rows.num_rows; ++r) {
-    const std::vector<double> query = round_query(AttentionArithmetic::kF32, view.format, query_of(view, rows, r));
+    const std::vector<double> query = round_query(arithmetic, view.format, query_of(view, rows, r));
     for (int32_t i = 0; i < entries.count; ++i) {
       double& of_entry = of_all[static_cast<size_t>(i)];
       of_entry = std::fmax(of_entry, dot(query, entries.keys.data() + int64_t{i} * key_dim));

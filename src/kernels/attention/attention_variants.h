@@ -93,13 +93,15 @@ void attention_weights_avx512(const SplitTask& task);
 // The largest scores of the rows in the first row of task.scores.
 void attention_largest_scores_avx2(const SplitTask& task);
 void attention_largest_scores_avx512(const SplitTask& task);
+void attention_largest_scores_bf16_avx512_bf16(const SplitTask& task);
 
 // The oracle reads entries one by one, as kv_load does, and decides by itself what a row sees.
 void attention_split_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
                                int32_t split, float* const* states);
 void attention_weights_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* const* states,
                                  float* const* weights);
-void attention_largest_scores_reference(const KvView& view, const AttentionRows& rows, int32_t split, float* largest);
+void attention_largest_scores_reference(AttentionArithmetic arithmetic, const KvView& view, const AttentionRows& rows,
+                                        int32_t split, float* largest);
 
 using MergeFunction = void (*)(float* into, const float* next, int32_t value_dim);
 void merge_attention_state_reference(float* into, const float* next, int32_t value_dim);

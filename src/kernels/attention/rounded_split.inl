@@ -4,12 +4,11 @@
 //   weigh(task, seen)               turns all rows' scores into weights and writes their states' first two numbers
 //   add_blocks(task, seen)          adds the values of the blocks to the weighted sums
 
-inline void score_blocks(const SplitTask& task, const SeenBlocks& seen) {
+// After the last block comes `next`, nullptr or what will be read then.
+inline void score_blocks(const SplitTask& task, const SeenBlocks& seen, const uint8_t* next) {
   for (int32_t i = 0; i < seen.count; ++i) {
     const uint8_t* keys = block_bytes(task, seen.blocks[i]);
-    // Then come the next block's keys; after the last, the first block's values.
-    const uint8_t* ahead =
-        i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) : block_bytes(task, seen.blocks[0]) + task.values;
+    const uint8_t* ahead = i + 1 < seen.count ? block_bytes(task, seen.blocks[i + 1]) : next;
     for_rows_that_see(task, seen.blocks[i], ahead,
                       [&](const RowTile& tile, int32_t num_rows) { score_up_to<kMaxRows>(num_rows, tile, keys); });
   }
@@ -18,7 +17,7 @@ inline void score_blocks(const SplitTask& task, const SeenBlocks& seen) {
 inline void split_rounded(const SplitTask& task) {
   const SeenBlocks seen(task);
   round_queries(task);
-  score_blocks(task, seen);
+  score_blocks(task, seen, seen.count == 0 ? nullptr : block_bytes(task, seen.blocks[0]) + task.values);
   weigh(task, seen);
   clear_sums(task);
   add_blocks(task, seen);

@@ -90,8 +90,8 @@ struct ChoiceLayout {
 };
 
 // best[p] = the largest bound that a row has for the scores of page p, unscaled, which leaves their order as it is.
-void score_bounds(Isa isa, const KvView& of_pages, const AttentionRows& rows, const ChoiceLayout& layout,
-                  float* scratch, float* best) {
+void score_bounds(Isa isa, Precision precision, const KvView& of_pages, const AttentionRows& rows,
+                  const ChoiceLayout& layout, float* scratch, float* best) {
   const int32_t key_dim = of_pages.format.key_dim / 2;
   auto** parts = reinterpret_cast<const float**>(scratch + layout.rows);
   auto* positions = reinterpret_cast<int32_t*>(scratch + layout.positions);
@@ -107,7 +107,7 @@ void score_bounds(Isa isa, const KvView& of_pages, const AttentionRows& rows, co
   }
   const AttentionRows of_parts{.queries = parts, .positions = positions, .num_rows = rows.num_rows};
   for (int32_t split = 0; split < of_pages.num_splits(); ++split) {
-    attention_largest_scores(isa, of_pages, of_parts, split, best + of_pages.split_begin(split),
+    attention_largest_scores(isa, precision, of_pages, of_parts, split, best + of_pages.split_begin(split),
                              reinterpret_cast<std::byte*>(scratch));
   }
 }
@@ -208,8 +208,8 @@ int64_t PageBounds::scratch_floats(int32_t layer, const KvView& view, int32_t nu
   return ChoiceLayout(formats_[static_cast<size_t>(layer)], view.num_entries / page_entries(), num_rows).end;
 }
 
-int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& view, const AttentionRows& rows,
-                           int32_t* pages, float* scratch) const {
+int32_t PageBounds::choose(Isa isa, Precision precision, int32_t layer, int32_t index, const KvView& view,
+                           const AttentionRows& rows, int32_t* pages, float* scratch) const {
   const int32_t last = (view.num_entries - 1) / page_entries();
   const int32_t num_pages = num_pages_read(view.num_entries);
   if (last < num_pages) {
@@ -219,7 +219,8 @@ int32_t PageBounds::choose(Isa isa, int32_t layer, int32_t index, const KvView& 
   const KvView of_pages = bounds(layer, index, last);
   const ChoiceLayout layout(of_pages.format, last, rows.num_rows);
   float* best = scratch + layout.best;
-  score_bounds(isa, of_pages, rows, layout, scratch, best);
+  const bool rounds = attention_arithmetic(isa, view.format, precision) == AttentionArithmetic::kBF16;
+  score_bounds(isa, rounds ? precision : Precision::kExact, of_pages, rows, layout, scratch, best);
   auto* orders = reinterpret_cast<int32_t*>(scratch + layout.orders);
   for (int32_t page = 0; page < last; ++page) orders[page] = order_of(best[page]);
   // The worst page that is read, and how many of its worth are.

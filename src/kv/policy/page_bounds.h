@@ -45,10 +45,11 @@ class PageBounds {
 
   // The pages that query rows may read, ascending and in place: of the view's pages the last one and those of the
   // others whose bounds, at their largest over the rows, are largest; of equal ones the first. Rows see all entries of
-  // the view, whose whole pages are known. queries [num_rows] pointers to [key_dim]. Returns their number, at most
+  // the view, whose whole pages are known. queries [num_rows] pointers to [key_dim]; they are rounded where
+  // attention rounds them to bfloat16 for the view's entries. Returns their number, at most
   // num_pages_read(view.num_entries); pages has room for as many.
-  int32_t choose(Isa isa, int32_t layer, int32_t head, const KvView& view, const AttentionRows& rows, int32_t* pages,
-                 float* scratch) const;
+  int32_t choose(Isa isa, Precision precision, int32_t layer, int32_t head, const KvView& view,
+                 const AttentionRows& rows, int32_t* pages, float* scratch) const;
   int64_t scratch_floats(int32_t layer, const KvView& view, int32_t num_rows) const;
 
   // Bytes of bounds per entry and head of a layer with keys of key_dim.

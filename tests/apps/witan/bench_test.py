@@ -53,6 +53,22 @@ class BenchTest(program.WitanTestCase):
         self.assertAlmostEqual(dense["bytes_per_token"] - fifth["bytes_per_token"], 80 * entry, places=3)
         self.assertAlmostEqual(dense["bytes_per_token"] - half["bytes_per_token"], 50 * entry, places=3)
 
+    def test_depths_that_are_copied(self):
+        flags = ["-p", "1", "-d", "200", "-b", "3", "-n", "4", "--kv", "snapkv(window=8),keep=0.2"]
+        own, copied = self.bench(*flags), self.bench(*flags, "--copy-depth")
+        self.assertEqual((own["copied_depth"], copied["copied_depth"]), (False, True))
+        self.assertEqual([c["name"] for c in copied["cases"]], [c["name"] for c in own["cases"]])
+        dense, fifth = copied["cases"][1:]
+        self.assertNotIn("kv", dense)
+        self.assertGreater(fifth["compression_seconds"], 0)
+        entry, expert = 2 * 2 * (128 + 128) * 2, 3 * 256 * 256 * 4
+        experts = (dense["distinct_experts_per_step"] - fifth["distinct_experts_per_step"]) * expert / 3
+        self.assertAlmostEqual(dense["bytes_per_token"] - experts - fifth["bytes_per_token"], 160 * entry, places=3)
+        for case, of_own in zip(copied["cases"][1:], own["cases"][1:]):
+            self.assertEqual(case["operations_per_token"], of_own["operations_per_token"])
+        self.fails("bench", "-m", self.model, "-d", "63", "--copy-depth", says="at least 64")
+        self.fails("bench", "-m", self.model, "-d", "64", "--copy-depth", "--kv", "h2o,keep=0.5", says="h2o")
+
     def test_generating_beside_a_prompt(self):
         flags = ["-p", "1", "-d", "30", "-b", "3", "-n", "4", "--beside", "100", "--mixed-tokens", "16",
                  "--max-slowdown", "0"]  # fmt: skip

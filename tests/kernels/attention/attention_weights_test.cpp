@@ -13,6 +13,7 @@
 #include "kernels/attention/attention_fixture.h"
 #include "kernels/attention/attention_shapes.h"
 #include "kernels/supported_isas.h"
+#include "tensor/half.h"
 
 namespace witan {
 namespace {
@@ -25,6 +26,7 @@ using test::last_positions;
 using test::Queries;
 using test::some_channels;
 using test::State;
+using test::Variant;
 using test::without_channels;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
@@ -123,10 +125,10 @@ TEST(AttentionWeights, OfARowHaveTheSameBitsWhateverElseIsInTheTile) {
 }
 
 // Of a split, by all rows together.
-std::vector<float> largest_scores(Isa isa, const KvView& view, const AttentionRows& tile, int32_t split) {
+std::vector<float> largest_scores(Variant variant, const KvView& view, const AttentionRows& tile, int32_t split) {
   std::vector<float> largest(static_cast<size_t>(view.split_begin(split + 1) - view.split_begin(split)), kNaN);
   const test::AlignedBytes scratch = test::poisoned_bytes(attention_scratch_bytes(view, tile.num_rows));
-  attention_largest_scores(isa, view, tile, split, largest.data(), scratch.get());
+  attention_largest_scores(variant.isa, variant.precision, view, tile, split, largest.data(), scratch.get());
   return largest;
 }
 
@@ -144,20 +146,25 @@ TEST(AttentionLargestScores, AreThoseOfTheRowsAlone) {
         for (size_t i = 0; i < count; ++i) {
           view.load(begin + static_cast<int32_t>(i), keys.data() + i * static_cast<size_t>(dims.key_dim), nullptr);
         }
-        for (const Isa isa : test::supported_isas()) {
-          const std::string where = describe({isa, Precision::kExact}, entries.format, 700);
+        for (const Variant& variant : test::variants(entries.format)) {
+          const std::string where = describe(variant, entries.format, 700);
+          const bool rounds =
+              codec == KvCodec::kBF16 && variant.arithmetic(entries.format) == AttentionArithmetic::kBF16;
           std::vector<float> expected(count, -kInfinity);
           for (size_t r = 0; r < queries.rows.size(); ++r) {
-            const std::vector<float> of_row = largest_scores(isa, view, queries.tile(r, r + 1), split);
+            const std::vector<float> of_row = largest_scores(variant, view, queries.tile(r, r + 1), split);
+            std::vector<float> query = queries.rows[r];
+            if (rounds)
+              std::ranges::transform(query, query.begin(), [](float x) { return bf16_to_f32(f32_to_bf16(x)); });
             for (size_t i = 0; i < count; ++i) {
               expected[i] = std::max(expected[i], of_row[i]);
               const float* key = keys.data() + i * static_cast<size_t>(dims.key_dim);
-              const double score = std::inner_product(queries.rows[r].begin(), queries.rows[r].end(), key, 0.0);
+              const double score = std::inner_product(query.begin(), query.end(), key, 0.0);
               // As many products of at most 3 as there are components, each with a few roundings, turned ones twice.
               ASSERT_NEAR(of_row[i], score, 3.0 * dims.key_dim * 1e-6) << where << " row " << r << " entry " << i;
             }
           }
-          EXPECT_EQ(largest_scores(isa, view, queries.tile(0, queries.rows.size()), split), expected) << where;
+          EXPECT_EQ(largest_scores(variant, view, queries.tile(0, queries.rows.size()), split), expected) << where;
         }
       }
     }
@@ -169,10 +176,10 @@ TEST(AttentionLargestScores, PassOverNaNs) {
   Queries queries(32, {69, 69, 69});
   const Queries others(32, {69, 69});
   queries.rows[2][4] = kNaN;
-  for (const Isa isa : test::supported_isas()) {
-    EXPECT_EQ(largest_scores(isa, entries.view(), queries.tile(0, 3), 0),
-              largest_scores(isa, entries.view(), others.tile(0, 2), 0));
-    EXPECT_EQ(largest_scores(isa, entries.view(), queries.tile(2, 3), 0), std::vector<float>(70, -kInfinity));
+  for (const Variant& variant : test::variants(entries.format)) {
+    EXPECT_EQ(largest_scores(variant, entries.view(), queries.tile(0, 3), 0),
+              largest_scores(variant, entries.view(), others.tile(0, 2), 0));
+    EXPECT_EQ(largest_scores(variant, entries.view(), queries.tile(2, 3), 0), std::vector<float>(70, -kInfinity));
   }
 }
 

@@ -21,7 +21,12 @@ std::vector<float> random_floats(int64_t count, uint32_t seed) {
   return floats;
 }
 
-class PageBoundsTest : public testing::TestWithParam<KvCodec> {
+struct Entries {
+  KvCodec codec;
+  Precision precision;  // of those who read them
+};
+
+class PageBoundsTest : public testing::TestWithParam<Entries> {
  protected:
   PageBoundsTest() {
     const std::vector<float> keys = random_floats(int64_t{kEntries} * kDim, 1);
@@ -43,9 +48,9 @@ class PageBoundsTest : public testing::TestWithParam<KvCodec> {
     auto scratch =
         pool_.allocate(MemoryTag::kActivations,
                        static_cast<size_t>(bounds.scratch_floats(1, view(num_entries), kGroup)) * sizeof(float));
-    const int32_t count =
-        bounds.choose(isa, 1, 0, view(num_entries), {.queries = rows.data(), .num_rows = kGroup, .scale = 0.2f},
-                      pages.data(), reinterpret_cast<float*>(scratch->data()));
+    const int32_t count = bounds.choose(isa, GetParam().precision, 1, 0, view(num_entries),
+                                        {.queries = rows.data(), .num_rows = kGroup, .scale = 0.2f}, pages.data(),
+                                        reinterpret_cast<float*>(scratch->data()));
     pages.resize(static_cast<size_t>(count));
     return pages;
   }
@@ -81,8 +86,8 @@ class PageBoundsTest : public testing::TestWithParam<KvCodec> {
   std::vector<KvLayerSpec> layers_ = {{.num_kv_heads = 1, .key_dim = kDim, .value_dim = kDim},
                                       {.num_kv_heads = 1, .key_dim = kDim, .value_dim = kDim},
                                       {.num_kv_heads = 1, .key_dim = kDim, .value_dim = kDim, .window = 64}};
-  KvCache kv_{pool_,
-              {.layers = layers_, .codec = GetParam(), .capacity_bytes = size_t{32} << 20, .prefix_cache = false}};
+  KvCache kv_{
+      pool_, {.layers = layers_, .codec = GetParam().codec, .capacity_bytes = size_t{32} << 20, .prefix_cache = false}};
   SequenceId sequence_ = kv_.create();
 };
 
@@ -209,8 +214,15 @@ TEST_P(PageBoundsTest, AllPagesAreReadWhereThereAreNoMore) {
   EXPECT_EQ(pages.size(), 41u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Codecs, PageBoundsTest, testing::Values(KvCodec::kF32, KvCodec::kBF16, KvCodec::kQ8),
-                         [](const auto& codec) { return std::string(kv_codec_name(codec.param)); });
+INSTANTIATE_TEST_SUITE_P(Codecs, PageBoundsTest,
+                         testing::Values(Entries{KvCodec::kF32, Precision::kExact},
+                                         Entries{KvCodec::kBF16, Precision::kExact},
+                                         Entries{KvCodec::kBF16, Precision::kFast},
+                                         Entries{KvCodec::kQ8, Precision::kFast}),
+                         [](const auto& entries) {
+                           const bool is_exact = entries.param.precision == Precision::kExact;
+                           return std::string(kv_codec_name(entries.param.codec)) + (is_exact ? "_exact" : "_fast");
+                         });
 
 }  // namespace
 }  // namespace witan
