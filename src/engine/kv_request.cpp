@@ -86,14 +86,6 @@ std::vector<KvSpan> reusable_documents(const GenerationRequest& request, int32_t
 void check_reuse(const KvPolicy& policy, const LoadedModel& model) {
   const ModelInfo& info = model.info();
   const KvReuse& reuse = *policy.reuse;
-  if (policy.prefill_every > 0) {
-    fail(ErrorCode::kInvalidArgument, "the KV policy {} judges entries of documents before they are there",
-         policy.text);
-  }
-  if (policy.wants().sees_all_tokens()) {
-    fail(ErrorCode::kInvalidArgument,
-         "the KV policy {} judges by the queries of all tokens, and those of documents are not computed", policy.text);
-  }
   if (std::ranges::any_of(info.kv_layers, [](const KvLayerSpec& layer) { return layer.window > 0; })) {
     fail(ErrorCode::kUnsupported,
          "the KV policy {} moves documents' entries, of which layers with a sliding window do not keep all",

@@ -19,19 +19,28 @@ constexpr std::string_view kTypes[] = {"k=int8-hadamard,residual=32", "k=int4-ha
                                        "k=int4-hadamard,v=int2-hadamard,residual=32"};
 constexpr std::string_view kLatentTypes[] = {"k=int8-latent,residual=32", "k=int4-latent,residual=32"};
 
+// An answer of at most so many tokens for each of the prompt's is a short one.
+constexpr double kShortAnswer = 0.2;
+
+// Below these shares of the entries the prompt is read twice, if it can be: the method that is best at looking things
+// up, and for short answers nothing else is asked for.
+constexpr std::string_view kReadingTwice = "kvzip";
+constexpr double kReadTwiceBelow = 0.45;
+constexpr double kReadTwiceForShortAnswersBelow = 0.55;
+
 struct Preset {
   double least_share;  // of the entries, from which on it is taken
   std::string_view parts;
-  bool merges = false;       // values, which models that have a head per layer cannot (MLA)
-  bool reads_twice = false;  // the prompt
+  bool merges = false;  // values, which models that have a head per layer cannot (MLA)
 };
 
-// The first that is possible is taken: those with the best mean accuracy in the sweep of docs/kv-cache.md, at 90, 70,
-// 50, 40, 30 and 10 %. Between two budgets that want different ones the limit is half way.
+// Otherwise the first that is possible is taken. All of it is by the best mean accuracy in the sweeps of
+// docs/kv-cache.md, at 90, 70, 50, 40, 30 and 10 %; between two budgets that want different ones the limit is half way.
 constexpr Preset kPresets[] = {
-    {.least_share = 0.45, .parts = "keydiff,merge", .merges = true},      {.least_share = 0.45, .parts = "keydiff"},
-    {.least_share = 0.0, .parts = "kvzip", .reads_twice = true},          {.least_share = 0.35, .parts = "keydiff"},
-    {.least_share = 0.0, .parts = "keydiff,adakv,merge", .merges = true}, {.least_share = 0.0, .parts = "keydiff"},
+    {.least_share = 0.45, .parts = "keydiff,merge", .merges = true},
+    {.least_share = 0.35, .parts = "keydiff"},
+    {.least_share = 0.0, .parts = "keydiff,adakv,merge", .merges = true},
+    {.least_share = 0.0, .parts = "keydiff"},
 };
 
 std::string join(std::initializer_list<std::string> parts) {
@@ -59,12 +68,14 @@ double share_kept(const KvPolicy& policy, const KvAutoRequest& request) {
 
 // The method for a share of the entries.
 std::string_view preset_for(double share, const KvPolicy& any, const KvAutoRequest& request) {
-  const bool can_read_twice = request.fits_twice && !any.judges_again();
-  return std::ranges::find_if(kPresets,
-                              [&](const Preset& p) {
-                                return share >= p.least_share && (request.values_merge || !p.merges) &&
-                                       (can_read_twice || !p.reads_twice);
-                              })
+  const int32_t num_answered = request.num_entries + 1 - request.num_prompt_tokens;  // at most
+  const bool is_short = num_answered <= kShortAnswer * request.num_prompt_tokens;
+  if (request.fits_twice && !any.judges_again() &&
+      share < (is_short ? kReadTwiceForShortAnswersBelow : kReadTwiceBelow)) {
+    return kReadingTwice;
+  }
+  return std::ranges::find_if(
+             kPresets, [&](const Preset& p) { return share >= p.least_share && (request.values_merge || !p.merges); })
       ->parts;
 }
 
@@ -184,7 +195,8 @@ KvAutoChoice choose_kv_policy(const KvPolicy& policy, const KvAutoRequest& reque
     return {.policy = {}, .reason = "the model reads its prompt with an encoder, whose entries cannot be dropped"};
   }
   if (automatic.by_room) return choose_by_room(policy, request);
-  KvAutoChoice choice{.policy = within_budget(automatic, request), .reason = "the best one measured for this budget"};
+  KvAutoChoice choice{.policy = within_budget(automatic, request),
+                      .reason = "the best one measured for this budget and this length of answers"};
   if (choice.policy.empty()) choice.reason = "the text is within the budget";
   return choice;
 }

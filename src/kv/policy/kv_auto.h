@@ -44,8 +44,9 @@ struct KvAutoChoice {
 
 // The policy for a request, of one that `automatic` says is to be chosen. A budget is the memory of so many entries as
 // they are. Every entry stays, rounded to the type of most bits with which they fit into it; with none, as many as fit
-// when rounded to the one of fewest, by the method that kept most answers right at that share (docs/kv-cache.md has the
-// figures). Where entries are judged again and again they stay as they are, and so many as the budget says.
+// when rounded to the one of fewest, by the method that kept most answers right at that share, among answers as long
+// for their prompt as this one may be (docs/kv-cache.md has the figures). Where entries are judged again and again they
+// stay as they are, and so many as the budget says.
 //
 // The budget is the policy's own if it has one; then the choice depends on the request alone. If not, it is the room
 // that the cache has; where it has none for the share KvAuto::floor of the entries, it is that share.

@@ -57,8 +57,9 @@ int32_t order_of(float x) {
   return bits < 0 ? bits ^ 0x7fffffff : bits;
 }
 
-// The k-th largest of n numbers, k >= 1: the largest number that k of them reach, found bit by bit. Unlike
-// std::nth_element's, its branches do not depend on what is compared, and all n are compared side by side.
+// The k-th largest of n numbers, 1 <= k <= n: the largest number that k of them reach, found bit by bit until no more
+// than k do. Unlike std::nth_element's, its branches do not depend on what is compared, and all n are compared side by
+// side.
 int32_t kth_largest(const int32_t* numbers, int32_t n, int32_t k) {
   constexpr uint32_t kSign = 0x80000000u;
   uint32_t found = 0;  // above the least of all numbers
@@ -67,8 +68,12 @@ int32_t kth_largest(const int32_t* numbers, int32_t n, int32_t k) {
     int32_t count = 0;
     for (int32_t i = 0; i < n; ++i) count += numbers[i] >= least;
     if (count >= k) found |= bit;
+    if (count == k) break;
   }
-  return static_cast<int32_t>(found ^ kSign);
+  const auto least = static_cast<int32_t>(found ^ kSign);
+  int32_t kth = std::numeric_limits<int32_t>::max();
+  for (int32_t i = 0; i < n; ++i) kth = std::min(kth, numbers[i] >= least ? numbers[i] : kth);
+  return kth;
 }
 
 // How the scratch of a choice is divided; in floats, each a multiple of 16. The kernel's comes first.

@@ -250,11 +250,17 @@ void check_pressure(const KvPolicy& policy) {
 
 // What is left of documents is judged when the prompt is computed.
 void check_reuse(const KvPolicy& policy) {
-  if (!policy.reuse || policy.prefill_every == 0) return;
-  fail(
-      ErrorCode::kInvalidArgument,
-      "prefill_every cannot be combined with the reuse of documents: their entries are not there, or not all computed, "
-      "when the prompt before them is");
+  if (!policy.reuse) return;
+  if (policy.prefill_every > 0) {
+    fail(ErrorCode::kInvalidArgument,
+         "prefill_every cannot be combined with the reuse of documents: their entries are not there, or not all "
+         "computed, when the prompt before them is");
+  }
+  if (policy.wants().sees_all_tokens()) {
+    fail(ErrorCode::kInvalidArgument,
+         "a part that judges by the queries of all tokens, such as h2o or expectedattention, cannot be combined with "
+         "the reuse of documents: their queries are not computed");
+  }
 }
 
 void set_budget(KvPolicy& policy, const Arguments& keys) {

@@ -284,11 +284,12 @@ class AnswersTest(RunTestCase):
                          {"policy": None, "reason": "the KV cache has room for every entry"})  # fmt: skip
         self.assertEqual(roomy["tokens"], dense["tokens"])
         kept = self.answers(*prompt, "--kv", "auto,keep=0.4,floor=0")[0]
-        policy = "keydiff,merge,k=int4-hadamard,v=int2-hadamard,residual=32,tokens=64"
+        policy = "kvzip,k=int4-hadamard,v=int2-hadamard,residual=32,tokens=64"
         self.assertEqual(kept["usage"]["kv_auto"]["policy"], policy)
         self.assertEqual(kept["tokens"], self.answers(*prompt, "--kv", policy)[0]["tokens"])
         both = self.run_model(*prompt, "-p", "a longer one " * 8, "--kv", "auto,keep=0.5,floor=0").err
-        self.assertEqual(both.count("--kv auto: keydiff,merge,keep=0.5,floor=0: the best one measured for this budget\n"), 1)
+        reason = "the best one measured for this budget and this length of answers"
+        self.assertEqual(both.count(f"--kv auto: kvzip,keep=0.5,floor=0: {reason}\n"), 1)
         self.assertNotIn("--kv auto", self.run_model(*prompt, "--kv", "auto", "-q").err)
         text = self.run_model(*prompt, "--kv", "auto").err
         self.assertIn("--kv auto: every entry stays: the KV cache has room for every entry\n", text)

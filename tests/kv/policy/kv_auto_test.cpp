@@ -41,13 +41,28 @@ std::string chosen(const std::string& policy, const KvAutoRequest& of) {
 
 TEST(KvAuto, TheBudgetChoosesTheMethod) {
   EXPECT_EQ(chosen("auto,keep=0.9", request()), "keydiff,merge,keep=0.9,floor=128");
-  EXPECT_EQ(chosen("auto,keep=0.5", request()), "keydiff,merge,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.6", request()), "keydiff,merge,keep=0.6,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.5", request()), "kvzip,keep=0.5,floor=128");
   EXPECT_EQ(chosen("keep=0.4, auto", request()), "kvzip,keep=0.4,floor=128");
   EXPECT_EQ(chosen("auto,keep=0.2", request()), "kvzip,keep=0.2,floor=128");
-  EXPECT_EQ(chosen("auto,tokens=500", request()), "keydiff,merge,tokens=500");
+  EXPECT_EQ(chosen("auto,tokens=500", request()), "kvzip,tokens=500");
   EXPECT_EQ(chosen("auto,tokens=100,floor=400,every=16,sinks=2", request()),
             "keydiff,tokens=100,floor=400,every=16,sinks=2");
   EXPECT_EQ(chosen(R"({"parts": ["auto"], "keep": 0.2})", request()), "kvzip,keep=0.2,floor=128");
+}
+
+TEST(KvAuto, TheLengthOfTheAnswerHasASay) {
+  KvAutoRequest of = request();
+  of.num_entries = 1199;  // an answer of 200; the last token is only sampled
+  EXPECT_EQ(chosen("auto,keep=0.54", of), "kvzip,keep=0.54,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.55", of), "keydiff,merge,keep=0.55,floor=128");
+  of.num_entries = 1200;
+  EXPECT_EQ(chosen("auto,keep=0.54", of), "keydiff,merge,keep=0.54,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.45", of), "keydiff,merge,keep=0.45,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.44", of), "kvzip,keep=0.44,floor=128");
+  of.num_entries = 1100;
+  of.fits_twice = false;
+  EXPECT_EQ(chosen("auto,keep=0.5", of), "keydiff,merge,keep=0.5,floor=128");
 }
 
 TEST(KvAuto, EveryEntryStaysAsLongAsSomeTypeIsSmallEnough) {
@@ -89,7 +104,7 @@ TEST(KvAuto, TheRoomChoosesATypeBeforeAnythingIsDropped) {
   EXPECT_EQ(of_share.reason,
             "the KV cache has 12159 bytes beside other requests; every entry would take 35200, a share of 0.9 with "
             "k=int4-hadamard takes 11264");
-  EXPECT_EQ(chosen("auto", request_with_types(0)), "keydiff,merge,keep=0.5,floor=128,k=int4-hadamard");
+  EXPECT_EQ(chosen("auto", request_with_types(0)), "kvzip,keep=0.5,floor=128,k=int4-hadamard");
 }
 
 TEST(KvAuto, WithABudgetTheRoomDoesNotMatter) {
@@ -111,7 +126,7 @@ TEST(KvAuto, TheLargestShareThatFitsIsChosen) {
       << "of the prompt, and the answer";
   EXPECT_EQ(chosen("auto(floor=0.1)", request(1000)), "keydiff,merge,keep=0.9,floor=128");
   EXPECT_EQ(chosen("auto(floor=0.1)", request(999)), "keydiff,merge,keep=0.7,floor=128");
-  EXPECT_EQ(chosen("auto(floor=0.1)", request(600)), "keydiff,merge,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto(floor=0.1)", request(600)), "kvzip,keep=0.5,floor=128");
   EXPECT_EQ(chosen("auto(floor=0.1)", request(599)), "kvzip,keep=0.3,floor=128");
   const KvAutoChoice choice = choose_kv_policy(parse_kv_policy("auto,every=50"), request(1000));
   EXPECT_EQ(choice.policy, "keydiff,merge,every=50,keep=0.9,floor=128");
@@ -124,7 +139,7 @@ TEST(KvAuto, TheLargestShareThatFitsIsChosen) {
 }
 
 TEST(KvAuto, NoShareBelowTheFloorIsChosen) {
-  EXPECT_EQ(chosen("auto", request(0)), "keydiff,merge,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto", request(0)), "kvzip,keep=0.5,floor=128");
   EXPECT_EQ(chosen("auto(floor=0.6)", request(0)), "keydiff,merge,keep=0.6,floor=128");
   EXPECT_EQ(chosen("auto(floor=0.6)", request(800)), "keydiff,merge,keep=0.7,floor=128");
   EXPECT_EQ(chosen("auto(floor=0.2)", request(0)), "kvzip,keep=0.2,floor=128");
@@ -135,7 +150,7 @@ TEST(KvAuto, NoShareBelowTheFloorIsChosen) {
 TEST(KvAuto, ModelsGetWhatIsPossible) {
   KvAutoRequest latents = request();
   latents.values_merge = false;
-  EXPECT_EQ(chosen("auto,keep=0.5", latents), "keydiff,keep=0.5,floor=128");
+  EXPECT_EQ(chosen("auto,keep=0.6", latents), "keydiff,keep=0.6,floor=128");
   EXPECT_EQ(chosen("auto,keep=0.1", latents), "kvzip,keep=0.1,floor=128");
   EXPECT_EQ(chosen("auto,keep=0.1,every=8", latents), "keydiff,keep=0.1,every=8,floor=128");
   KvAutoRequest long_prompt = request();
