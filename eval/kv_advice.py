@@ -69,6 +69,8 @@ def of_budgets(sweep, task_name):
 def of_abilities(sweep, task_name):
     """What suffers first: the tasks by the budget below which even the best method for them loses."""
     by_budget = [(budget, _best_shares(sweep, budget)) for budget in _falling(sweep)]
+    if not by_budget:
+        return
     reached = {task: [budget for budget, shares in by_budget if shares[task] >= _UNHARMED] for task in _solved_tasks(sweep)}
     first = [task_name(task) for task, budgets in reached.items() if not budgets]
     if first:
@@ -81,8 +83,9 @@ def of_abilities(sweep, task_name):
 
 
 def _falling(sweep):
-    """Budgets from the one that keeps most bytes to the one that keeps least."""
-    return sorted(sweep.budgets(), key=lambda budget: -max(run.bytes_kept() for run in sweep.at(budget)))
+    """Budgets from the one that keeps most bytes to the one that keeps least, but that of every entry, rounded."""
+    budgets = [budget for budget in sweep.budgets() if budget != "1.0"]
+    return sorted(budgets, key=lambda budget: -max(run.bytes_kept() for run in sweep.at(budget)))
 
 
 def of_methods(sweep):

@@ -119,7 +119,10 @@ def read(folder):
         runs.append(Run(method, budget, file.samples + lost, file.header["settings"].get("kv", "")))
     if not runs or not ids:
         raise results.ResultsError(f"{folder}: no results of KV policies, METHOD@BUDGET.jsonl, in it")
-    bytes_before = {sample.id: sample.kv["bytes_before"] for run in runs for sample in run.samples if sample.kv}
+    bytes_before = {}  # the least that a run says: some count what was generated until entries were judged last
+    for sample in (sample for run in runs for sample in run.samples if sample.kv):
+        told = sample.kv["bytes_before"]
+        bytes_before[sample.id] = min(told, bytes_before.get(sample.id, told))
     for run in runs:
         run.bytes_before = bytes_before
     runs.sort(key=lambda run: (run.method, "." not in run.budget, -float(run.budget)))
@@ -261,7 +264,8 @@ def _best_for_bytes(sweep):
     def row(name, dense, measure, shown):
         cells = [shown(dense)]
         for share in shares:
-            best = max((run for run in sweep.runs if run.bytes_kept() <= share), key=measure)
+            within = (run for run in sweep.runs if run.bytes_kept() <= share)
+            best = max(within, key=lambda run: (measure(run), -run.bytes_kept()))
             cells.append(f"{_method(best.method)}, {budget_name(best.budget)}<br>{shown(best)}")
         return (name, *cells)
 

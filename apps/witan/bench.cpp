@@ -130,13 +130,20 @@ double total(const Operations& operations) { return operations[0] + operations[1
 // Tokens before documents, and at least so many behind them.
 constexpr int32_t kAround = 16;
 
-// Most tokens that a sequence computes by itself, where others had the rest of its prompt before.
-constexpr int32_t kMostOwnTokens = kKvBlockSize;
-constexpr int32_t kMostOwnTokensOfCopies = 3 * kKvBlockSize;
-
 // As it is, or in prompts of documents that are copied from others.
 KvPolicy kv_policy_of(const std::string& text, bool copies) {
-  return parse_kv_policy(copies ? fmt::format("epic,{}", text) : text);
+  const KvPolicy policy = parse_kv_policy(text);
+  return copies ? parse_kv_policy("epic," + policy.text) : policy;
+}
+
+// Most tokens that a sequence computes by itself, where the rest of its prompt was there before.
+int32_t most_own_tokens(const BenchFlags& flags) {
+  if (!flags.copy_depth) return kKvBlockSize;
+  int32_t most = 0;  // of those that policies judge by, which are computed though they be a document's
+  for (const std::string& policy : flags.kv_policies) {
+    most = std::max(most, kv_policy_of(policy, false).wants().num_query_tokens);
+  }
+  return most + 3 * kKvBlockSize;
 }
 
 // Steps that a prompt beside sequences that generate may take. With chunks of 128 tokens that are 500 steps each.
@@ -589,7 +596,7 @@ void run_bench(const BenchFlags& flags) {
   // What a sequence generates while the others' last prompt tokens are computed.
   const int32_t most_together = *std::ranges::max_element(flags.batches);
   options.context_length = longest + 8 +
-                           most_together * (flags.copy_depth ? kMostOwnTokensOfCopies : kMostOwnTokens) /
+                           most_together * most_own_tokens(flags) /
                                std::max(1, std::min(options.max_step_tokens, options.max_mixed_prompt_tokens) / 2);
   options.max_sequences = std::max(options.max_sequences, most_together);
   const std::unique_ptr<Engine> engine = load_engine(options);
@@ -641,8 +648,8 @@ void add_bench_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Measure speed against the machine's limits");
   command->footer(
       "Prompts are of random tokens. Generating is measured over the steps in which every sequence generates; each has "
-      "tokens and KV entries of its own. Every round has every case, one after the other, and the medians count; a "
-      "first round warms "
+      "KV entries of its own and, without --copy-depth, tokens. Every round has every case, one after the other, and "
+      "the medians count; a first round warms "
       "up.\n\nOf limit: for prompts, the time of all multiplications at the core's peaks over the time taken; for "
       "generating, the bytes that the steps had to read (weights, the experts that were chosen, KV entries) at the "
       "read bandwidth. Limits are measured before each case, and need AVX-512 with VNNI and BF16; machines drift.");

@@ -108,13 +108,18 @@ void check_reuse(const KvPolicy& policy, const LoadedModel& model) {
   }
 }
 
-// A table of heads has to be of this model.
-void check_head_kinds(const KvPolicy& policy, const ModelInfo& info) {
-  if (policy.head_kinds.empty()) return;
+// Tables of layers and heads have to be of this model.
+void check_tables(const KvPolicy& policy, const ModelInfo& info) {
+  if (policy.head_kinds.empty() && policy.layer_shares.empty()) return;
   std::vector<size_t> num_heads;
   for (const KvLayerSpec& layer : info.kv_layers) {
     if (layer.window == 0) num_heads.push_back(static_cast<size_t>(layer.num_kv_heads));
   }
+  if (!policy.layer_shares.empty() && policy.layer_shares.size() != num_heads.size()) {
+    fail(ErrorCode::kInvalidArgument, "the KV policy has shares of {} layers; the model has {} without a window",
+         policy.layer_shares.size(), num_heads.size());
+  }
+  if (policy.head_kinds.empty()) return;
   if (policy.head_kinds.size() != num_heads.size()) {
     fail(ErrorCode::kInvalidArgument, "the KV policy has the heads of {} layers; the model has {} without a window",
          policy.head_kinds.size(), num_heads.size());
@@ -247,7 +252,7 @@ KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model
   const int64_t num_tokens = most_tokens(request, model);
   kv.policy->max_generated = static_cast<int32_t>(num_tokens) - num_prompt;
   const KvPolicy& policy = *kv.policy;
-  check_head_kinds(policy, model.info());
+  check_tables(policy, model.info());
   check_merging(policy, model.info());
   if (num_prompt == 0) return kv;
   if (!policy.span_separator.empty()) {
@@ -274,18 +279,20 @@ KvRequest plan_policy(const GenerationRequest& request, const LoadedModel& model
 std::vector<KvAutoTypes> auto_types(const LoadedModel& model, const KvAutoBytes& bytes_for) {
   const KvCache& kv = model.kv();
   std::vector<KvAutoTypes> types;
-  for (const std::string_view keys : kv_auto_types(can_merge_values(model.info()))) {
-    const KvDemotion demotion = parse_kv_policy(keys).demotion->of(kv.config().layers, kv.config().codec);
+  for (const std::string_view policy : kv_auto_types(can_merge_values(model.info()))) {
+    const KvDemotion demotion = parse_kv_policy(policy).demotion->of(kv.config().layers, kv.config().codec);
     try {
       kv.check_demotion(demotion);
     } catch (const Error&) {
       continue;
     }
-    types.push_back(
-        {.keys = std::string(keys), .bytes_for = [&kv, demotion, bytes_for](int32_t num_entries) {
-           const int32_t num_rounded = std::max(0, num_entries - demotion.num_recent) / kKvBlockSize * kKvBlockSize;
-           return bytes_for(num_entries) - num_rounded * kv.bytes_per_token() + kv.demoted_bytes(demotion, num_rounded);
-         }});
+    if (kv.demoted_bytes(demotion, kKvBlockSize) >= kKvBlockSize * kv.bytes_per_token()) continue;
+    types.push_back({.policy = std::string(policy),
+                     .num_recent = demotion.num_recent,
+                     .bytes_for = [&kv, demotion, bytes_for](int32_t num_entries, int32_t num_rounded) {
+                       return bytes_for(num_entries) - num_rounded * kv.bytes_per_token() +
+                              kv.demoted_bytes(demotion, num_rounded);
+                     }});
   }
   return types;
 }

@@ -28,7 +28,8 @@ struct Tile {
 constexpr int32_t kMaxTileRows = 64;
 // Partial states of all splits at once, when splits are spread over the threads.
 constexpr int64_t kMaxStateBytes = int64_t{32} << 20;
-// Then, neighbouring splits that a thread takes at once, and how often it does at least.
+// Then, neighbouring splits that a thread takes at once, so that what one prefetches is read by the same thread, and
+// how often it does at least, so that threads end at about the same time.
 constexpr int64_t kMaxNeighbours = 8;
 constexpr int64_t kMinTurns = 16;
 

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "kv_policy_test_support.h"
+#include "support/expect_error.h"
 #include "support/goldens.h"
 
 namespace witan {
@@ -268,6 +269,20 @@ TEST(KvPolicyEngine, HeadsOfAKindKeepEverythingAndTheOthersTheProtected) {
   }
 }
 
+TEST(KvPolicyEngine, LayersKeepWhatATableSays) {
+  Engine engine(small_options());
+  ASSERT_EQ(engine.model_info().kv_layers.size(), 2u);
+  const std::string policy = "keydiff,layershares(shares=3/1),recent=20,tokens=60,every=10";
+  const Answer answer = ask(engine, request_for(prompt_tokens(150, 1), policy, 36));
+  ASSERT_NE(answer.usage.kv, nullptr);
+  EXPECT_EQ(answer.usage.kv->kept, (std::vector<std::vector<int32_t>>{{80, 80}, {40, 40}})) << "20, and 3 to 1 of 80";
+  expect_the_same_answer_everywhere(small_options(), policy);
+  expect_the_same_answer_everywhere(small_options(),
+                                    "layershares(shares=0/1,window=8),adakv(window=8),keep=0.4,every=7");
+  test::expect_error(ErrorCode::kInvalidArgument, "shares of 3 layers; the model has 2 without a window",
+                     [&] { engine.submit(request_for(prompt_tokens(50, 1), "layershares(shares=1*3),keep=0.5"), {}); });
+}
+
 TEST(KvPolicyEngine, LazyLayersKeepTheProtectedAndTheOthersEverything) {
   Engine engine(small_options());
   const Answer dense = ask(engine, request_for(prompt_tokens(150, 1), "", 36));
@@ -338,6 +353,7 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
     const bool has_window = std::ranges::find(kWithWindow, part.name) != std::end(kWithWindow);
     const std::string name(part.name);
     if (name == "duoattention") return name + "(heads=10/01,recent=16)";
+    if (name == "layershares") return name + "(shares=3/1,window=4)";
     if (name == "kivi") return name + "(residual=8)";
     if (name == "kvtuner") return name + "(layers=int4-hadamard/k4v2-hadamard,residual=8)";
     if (name == "think") return name + "(window=4,residual=8)";

@@ -111,8 +111,22 @@ class ReportTest(FolderTest):
         done = subprocess.run([REPOSITORY / "eval" / "kv_heads", self.folder, "--run", "snapkv@0.2", "--full", "0.5"],
                               capture_output=True, text=True)  # fmt: skip
         self.assertEqual((done.stdout, done.stderr), ("duoattention(heads=01/10)\n", ""), "of equal ones the first")
+        done = subprocess.run([REPOSITORY / "eval" / "kv_heads", self.folder, "--run", "snapkv@0.2", "--layers"],
+                              capture_output=True, text=True)  # fmt: skip
+        self.assertEqual((done.stdout, done.stderr), ("layershares(shares=0.2/0.2)\n", ""))
         self.assertIn("keydiff@0.2, snapkv@0.2", self.run_tool("kv_heads", self.folder, "--run", "x@0.2", fails=True))
         self.assertIn("--full 2.0", self.run_tool("kv_heads", self.folder, "--full", "2", fails=True))
+
+    def test_entries_that_are_all_rounded_are_no_budget_that_answers_can_be_kept_down_to(self):
+        few = [[10, 30], [20, 20]]
+        self.write("int4@1.0", sample("a", [True, True], "retrieval", few), sample("b", [True, False], "lists", few))
+        words = " ".join(kv_advice.of_abilities(kv_page.read(self.folder), str))
+        self.assertIn("95 % of the dense accuracy can be kept down to 50 %, the smallest tried.", words)
+        self.assertNotIn("down to 100 %", words)
+        page = self.folder / "page.html"
+        self.run_tool("kv_report", self.folder, "--out", page)
+        text = page.read_text()
+        self.assertIn("int4, 100 %<br>100.0 %", text, "of equal ones the one of fewest bytes")
 
     def test_what_failed_counts_as_wrong_and_what_nobody_solves_is_left_out(self):
         self.write("dense", sample("a", [True], "retrieval"), sample("b", [False], "lists"), sample("c", [True], "retrieval"))
@@ -273,6 +287,9 @@ class SweepTest(FolderTest):
         self.assertIn("'1.5'", self.run_tool("kv_sweep", *base, "--budgets", "1.5", fails=True))
         self.assertIn("'x'", self.run_tool("kv_sweep", *base, "--budgets", "x", fails=True))
         self.assertIn("NAME=POLICY", self.run_tool("kv_sweep", *base, "--method", "snapkv,keep=0.5", fails=True))
+        for policy, words in (("snapkv,keep=0.5", "a budget of its own"), ("snapkv,{budgte}", "with {budget} where"),
+                              ('{"parts": ["snapkv"], "keep": 0.5}', "expected a policy in text")):  # fmt: skip
+            self.assertIn(words, self.run_tool("kv_sweep", *base, "--method", f"mine={policy}", fails=True))
 
 
 class StudyTest(FolderTest):

@@ -57,9 +57,9 @@ struct SplitTask {
   int64_t num_key_groups = 0;   // kInt8
   int64_t query_stride = 0;
   const float** turned_queries = nullptr;  // [num_rows] for pointers to them
-  // kInt8: of a step, the rounded weights, four entries to a word, [num_value_groups][num_rows][kWeightStep / 4], and
-  // the steps they are rounded to, [num_value_groups][num_rows]; of the steps so far, the denominators in 16 lanes,
-  // [num_rows][16].
+  // kInt8: of a step (kWeightStep entries), the rounded weights, four entries to a word, [num_value_groups][num_rows]
+  // [kWeightStep / 4], and their units, [num_value_groups][num_rows]; of the steps so far, the denominators in 16
+  // lanes, [num_rows][16].
   int64_t num_value_groups = 0;
   uint32_t* weight_words = nullptr;
   float* weight_factors = nullptr;

@@ -1,6 +1,11 @@
 // Methods that judge entries by what the last tokens attend to, and differ in what they make of it.
 #include "kv/policy/window_attention.h"
 
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+
 namespace witan {
 
 // SnapKV (Li et al., arXiv 2404.14469).
@@ -33,6 +38,19 @@ void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments) {
   builder.suggest_score(window_attention(builder, arguments));
   builder.choose_layers(arguments, KvLayerBudget::kPyramid);
   builder.policy.pyramid_slope = arguments.number("slope", 20.0, 1.0, 1e6);
+}
+
+// A budget by layer, of a table that somebody measured or chose.
+void layer_shares(PolicyBuilder& builder, PartArguments& arguments) {
+  std::vector<double> shares;
+  double sum = 0.0;
+  for (const std::string& text : arguments.by_layer("shares")) {
+    shares.push_back(PartArguments(arguments.part(), {{"shares", text}}).number("shares", 0.0, 0.0, 1e6));
+    sum += shares.back();
+  }
+  if (sum == 0.0) fail(ErrorCode::kInvalidArgument, "{}: shares: all layers have 0", arguments.part());
+  builder.suggest_score(window_attention(builder, arguments));
+  builder.choose_layer_shares(arguments, std::move(shares));
 }
 
 // AdaKV (Feng et al., arXiv 2407.11550): the heads of a layer compete for the layer's budget, of which

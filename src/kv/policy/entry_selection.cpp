@@ -241,32 +241,52 @@ std::vector<std::vector<int32_t>> select_by_kind(const KvPolicy& policy, std::sp
   return kept;
 }
 
+// PyramidKV: what each layer has of a mean, falling evenly, at most `most`.
+std::vector<double> pyramid_parts(const KvPolicy& policy, int64_t num_layers, double mean, double most) {
+  double last = mean / policy.pyramid_slope;
+  double first = 2.0 * mean - last;
+  if (first > most) {
+    first = most;
+    last = 2.0 * mean - most;
+  }
+  std::vector<double> parts;
+  for (int64_t l = 0; l < num_layers; ++l) {
+    parts.push_back(first - static_cast<double>(l) * (first - last) / static_cast<double>(num_layers - 1));
+  }
+  return parts;
+}
+
+// What each layer has of a mean, by a table.
+std::vector<double> table_parts(std::span<const double> shares, int64_t num_layers, double mean) {
+  WITAN_CHECK(std::ssize(shares) == num_layers, "{} layers, {} shares", num_layers, shares.size());
+  const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  std::vector<double> parts;
+  for (const double share : shares) parts.push_back(mean * static_cast<double>(num_layers) * (share / sum));
+  return parts;
+}
+
 }  // namespace
 
 std::vector<int32_t> layer_budgets(const KvPolicy& policy, std::span<const int32_t> num_entries, int32_t num_kept) {
   const auto num_layers = std::ssize(num_entries);
   std::vector<int32_t> budgets(num_entries.size(), num_kept);
-  if (policy.layers != KvLayerBudget::kPyramid || num_layers < 2) return budgets;
+  if (policy.layers == KvLayerBudget::kUniform || num_layers < 2) return budgets;
   const int32_t most_entries = *std::ranges::max_element(num_entries);
   const int32_t fixed = policy.num_protected(most_entries, num_kept).count();
-  const double mean = num_kept - fixed;
-  double last = mean / policy.pyramid_slope;
-  double first = 2.0 * mean - last;
-  if (const double most = most_entries - fixed; first > most) {
-    first = most;
-    last = 2.0 * mean - most;
-  }
-  // Each layer gets what its share adds to the whole entries of those before it, so that none are lost to rounding.
+  const std::vector<double> wanted_parts =
+      policy.layers == KvLayerBudget::kTable
+          ? table_parts(policy.layer_shares, num_layers, num_kept - fixed)
+          : pyramid_parts(policy, num_layers, num_kept - fixed, most_entries - fixed);
+  // Each layer gets what its part adds to the whole entries of those before it, so that none are lost to rounding.
   double sum = 0.0;
   int64_t given = 0;
   int64_t left = 0;  // of what layers were to have that have no more
-  for (int64_t l = 0; l < num_layers; ++l) {
-    sum += first - static_cast<double>(l) * (first - last) / static_cast<double>(num_layers - 1);
-    const auto so_far = l + 1 == num_layers ? int64_t{num_kept - fixed} * num_layers : std::llround(sum);
+  for (size_t l = 0; l < budgets.size(); ++l) {
+    sum += wanted_parts[l];
+    const auto so_far = l + 1 == budgets.size() ? int64_t{num_kept - fixed} * num_layers : std::llround(sum);
     const int64_t wanted = fixed + so_far - given + left;
-    budgets[static_cast<size_t>(l)] =
-        static_cast<int32_t>(std::min<int64_t>(wanted, num_entries[static_cast<size_t>(l)]));
-    left = wanted - budgets[static_cast<size_t>(l)];
+    budgets[l] = static_cast<int32_t>(std::min<int64_t>(wanted, num_entries[l]));
+    left = wanted - budgets[l];
     given = so_far;
   }
   for (size_t l = 0; left > 0 && l < budgets.size(); ++l) {

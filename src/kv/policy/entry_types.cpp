@@ -1,6 +1,5 @@
 // Which types older entries are rounded to.
-#include <charconv>
-#include <sstream>
+#include <algorithm>
 
 #include "base/error.h"
 #include "kv/policy/policy_builder.h"
@@ -14,34 +13,19 @@ std::string known_codecs() {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-// "int4-hadamard", or "int4-hadamard*3" for three layers.
-void add_layers(const std::string& part, const std::string& text, std::vector<KvCodec>& codecs) {
-  const size_t star = text.find('*');
-  const std::string name = text.substr(0, star);
-  const auto* codec = std::ranges::find(kKvCodecs, name, kv_codec_name);
-  if (codec == std::end(kKvCodecs)) {
-    fail(ErrorCode::kInvalidArgument, "{}: layers: '{}' is no type of KV entries; there are {}", part, name,
-         known_codecs());
-  }
-  int32_t count = 1;
-  if (star != std::string::npos) {
-    const char* end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data() + star + 1, end, count);
-    if (error != std::errc{} || stop != end || count < 1 || count > 1 << 16) {
-      fail(ErrorCode::kInvalidArgument, "{}: layers: '{}': behind the * comes a number of layers", part, text);
-    }
-  }
-  codecs.insert(codecs.end(), static_cast<size_t>(count), *codec);
-}
-
 }  // namespace
 
 // Key and value types by layer, as KVTuner (Li et al., arXiv 2502.04420) searches them. Here the table is given.
 void kv_tuner(PolicyBuilder& builder, PartArguments& arguments) {
   std::vector<KvCodec> codecs;
-  std::istringstream layers(arguments.text("layers"));
-  for (std::string layer; std::getline(layers, layer, '/');) add_layers(arguments.part(), layer, codecs);
-  if (codecs.empty()) fail(ErrorCode::kInvalidArgument, "{}: layers: no layers", arguments.part());
+  for (const std::string& name : arguments.by_layer("layers")) {
+    const auto* codec = std::ranges::find(kKvCodecs, name, kv_codec_name);
+    if (codec == std::end(kKvCodecs)) {
+      fail(ErrorCode::kInvalidArgument, "{}: layers: '{}' is no type of KV entries; there are {}", arguments.part(),
+           name, known_codecs());
+    }
+    codecs.push_back(*codec);
+  }
   builder.choose_layer_types(arguments, std::move(codecs));
   builder.choose_residual(arguments);
 }

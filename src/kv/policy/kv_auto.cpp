@@ -19,11 +19,13 @@ constexpr std::string_view kTypes[] = {"k=int8-hadamard,residual=32", "k=int4-ha
                                        "k=int4-hadamard,v=int2-hadamard,residual=32"};
 constexpr std::string_view kLatentTypes[] = {"k=int8-latent,residual=32", "k=int4-latent,residual=32"};
 
-// An answer of at most so many tokens for each of the prompt's is a short one.
+// An answer of at most so many tokens for each of the prompt's is a short one: far from those of the tasks of
+// docs/kv-cache.md, which have at most 0.12 or, but for one, at least 0.25.
 constexpr double kShortAnswer = 0.2;
 
 // Below these shares of the entries the prompt is read twice, if it can be: the method that is best at looking things
-// up, and for short answers nothing else is asked for.
+// up, and for short answers nothing else is asked for. Half way between the shares where one method is better and those
+// where the other is, or neither, of rounded entries by length of answers (50 and 60 %, 40 and 50 %).
 constexpr std::string_view kReadingTwice = "kvzip";
 constexpr double kReadTwiceBelow = 0.45;
 constexpr double kReadTwiceForShortAnswersBelow = 0.55;
@@ -34,8 +36,8 @@ struct Preset {
   bool merges = false;  // values, which models that have a head per layer cannot (MLA)
 };
 
-// Otherwise the first that is possible is taken. All of it is by the best mean accuracy in the sweeps of
-// docs/kv-cache.md, at 90, 70, 50, 40, 30 and 10 %; between two budgets that want different ones the limit is half way.
+// Otherwise the first that is possible is taken: the best mean accuracy in the sweep of entries as they are, at 90, 70,
+// 50, 40, 30 and 10 %. Between two budgets that want different ones the limit is half way.
 constexpr Preset kPresets[] = {
     {.least_share = 0.45, .parts = "keydiff,merge", .merges = true},
     {.least_share = 0.35, .parts = "keydiff"},
@@ -84,14 +86,23 @@ bool may_round(const KvPolicy& any, const KvAutoRequest& request) {
   return !request.types.empty() && !any.judges_again() && !any.generated_budget;
 }
 
+// Of so many entries, those that are rounded.
+int32_t num_rounded(const KvAutoTypes& types, int32_t num_entries) {
+  return std::max(0, num_entries - types.num_recent) / kKvBlockSize * kKvBlockSize;
+}
+
+int64_t bytes_when_rounded(const KvAutoTypes& types, int32_t num_entries) {
+  return types.bytes_for(num_entries, num_rounded(types, num_entries));
+}
+
 // The most whole blocks of the prompt's entries that take no more than `bytes`, in entries.
 int32_t most_entries(const KvAutoTypes& types, const KvAutoRequest& request, int64_t bytes) {
   int32_t num_entries = request.num_prompt_tokens / kKvBlockSize * kKvBlockSize;
-  while (num_entries > 0 && types.bytes_for(num_entries) > bytes) num_entries -= kKvBlockSize;
+  while (num_entries > 0 && bytes_when_rounded(types, num_entries) > bytes) num_entries -= kKvBlockSize;
   return num_entries;
 }
 
-// The policy for a budget: `rest` is without the parts that leave the choice; empty where nothing has to be smaller.
+// The policy for the budget of `automatic`; empty where nothing has to be smaller.
 std::string within_budget(const KvAuto& automatic, const KvAutoRequest& request) {
   const KvPolicy any = parse_kv_policy(join({"keydiff", automatic.rest}));
   const double share = share_kept(any, request);
@@ -100,14 +111,14 @@ std::string within_budget(const KvAuto& automatic, const KvAutoRequest& request)
   if (!may_round(any, request)) return plain;
   const auto bytes = static_cast<int64_t>(share * static_cast<double>(request.bytes_for(request.num_prompt_tokens)));
   for (const KvAutoTypes& types : request.types) {
-    if (types.bytes_for(request.num_prompt_tokens) <= bytes) return types.keys;
+    if (bytes_when_rounded(types, request.num_prompt_tokens) <= bytes) return types.policy;
   }
   const KvAutoTypes& smallest = request.types.back();
   const int32_t num_kept = most_entries(smallest, request, bytes);
   const double rounded_share = static_cast<double>(num_kept) / request.num_prompt_tokens;
   // Of a short prompt all that stays may be among the most recent, which are not rounded.
   if (rounded_share <= share) return plain;
-  return join({std::string(preset_for(rounded_share, any, request)), automatic.unbudgeted_rest, smallest.keys,
+  return join({std::string(preset_for(rounded_share, any, request)), automatic.unbudgeted_rest, smallest.policy,
                fmt::format("tokens={}", num_kept)});
 }
 
@@ -119,28 +130,31 @@ std::vector<double> shares_down_to(double floor) {
   return shares;
 }
 
-// Of the KV cache, when everything is generated.
-int64_t bytes_in_the_end(const std::string& policy, const KvAutoBytes& bytes_for, const KvAutoRequest& request) {
-  int32_t num_entries = request.num_entries;
-  if (!policy.empty()) {
-    for (const KvCompressionPoint& point : points_of(parse_kv_policy(policy), request)) {
-      if (point.judges) num_entries = request.num_entries - (point.num_tokens - point.num_kept);
-    }
-  }
-  return request.num_texts * bytes_for(num_entries);
-}
-
 // A policy that may be chosen by the room.
 struct Candidate {
   std::string policy;
-  const KvAutoBytes& bytes_for;
+  const KvAutoTypes* types;  // nullptr: entries stay as they are
   std::string name;
 };
+
+// Of the KV cache, when everything is generated. What comes behind the last point stays as it is.
+int64_t bytes_in_the_end(const Candidate& candidate, const KvAutoRequest& request) {
+  KvCompressionPoint last;
+  if (!candidate.policy.empty()) {
+    const std::vector<KvCompressionPoint> points = points_of(parse_kv_policy(candidate.policy), request);
+    if (!points.empty()) last = points.back();
+  }
+  const int32_t num_entries = request.num_entries - (last.num_tokens - last.num_kept);
+  const int64_t bytes = candidate.types == nullptr
+                            ? request.bytes_for(num_entries)
+                            : candidate.types->bytes_for(num_entries, num_rounded(*candidate.types, last.num_kept));
+  return request.num_texts * bytes;
+}
 
 // In the order in which they are wanted; the last one is taken in any case.
 std::vector<Candidate> candidates(const KvPolicy& policy, const KvAutoRequest& request) {
   const KvAuto& automatic = *policy.automatic;
-  std::vector<Candidate> found{{.policy = {}, .bytes_for = request.bytes_for, .name = "every entry"}};
+  std::vector<Candidate> found{{.policy = {}, .types = nullptr, .name = "every entry"}};
   const auto with_share = [&](double share) {
     return join({automatic.unbudgeted_rest, fmt::format("keep={},floor={}", share, policy.budget.floor)});
   };
@@ -148,24 +162,25 @@ std::vector<Candidate> candidates(const KvPolicy& policy, const KvAutoRequest& r
   const bool rounds = may_round(any, request);
   if (rounds) {
     for (const KvAutoTypes& types : request.types) {
-      found.push_back({.policy = types.keys, .bytes_for = types.bytes_for, .name = "every entry with " + types.keys});
+      found.push_back({.policy = types.policy, .types = &types, .name = "every entry with " + types.policy});
     }
   }
   for (const double share : shares_down_to(automatic.floor)) {
     const KvPolicy of_share = parse_kv_policy(join({"keydiff", with_share(share)}));
     const double kept = share_kept(of_share, request);
     if (kept == 1.0) continue;
-    const std::string keys = rounds ? request.types.back().keys : "";
-    found.push_back({.policy = join({std::string(preset_for(kept, of_share, request)), with_share(share), keys}),
-                     .bytes_for = rounds ? request.types.back().bytes_for : request.bytes_for,
-                     .name = fmt::format("a share of {}{}{}", share, keys.empty() ? "" : " with ", keys)});
+    const KvAutoTypes* types = rounds ? &request.types.back() : nullptr;
+    const std::string rounding = rounds ? types->policy : "";
+    found.push_back({.policy = join({std::string(preset_for(kept, of_share, request)), with_share(share), rounding}),
+                     .types = types,
+                     .name = fmt::format("a share of {}{}{}", share, rounds ? " with " : "", rounding)});
   }
   return found;
 }
 
 KvAutoChoice choose_by_room(const KvPolicy& policy, const KvAutoRequest& request) {
   const std::vector<Candidate> wanted = candidates(policy, request);
-  const auto bytes_of = [&](const Candidate& of) { return bytes_in_the_end(of.policy, of.bytes_for, request); };
+  const auto bytes_of = [&](const Candidate& of) { return bytes_in_the_end(of, request); };
   const auto has_room = [&](const Candidate& of) { return bytes_of(of) <= request.free_bytes; };
   const auto first = std::ranges::find_if(wanted, has_room);
   if (first == wanted.begin()) return {.policy = {}, .reason = "the KV cache has room for every entry"};

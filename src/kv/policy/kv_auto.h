@@ -16,8 +16,10 @@ using KvAutoBytes = std::function<int64_t(int32_t num_entries)>;
 
 // Types that older entries can be rounded to.
 struct KvAutoTypes {
-  std::string keys;  // of a policy: "k=int4-hadamard"
-  KvAutoBytes bytes_for;
+  std::string policy;  // that says so: "k=int4-hadamard"
+  int32_t num_recent;  // of a kv head, which are not rounded
+  // Of the KV cache, for so many entries of each kv head of which so many are rounded, in whole blocks.
+  std::function<int64_t(int32_t num_entries, int32_t num_rounded)> bytes_for;
 };
 
 // What `auto` goes by when a request arrives.
@@ -44,9 +46,10 @@ struct KvAutoChoice {
 
 // The policy for a request, of one that `automatic` says is to be chosen. A budget is the memory of so many entries as
 // they are. Every entry stays, rounded to the type of most bits with which they fit into it; with none, as many as fit
-// when rounded to the one of fewest, by the method that kept most answers right at that share, among answers as long
-// for their prompt as this one may be (docs/kv-cache.md has the figures). Where entries are judged again and again they
-// stay as they are, and so many as the budget says.
+// when rounded to the one of fewest, or where these are no more than the budget says, so many as they are, by the
+// method that kept most answers right at that share, among answers as long for their prompt as this one may be
+// (docs/kv-cache.md has the figures). Where entries are judged again and again they stay as they are, and so many as
+// the budget says.
 //
 // The budget is the policy's own if it has one; then the choice depends on the request alone. If not, it is the room
 // that the cache has; where it has none for the share KvAuto::floor of the entries, it is that share.

@@ -30,6 +30,7 @@ enum class KvLayerBudget : uint8_t {
   kPyramid,    // less from layer to layer (PyramidKV, arXiv 2406.02069)
   kLazy,       // layers that look at little but their protected entries keep those, the others all (SimLayerKV, arXiv
                // 2410.13846)
+  kTable,      // by KvPolicy::layer_shares
   kComposite,  // by how much the heads' i-th best entries are worth together (KVCompose, arXiv 2509.05165)
 };
 
@@ -170,6 +171,8 @@ struct KvPolicy {
   KvLayerBudget layers = KvLayerBudget::kUniform;
   double lazy_threshold = 0.9;  // of attention: a layer that looks at more than that of its protected entries is lazy
   double pyramid_slope = 20.0;  // of the last layer's budget, beyond the recent entries: 1 / pyramid_slope
+  // Of the budget beyond the protected entries, by layer without a window, in any unit; not all 0.
+  std::vector<double> layer_shares;
 
   // > 0: where less of what the last tokens attend to would stay than this share, on average over the heads, everything
   // does.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <sstream>
 #include <utility>
 
 #include "base/error.h"
@@ -55,6 +56,25 @@ std::string PartArguments::text_or(std::string_view name, const std::string& oth
   return text == nullptr ? otherwise : *text;
 }
 
+std::vector<std::string> PartArguments::by_layer(std::string_view name) {
+  std::vector<std::string> layers;
+  std::istringstream texts(text(name));
+  for (std::string one; std::getline(texts, one, '/');) {
+    const size_t star = one.find('*');
+    int32_t count = 1;
+    if (star != std::string::npos) {
+      const char* end = one.data() + one.size();
+      const auto [stop, error] = std::from_chars(one.data() + star + 1, end, count);
+      if (error != std::errc{} || stop != end || count < 1 || count > 1 << 16) {
+        fail(ErrorCode::kInvalidArgument, "{}: {}: '{}': behind the * comes a number of layers", part_, name, one);
+      }
+    }
+    layers.insert(layers.end(), static_cast<size_t>(count), one.substr(0, star));
+  }
+  if (layers.empty()) fail(ErrorCode::kInvalidArgument, "{}: {}: no layers", part_, name);
+  return layers;
+}
+
 std::string_view PartArguments::choice(std::string_view name, std::initializer_list<std::string_view> choices) {
   const std::string* text = find(name);
   if (text == nullptr) return *choices.begin();
@@ -98,6 +118,11 @@ void PolicyBuilder::choose_scope(const PartArguments& by, KvScope scope, double 
 void PolicyBuilder::choose_layers(const PartArguments& by, KvLayerBudget layers) {
   claim("how layers share their budget", by);
   policy.layers = layers;
+}
+
+void PolicyBuilder::choose_layer_shares(const PartArguments& by, std::vector<double> shares) {
+  choose_layers(by, KvLayerBudget::kTable);
+  policy.layer_shares = std::move(shares);
 }
 
 void PolicyBuilder::choose_second_stage(const PartArguments& by, const KvSecondStage& stage) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kv/policy/kv_policy.h"
 
@@ -25,6 +26,8 @@ class PartArguments {
   double number(std::string_view name, double otherwise, double min, double max);
   std::string text(std::string_view name);  // throws where there is none
   std::string text_or(std::string_view name, const std::string& otherwise);
+  // "a/b*2": one for each layer, a, b and b. Throws where there are none.
+  std::vector<std::string> by_layer(std::string_view name);
   // One of `choices`, the first where none is given.
   std::string_view choice(std::string_view name, std::initializer_list<std::string_view> choices);
 
@@ -51,6 +54,7 @@ class PolicyBuilder {
   // The scope where no part decides how heads or layers share their budget, nor which entries stay together.
   void suggest_scope(KvScope scope) { suggested_scope_ = scope; }
   void choose_layers(const PartArguments& by, KvLayerBudget layers);
+  void choose_layer_shares(const PartArguments& by, std::vector<double> shares);
   void choose_second_stage(const PartArguments& by, const KvSecondStage& stage);
   void choose_pages(const PartArguments& by, const KvPageReader& pages);
   void choose_kinds(const PartArguments& by, std::vector<std::string> head_kinds);
@@ -91,6 +95,7 @@ void snap_kv(PolicyBuilder& builder, PartArguments& arguments);
 void finch(PolicyBuilder& builder, PartArguments& arguments);
 void tova(PolicyBuilder& builder, PartArguments& arguments);
 void pyramid_kv(PolicyBuilder& builder, PartArguments& arguments);
+void layer_shares(PolicyBuilder& builder, PartArguments& arguments);
 void ada_kv(PolicyBuilder& builder, PartArguments& arguments);
 void critical_kv(PolicyBuilder& builder, PartArguments& arguments);
 void kv_compose(PolicyBuilder& builder, PartArguments& arguments);

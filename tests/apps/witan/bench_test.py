@@ -66,6 +66,9 @@ class BenchTest(program.WitanTestCase):
         self.assertAlmostEqual(dense["bytes_per_token"] - experts - fifth["bytes_per_token"], 160 * entry, places=3)
         for case, of_own in zip(copied["cases"][1:], own["cases"][1:]):
             self.assertEqual(case["operations_per_token"], of_own["operations_per_token"])
+        json_policy = ["--kv", '{"parts": [{"part": "snapkv", "window": 100}], "keep": 0.2}']
+        (case,) = self.bench("-p", "1", "-d", "200", "-b", "6", "-n", "2", "--copy-depth", *json_policy)["cases"][2:]
+        self.assertEqual(case["kv"], "snapkv(window=100),keep=0.2")
         self.fails("bench", "-m", self.model, "-d", "63", "--copy-depth", says="at least 64")
         self.fails("bench", "-m", self.model, "-d", "64", "--copy-depth", "--kv", "h2o,keep=0.5",
                    says="the reuse of documents")  # fmt: skip

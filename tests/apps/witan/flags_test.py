@@ -56,7 +56,7 @@ class HelpTest(program.WitanTestCase):
             "step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
             "frequency-penalty seed logit-bias kv ignore-eos",
             "perplexity": "model file window out exact kv-type threads memory",
-            "bench": "model dry prompt documents depth batch kv beside num-tokens rounds json exact kv-type threads memory "
+            "bench": "model dry prompt documents depth copy-depth batch kv beside num-tokens rounds json exact kv-type threads memory "
             "step-tokens mixed-tokens max-slowdown",
         }
         inputs = {

@@ -338,6 +338,19 @@ TEST(LayerBudgets, GiveWhatALayerHasNotToOthers) {
   EXPECT_EQ(layer_budgets(policy, std::vector<int32_t>{40, 40, 40}, 40), (std::vector<int32_t>{40, 40, 40}));
 }
 
+TEST(LayerBudgets, AreThoseOfATable) {
+  KvPolicy policy;
+  policy.layers = KvLayerBudget::kTable;
+  policy.layer_shares = {2.0, 1.0, 0.0, 1.0};
+  EXPECT_EQ(layer_budgets(policy, layers_of(4, 100), 40), (std::vector<int32_t>{80, 40, 0, 40}));
+  EXPECT_EQ(layer_budgets(policy, layers_of(4, 60), 40), (std::vector<int32_t>{60, 60, 0, 40})) << "20 go on";
+  policy.num_recent = 8;
+  EXPECT_EQ(layer_budgets(policy, layers_of(4, 100), 40), (std::vector<int32_t>{72, 40, 8, 40}));
+  EXPECT_EQ(layer_budgets(policy, layers_of(4, 40), 40), layers_of(4, 40));
+  policy.layer_shares = {0.1, 0.1, 0.1};
+  EXPECT_EQ(layer_budgets(policy, layers_of(3, 100), 33), layers_of(3, 33));
+}
+
 TEST(LayerBudgets, ArePyramidsOfExactlyTheBudget) {
   KvPolicy policy;
   policy.layers = KvLayerBudget::kPyramid;

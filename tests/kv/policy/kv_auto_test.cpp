@@ -22,16 +22,15 @@ KvAutoRequest request(int64_t free_bytes = 1 << 20) {
 
 // The same of 32 bytes an entry, and types of 16 and 8 for those before the 128 most recent.
 KvAutoRequest request_with_types(int64_t free_bytes = 1 << 20) {
-  const auto with_bytes = [](int64_t of_rounded) {
-    return [of_rounded](int32_t num_entries) {
-      const int64_t num_rounded = std::max(0, num_entries - 128) / 32 * 32;
-      return (num_entries - num_rounded) * 32 + num_rounded * of_rounded;
-    };
+  const auto type = [](const char* policy, int64_t of_rounded) {
+    return KvAutoTypes{
+        .policy = policy, .num_recent = 128, .bytes_for = [of_rounded](int32_t num_entries, int32_t num_rounded) {
+          return (num_entries - num_rounded) * 32 + num_rounded * of_rounded;
+        }};
   };
   KvAutoRequest of = request(free_bytes);
-  of.bytes_for = with_bytes(32);
-  of.types = {{.keys = "k=int8-hadamard", .bytes_for = with_bytes(16)},
-              {.keys = "k=int4-hadamard", .bytes_for = with_bytes(8)}};
+  of.bytes_for = [](int32_t num_entries) { return int64_t{num_entries} * 32; };
+  of.types = {type("k=int8-hadamard", 16), type("k=int4-hadamard", 8)};
   return of;
 }
 
@@ -105,6 +104,14 @@ TEST(KvAuto, TheRoomChoosesATypeBeforeAnythingIsDropped) {
             "the KV cache has 12159 bytes beside other requests; every entry would take 35200, a share of 0.9 with "
             "k=int4-hadamard takes 11264");
   EXPECT_EQ(chosen("auto", request_with_types(0)), "kvzip,keep=0.5,floor=128,k=int4-hadamard");
+}
+
+TEST(KvAuto, WhatComesAfterEntriesWereRoundedLastStaysAsItIs) {
+  KvAutoRequest of = request_with_types(20736);
+  of.num_entries = 1128;  // rounded with 1096 tokens last: 960 of them
+  EXPECT_EQ(chosen("auto", of), "k=int8-hadamard") << "168 of 32 bytes and 960 of 16";
+  of.free_bytes = 20735;
+  EXPECT_EQ(chosen("auto", of), "k=int4-hadamard");
 }
 
 TEST(KvAuto, WithABudgetTheRoomDoesNotMatter) {

@@ -238,6 +238,13 @@ def pyramid_kv(e, k, window=32, beta=20):
     return kept
 
 
+def by_table(e, k, shares, window=32):
+    totals = np.cumsum([(k - window) * e.layers * share / sum(shares) for share in shares])
+    budgets = np.diff([0, *np.floor(totals[:-1] + 0.5).astype(int), (k - window) * e.layers])
+    return [[*top(snap_scores(e, layer, head, window), budgets[layer]), *range(e.n - window, e.n)]
+            for layer in range(e.layers) for head in range(e.heads)]  # fmt: skip
+
+
 def chunk_kv(e, k, chunk=10, window=32, reuse=1):
     kept = []
     for layer in range(e.layers):
@@ -439,6 +446,8 @@ CASES = {
     "adakv(floor=0.5,window=8),tokens=50": lambda e: ada_kv(e, 50, 0.5, 8),
     "pyramidkv,tokens=120": lambda e: pyramid_kv(e, 120),
     "pyramidkv(slope=4,window=16),tokens=500": lambda e: pyramid_kv(e, 500, 16, 4),
+    "layershares(shares=2/0.5*2/0),tokens=120": lambda e: by_table(e, 120, [2, 0.5, 0.5, 0]),
+    "layershares(shares=1/2/3/4,window=16),tokens=100": lambda e: by_table(e, 100, [1, 2, 3, 4], 16),
     "chunkkv,tokens=150": lambda e: chunk_kv(e, 150),
     "chunkkv(chunk=7,reuse=2),tokens=200": lambda e: chunk_kv(e, 200, 7, 32, 2),
     "chunkkv(reuse=3,window=16),tokens=333": lambda e: chunk_kv(e, 333, 10, 16, 3),
@@ -449,6 +458,7 @@ SAME = {  # two ways to say the same
     "chunkkv(reuse=1),tokens=123": "chunkkv,tokens=123",
     "adakv(floor=1),tokens=123": "snapkv,tokens=123",
     "criticalkv(first=1),tokens=123": "snapkv,tokens=123",
+    "snapkv,layershares(shares=3*4),tokens=123": "snapkv,tokens=123",
     "snapkv,pyramidkv(slope=1),tokens=123": "snapkv,tokens=123",
     "kvzip,pyramidkv(slope=1),sinks=0,recent=0,tokens=123": "kvzip(heads=alike),sinks=0,tokens=123",
     "kvzip(heads=alike),global,tokens=123": "kvzip,tokens=123",

@@ -35,8 +35,9 @@ TEST(KvPolicy, EveryMethodStandsAlone) {
     if (part.is_method) {
       EXPECT_NE(parse_kv_policy(text).scorer, nullptr) << text;
     } else {
-      EXPECT_THAT(error_of(text), AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"),
-                                        HasSubstr("heads is missing"), HasSubstr("layers is missing")))
+      EXPECT_THAT(error_of(text),
+                  AnyOf(HasSubstr("add a method"), HasSubstr("decides by itself"), HasSubstr("heads is missing"),
+                        HasSubstr("layers is missing"), HasSubstr("shares is missing")))
           << text;
     }
   }
@@ -356,6 +357,15 @@ TEST(KvPolicy, LazyLayersAndKindsOfHeadsNeedNoBudget) {
   EXPECT_EQ(duo.head_kinds, (std::vector<std::string>{"10", "00", "11"}));
   EXPECT_EQ(duo.num_kept(100), 60) << "three of six heads keep 100, three keep 20";
   EXPECT_FALSE(duo.heads_keep_alike());
+  EXPECT_EQ(parse_kv_policy("keydiff,layershares(shares=2/0.5*2),keep=0.5").layer_shares,
+            (std::vector<double>{2.0, 0.5, 0.5}));
+  EXPECT_THAT(error_of("layershares(shares=1/x),keep=0.5"), HasSubstr("shares must be a number from 0"));
+  EXPECT_THAT(error_of("layershares(shares=1/-1),keep=0.5"), HasSubstr("not '-1'"));
+  EXPECT_THAT(error_of("layershares(shares=0*3),keep=0.5"), HasSubstr("all layers have 0"));
+  EXPECT_THAT(error_of("layershares(shares=1*x),keep=0.5"), HasSubstr("behind the * comes a number of layers"));
+  EXPECT_THAT(error_of("layershares(shares=1),pyramidkv,keep=0.5"), HasSubstr("each decides how layers share"));
+  EXPECT_THAT(error_of("layershares(shares=1),global,keep=0.5"), HasSubstr("have none of their own"));
+  EXPECT_THAT(error_of("layershares(shares=1/2)"), HasSubstr("keep"));
   EXPECT_THAT(error_of("duoattention"), HasSubstr("heads is missing"));
   EXPECT_THAT(error_of("duoattention(heads=10/2)"), HasSubstr("'2' is no layer"));
   EXPECT_THAT(error_of("duoattention(heads=10//11)"), HasSubstr("'' is no layer"));
