@@ -19,8 +19,8 @@ constexpr std::string_view kTypes[] = {"k=int8-hadamard,residual=32", "k=int4-ha
                                        "k=int4-hadamard,v=int2-hadamard,residual=32"};
 constexpr std::string_view kLatentTypes[] = {"k=int8-latent,residual=32", "k=int4-latent,residual=32"};
 
-// An answer of at most so many tokens for each of the prompt's is a short one. No task of docs/kv-cache.md is near: they
-// have at most 0.19 or at least 0.24.
+// An answer of at most so many tokens for each of the prompt's is a short one. No task of docs/kv-cache.md is near:
+// they have at most 0.19 or at least 0.24.
 constexpr double kShortAnswer = 0.2;
 
 // Below these shares of the entries the prompt is read twice, if it can be: the method that is best at looking things
