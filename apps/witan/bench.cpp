@@ -306,7 +306,10 @@ class Bench {
   // generate within a few steps, none far deeper than the others.
   std::vector<RequestId> begin_generating(const Case& c) {
     std::vector<GenerationRequest> prompts;
-    for (int32_t i = 0; i < c.batch; ++i) prompts.push_back(flags_.copy_depth ? copied_prompt(c, i) : own_prompt(c, i));
+    const std::vector<TokenId> document = flags_.copy_depth ? computed_document(c) : std::vector<TokenId>();
+    for (int32_t i = 0; i < c.batch; ++i) {
+      prompts.push_back(flags_.copy_depth ? copied_prompt(c, document, i) : own_prompt(c, i));
+    }
     compression_seconds_.clear();
     ++num_times_generating_;
     std::vector<RequestId> requests;
@@ -330,13 +333,18 @@ class Bench {
     return request;
   }
 
-  // A document that all sequences and rounds have, computed and in the prefix cache, between tokens of this one's own.
-  GenerationRequest copied_prompt(const Case& c, int32_t i) {
-    const int32_t num_copied = (c.depth - 2 * kAround) / kKvBlockSize * kKvBlockSize;
-    const std::vector<TokenId> document = random_tokens(num_copied, 1);
+  // What all sequences and rounds have, computed and in the prefix cache.
+  std::vector<TokenId> computed_document(const Case& c) {
+    std::vector<TokenId> document = random_tokens((c.depth - 2 * kAround) / kKvBlockSize * kKvBlockSize, 1);
     submit(document, 1);
     while (engine_.step()) {
     }
+    return document;
+  }
+
+  // The document between tokens of this sequence's own.
+  GenerationRequest copied_prompt(const Case& c, const std::vector<TokenId>& document, int32_t i) const {
+    const auto num_copied = static_cast<int32_t>(document.size());
     const uint64_t seed = static_cast<uint64_t>(i) << 32;
     const std::vector<TokenId> behind = random_tokens(c.depth - kAround - num_copied, seed + 3);
     GenerationRequest request;
