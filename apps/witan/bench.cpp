@@ -709,6 +709,7 @@ void add_bench_command(CLI::App& app) {
                     "Print JSON; speeds in tokens, limits in bytes and operations, per second");
   add_exact_flag(*command, flags->model);
   add_memory_flags(*command, flags->model, "");
+  add_kv_offload_flag(*command, flags->model);
   command->remove_option(command->get_option("--context"));  // as long as the cases need
   command->add_option("--step-tokens", flags->model.options.max_step_tokens, "Most tokens computed in one step")
       ->type_name("N")

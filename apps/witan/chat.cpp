@@ -232,6 +232,7 @@ void add_chat_command(CLI::App& app) {
   num_tokens->default_str("as far as the context reaches");
   add_exact_flag(*command, flags->model);
   add_memory_flags(*command, flags->model, "the model's, as far as memory allows");
+  add_kv_offload_flag(*command, flags->model);
   command->callback([flags, num_tokens] { run_chat(*flags, num_tokens->count() > 0); });
 }
 

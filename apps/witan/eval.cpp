@@ -341,6 +341,7 @@ void add_eval_command(CLI::App& app) {
   num_tokens->default_str("the task's max_tokens");
   add_exact_flag(*command, flags->model);
   add_memory_flags(*command, flags->model, "the model's, as far as memory allows");
+  add_kv_offload_flag(*command, flags->model);
   add_step_flags(*command, flags->model);
   command->callback([flags, model, replies, num_tokens] {
     flags->has_num_tokens = num_tokens->count() > 0;

@@ -36,6 +36,8 @@ void print_list() {
   print_stdout("  {:<20}  {}\n", "generated_keep=X", "or generated_tokens=N: a budget for generated tokens alone");
   print_stdout("  {:<20}  {}\n", "generated_growth=...", "adaptive: that budget grows until all tokens are generated");
   print_stdout("  {:<20}  {}\n", "guard=X", "keep everything where less of the attention than this share would stay");
+  print_stdout("  {:<20}  {}\n", "action=hide",
+               "or offload (to a file): what does not stay may come back when entries are judged again");
   print_stdout("  {:<20}  {}\n", "k=TYPE, v=TYPE",
                "round older entries to a KV cache type; residual=128: not the last");
   print_stdout("\nKernel variants\n");

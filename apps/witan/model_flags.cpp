@@ -125,6 +125,15 @@ void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& defau
       ->capture_default_str();
 }
 
+void add_kv_offload_flag(CLI::App& app, ModelFlags& flags) {
+  app.add_option("--kv-offload-dir", flags.options.kv_offload_directory,
+                 "Where KV policies with action=offload have their files, which have no names and are gone when the "
+                 "request ends")
+      ->type_name("DIR")
+      ->check(CLI::ExistingDirectory.description(""))
+      ->capture_default_str();
+}
+
 void add_step_flags(CLI::App& app, ModelFlags& flags) {
   app.add_option("--step-tokens", flags.options.max_step_tokens, "Most tokens computed in one step")
       ->type_name("N")

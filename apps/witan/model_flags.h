@@ -29,6 +29,8 @@ std::string shipped_model_path();
 void add_exact_flag(CLI::App& app, ModelFlags& flags);
 // --kv-type, --threads, --memory and --context; `default_context` says what a context of 0 means.
 void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& default_context);
+// --kv-offload-dir, of commands with --kv.
+void add_kv_offload_flag(CLI::App& app, ModelFlags& flags);
 // --step-tokens and --sequences.
 void add_step_flags(CLI::App& app, ModelFlags& flags);
 

@@ -193,6 +193,8 @@ class Printer {
                                {"kept_entries", usage.kv->kept},       {"bytes_before", usage.kv->bytes_before},
                                {"bytes_after", usage.kv->bytes_after}, {"seconds", usage.kv->seconds},
                                {"demoted_entries", usage.kv->demoted}};
+      if (usage.kv->bytes_hidden > 0) result["usage"]["kv"]["bytes_hidden"] = usage.kv->bytes_hidden;
+      if (usage.kv->bytes_offloaded > 0) result["usage"]["kv"]["bytes_offloaded"] = usage.kv->bytes_offloaded;
       if (usage.kv->attention_kept) {
         result["usage"]["kv"].update(
             {{"attention_kept", *usage.kv->attention_kept}, {"fell_back", usage.kv->fell_back}});
@@ -362,6 +364,7 @@ void add_run_command(CLI::App& app) {
   add_generation_flags(*command, flags->generation);
   add_exact_flag(*command, flags->model);
   add_memory_flags(*command, flags->model, "the model's, as far as memory allows");
+  add_kv_offload_flag(*command, flags->model);
   add_step_flags(*command, flags->model);
   command->add_flag("--no-prefix-cache", flags->no_prefix_cache, "Do not share KV blocks between equal beginnings");
   command->callback([flags] {

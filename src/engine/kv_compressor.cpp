@@ -82,6 +82,10 @@ void KvCompressor::collect_evidence(SequenceId sequence, RunningKvPolicy& kv, in
 KvDecision KvCompressor::decide(const ScheduledSlice& slice, const RunningKvPolicy& kv, std::mutex& mutex) {
   if (!kv.error.empty()) throw Error(ErrorCode::kOutOfMemory, kv.error);
   if (!slice.judges) return {};
+  {
+    const std::lock_guard lock(mutex);
+    model_.kv().gather_aside(slice.kv_sequence);
+  }
   const auto choose = [&]() -> KvDecision {
     return {.choice = model_.choose_kept(slice.kv_sequence, kv.text, *kv.policy, &kv.evidence)};
   };
@@ -99,11 +103,23 @@ bool KvCompressor::apply(const ScheduledSlice& slice, const RunningKvPolicy& kv,
   decision.uses_evidence = slice.judges || chooses_channels(slice.kv_sequence, kv);
   bool drops = slice.judges;  // once: what is kept of it may have to be demoted again
   const auto act = [&](SequenceId kv_sequence) {
-    if (drops && !model_.kv().keep(kv_sequence, decision.choice.kept, decision.choice.merges)) return false;
+    if (drops && !drop(slice, kv, decision.choice)) return false;
     drops = false;
     return !kv.demotion || demote(kv_sequence, kv);
   };
   return scheduler_.compress(slice.sequence, act, preempted);
+}
+
+// What is not kept is lost, or set aside if entries will be judged again.
+bool KvCompressor::drop(const ScheduledSlice& slice, const RunningKvPolicy& kv, const KvChoice& choice) {
+  KvCache& cache = model_.kv();
+  const SequenceId sequence = slice.kv_sequence;
+  const int32_t num_aside = kv.policy->aside ? scheduler_.next_judgement(slice.sequence)->num_aside : 0;
+  if (num_aside > 0) return cache.set_aside(sequence, choice.kept, *kv.policy->aside, num_aside);
+  if (!cache.has_aside(sequence)) return cache.keep(sequence, choice.kept, choice.merges);
+  const bool is_done = cache.set_aside(sequence, choice.kept, *kv.policy->aside, cache.num_tokens(sequence));
+  if (is_done) cache.drop_aside(sequence);
+  return is_done;
 }
 
 // Whether it is demoted for the first time, and keys lose channels then.
@@ -122,7 +138,7 @@ bool KvCompressor::demote(SequenceId kv_sequence, const RunningKvPolicy& kv) {
 
 void KvCompressor::go_on(const ScheduledSlice& slice, RunningKvPolicy& kv, const KvDecision& decision) {
   const int32_t num_tokens = model_.kv().num_tokens(slice.kv_sequence);
-  if (slice.judges) keep_evidence(kv.evidence, decision.choice);
+  if (slice.judges && !model_.kv().has_aside(slice.kv_sequence)) keep_evidence(kv.evidence, decision.choice);
   // Pages of what is generated keep the bounds of entries that are only demoted. Those of a prompt are learned of it as
   // it is kept for later requests.
   PageBounds* pages = kv.evidence.pages.get();
@@ -158,7 +174,9 @@ KvCompression KvCompressor::report(const ScheduledSlice& slice, const KvDecision
 void KvCompressor::count_held(SequenceId kv_sequence, KvCompression& report) const {
   const KvCache& kv = model_.kv();
   report.bytes_after = kv.held_bytes(kv_sequence);
-  report.bytes_before = report.bytes_after;
+  report.bytes_hidden = kv.aside_block_bytes(kv_sequence);
+  report.bytes_offloaded = kv.aside_file_bytes(kv_sequence);
+  report.bytes_before = report.bytes_after - report.bytes_hidden;
   report.kept.clear();
   report.demoted.clear();
   for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {

@@ -210,6 +210,7 @@ CompressionPlan compression_of(const KvPolicy& policy, int32_t num_prompt, int64
   if (policy.under_pressure && policy.num_kept(most_entries) < most_entries) {
     plan.pressure = KvPressure{.budget = policy.budget, .every = policy.every};
   }
+  plan.aside = policy.aside;
   if (policy.demotion) {
     const KvCacheConfig& cache = model.kv().config();
     plan.demotion = policy.demotion->of(cache.layers, cache.codec);
@@ -224,7 +225,8 @@ bool leaves_the_same(const KvPolicy& policy, const GenerationRequest& request) {
   const KvWants wants = policy.wants();
   const bool judges_by_entries = wants.num_query_tokens == 0 && !wants.attention_mass && !wants.moments &&
                                  !wants.value_norms && !wants.repetitions;
-  return policy.prefill_every > 0 && judges_by_entries && request.kv_pinned.empty() && policy.span_separator.empty();
+  return policy.prefill_every > 0 && !policy.aside && judges_by_entries && request.kv_pinned.empty() &&
+         policy.span_separator.empty();
 }
 
 void plan_reuse(const GenerationRequest& request, const LoadedModel& model, KvRequest& kv) {

@@ -118,7 +118,8 @@ LoadedModel::LoadedModel(const ModelOptions& options, const LoadProgress& progre
                                                      .capacity_bytes = static_cast<size_t>(options_.kv_capacity_bytes),
                                                      .prefix_cache = options_.prefix_cache,
                                                      .content_salt = content_salt(options_, isa_),
-                                                     .input_layers = model_->info().input_layers});
+                                                     .input_layers = model_->info().input_layers,
+                                                     .aside_directory = options_.kv_offload_directory});
 }
 
 std::span<float> LoadedModel::forward(const ForwardBatch& batch) {

@@ -37,8 +37,9 @@ struct ModelOptions {
   double max_decode_slowdown = 1.4;
   int32_t max_sequences = 256;  // running at once
   bool prefix_cache = true;
-  int64_t kv_capacity_bytes = 0;  // most that KV blocks may hold; 0: what the budget leaves
-  bool with_tokenizer = true;     // false: token ids only, whatever tokenizer the files have
+  int64_t kv_capacity_bytes = 0;                  // most that KV blocks may hold; 0: what the budget leaves
+  std::string kv_offload_directory = "/var/tmp";  // where KV policies that offload entries have their files
+  bool with_tokenizer = true;                     // false: token ids only, whatever tokenizer the files have
 };
 
 // Told the bytes of the file packed so far.

@@ -520,6 +520,7 @@ void KvCache::release(SequenceId id) {
     state_->resize(sequence, table, std::max<int64_t>(num_shared, state_->first_block(sequence, table)));
   }
   state_->leave_prefix(sequence);
+  state_->release_aside(sequence);
   if (sequence.input != kNoInput) state_->release_input(sequence.input);
   const auto slot = static_cast<int32_t>(id & ((SequenceId{1} << kSlotBits) - 1));
   state_->slots[slot] = State::Slot();
@@ -537,7 +538,7 @@ int32_t KvCache::num_demoted(SequenceId id, int32_t layer, int32_t head) const {
   return state_->at(id).tables[state_->table_of(layer, head)].num_demoted;
 }
 
-int64_t KvCache::held_bytes(SequenceId id) const { return state_->at(id).block_bytes; }
+int64_t KvCache::held_bytes(SequenceId id) const { return state_->at(id).block_bytes + aside_block_bytes(id); }
 
 KvCache::Slot KvCache::slot(SequenceId id, int32_t layer, int32_t head, int32_t entry) {
   const KvSequence& sequence = state_->at(id);

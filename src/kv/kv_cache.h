@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -50,6 +51,7 @@ struct KvCacheConfig {
   bool prefix_cache = true;
   uint64_t content_salt = 0;  // of everything else that changes a block's bytes: model, weights, lossy options
   std::vector<KvLayerSpec> input_layers = {};  // cross-attention of encoder-decoder models; no windows
+  std::string aside_directory = "/var/tmp";    // of the files of KvAside::kFile
 };
 
 // How a sequence's older entries are made smaller, once they are no longer among the most recent: demoted. They are
@@ -61,6 +63,12 @@ struct KvDemotion {
   std::vector<int32_t> key_dims = {};
 
   bool operator==(const KvDemotion&) const = default;
+};
+
+// Where the entries of a sequence lie that it does not read for now: set aside.
+enum class KvAside : uint8_t {
+  kBlocks,  // in blocks, as what is read
+  kFile,    // in a file, and out of the memory that blocks may hold
 };
 
 // How a token's entries were computed, where that changes their bits. Part of the prefix key.
@@ -100,7 +108,8 @@ struct KvCacheStats {
 //
 // Life of a sequence:
 //   create (attach_prefix | attach_compressed)? (attach_input (write input entries)* commit_input)?
-//     (reserve (write entries)* commit | keep | choose_channels? demote | save_compressed)* release
+//     (reserve (write entries)* commit | keep | choose_channels? demote | save_compressed |
+//      gather_aside set_aside | drop_aside)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
 class KvCache {
@@ -171,6 +180,24 @@ class KvCache {
   [[nodiscard]] bool keep(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
                           std::span<const KvMerge> merges = {});
 
+  // As keep(), but entries that are not in `kept` may come back: all entries of the tables without a window lie aside
+  // from now on, and those in `kept` are read, as copies. Of a sequence that has set some aside before, `kept` are
+  // indices of all its entries, which gather_aside() has brought together. There is room aside for the entries of
+  // num_tokens tokens in all, until it is called again. What the sequence shared stays shared where it lies aside in
+  // blocks. False, and no sequence changed, when there is no room; throws Error(kIo) where a file cannot have it.
+  [[nodiscard]] bool set_aside(SequenceId sequence, std::span<const std::vector<int32_t>> kept, KvAside where,
+                               int32_t num_tokens);
+  // Entries written since join those aside. Nothing for a sequence without.
+  void gather_aside(SequenceId sequence);
+  // Nothing comes back any more: what is not read is lost, and its room free.
+  void drop_aside(SequenceId sequence);
+  bool has_aside(SequenceId sequence) const;
+  // All entries of a table, in their places in the text: those aside, gathered, or of a sequence without, those that
+  // it has.
+  KvView all_entries(SequenceId sequence, int32_t layer, int32_t head) const;
+  int64_t aside_block_bytes(SequenceId sequence) const;  // of held_bytes
+  int64_t aside_file_bytes(SequenceId sequence) const;
+
   // Bytes of blocks that would be free if each head kept num_kept of its entries: of layers without a window, and
   // but for what other sequences have. Negative where the copies of that take more. The sequence has no demoted
   // entries.
@@ -212,7 +239,7 @@ class KvCache {
   int32_t num_tokens(SequenceId sequence) const;                                // committed
   int32_t num_entries(SequenceId sequence, int32_t layer, int32_t head) const;  // committed
   int32_t num_demoted(SequenceId sequence, int32_t layer, int32_t head) const;  // of them
-  // Bytes of the sequence's blocks, shared ones included.
+  // Bytes of the sequence's blocks, shared ones and those aside included.
   int64_t held_bytes(SequenceId sequence) const;
 
   // Where entry `entry` (num_entries <= entry < num_entries + reserved) of a table is written.

@@ -76,6 +76,7 @@ bool KvCache::save_compressed(SequenceId id, std::string_view policy, std::span<
   WITAN_CHECK(sequence.num_reserved == 0 && std::ssize(tokens) == sequence.num_tokens,
               "sequence {} has {} tokens and {} reserved, not these {}", id, sequence.num_tokens, sequence.num_reserved,
               tokens.size());
+  WITAN_CHECK(sequence.aside == nullptr, "sequence {} has entries aside", id);
   const int64_t most_bytes = state.capacity_bytes / kCompressedShare;
   if (!state.config.prefix_cache || !sequence.is_detached || sequence.block_bytes > most_bytes) return false;
   for (auto& [other, prefix] : state.compressed) {

@@ -133,6 +133,7 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
   State& state = *state_;
   KvSequence& sequence = state.at(id);
   WITAN_CHECK(sequence.num_reserved == 0, "{} entries are reserved", sequence.num_reserved);
+  WITAN_CHECK(sequence.aside == nullptr, "sequence {} has entries aside", id);
   WITAN_CHECK(demotion.codecs.size() == state.layers.size(), "codecs of {} layers", demotion.codecs.size());
   std::vector<int32_t> pools(state.layers.size());
   for (int32_t layer = 0; layer < std::ssize(pools); ++layer) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -23,6 +24,36 @@ struct OwnedBlocks {
 
 }  // namespace
 
+// own(pool, block) is told of the blocks that are the sequence's.
+void KvCache::State::check_aside(const KvSequence& sequence, FunctionRef<void(int32_t pool, BlockId block)> own) const {
+  const AsideEntries& aside = *sequence.aside;
+  WITAN_CHECK(sequence.is_detached && sequence.demoted_pools.empty(),
+              "entries aside of one that has all or demoted ones");
+  WITAN_CHECK(aside.num_tokens <= sequence.num_tokens && num_blocks_for(aside.num_tokens) <= aside.num_blocks,
+              "{} entries aside in {} blocks, of {} tokens", aside.num_tokens, aside.num_blocks, sequence.num_tokens);
+  const bool is_in_file = aside.file != nullptr;
+  WITAN_CHECK(aside.block_bytes == (is_in_file ? 0 : aside.num_blocks * full_set_bytes), "{} bytes of {} blocks aside",
+              aside.block_bytes, aside.num_blocks);
+  WITAN_CHECK(!is_in_file || (aside.prefix.empty() && aside.file->num_bytes() >= aside.num_blocks * full_set_bytes),
+              "{} blocks aside in a file", aside.num_blocks);
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    if (is_window_table[table]) continue;
+    const BlockTable& entries = aside.tables[table];
+    WITAN_CHECK(entries.num_blocks == aside.num_blocks && entries.num_entries == aside.num_tokens,
+                "table {}: {} entries aside in {} blocks", table, entries.num_entries, entries.num_blocks);
+    for (int64_t place = 0; !is_in_file && place < aside.num_blocks; ++place) {
+      const BlockId block = aside.tables.id(table, place);
+      if (place < std::ssize(aside.prefix)) {
+        WITAN_CHECK(block == index.blocks(aside.prefix[place])[table], "block {} in place of the prefix's", block);
+      } else {
+        own(pool_of_table[table], block);
+      }
+      WITAN_CHECK(aside.tables.block(table, place) == pools[pool_of_table[table]].blocks.data(block),
+                  "block {} has moved", block);
+    }
+  }
+}
+
 void KvCache::check_integrity() const {
   State& state = *state_;
   std::vector<OwnedBlocks> owned(state.pools.size());
@@ -43,11 +74,18 @@ void KvCache::check_integrity() const {
       continue;
     }
     const KvSequence& sequence = *slot.sequence;
-    for (int64_t place = 0; place < std::ssize(sequence.prefix); ++place) {
-      const PrefixId entry = sequence.prefix[place];
+    const auto count_reference = [&](PrefixId entry) {
       if (entry >= std::ssize(num_references)) num_references.resize(entry + 1);
       num_window_references.resize(num_references.size());
       ++num_references[entry];
+    };
+    if (sequence.aside != nullptr) {
+      std::ranges::for_each(sequence.aside->prefix, count_reference);
+      state.check_aside(sequence, own);
+    }
+    for (int64_t place = 0; place < std::ssize(sequence.prefix); ++place) {
+      const PrefixId entry = sequence.prefix[place];
+      count_reference(entry);
       if (state.window > 0 && place >= sequence.first_window_block) ++num_window_references[entry];
     }
     WITAN_CHECK(sequence.first_window_block == state.first_window_block(sequence.num_tokens),

@@ -186,34 +186,42 @@ void KvCache::State::detach(KvSequence& sequence) {
   sequence.tail_roles.clear();
 }
 
-void KvCache::State::leave_prefix(KvSequence& sequence) {
+void KvCache::State::leave_windows(KvSequence& sequence, PrefixIndex::WindowEnd end) {
   for (int64_t place = sequence.first_window_block; window > 0 && place < std::ssize(sequence.prefix); ++place) {
-    index.unreference_window(sequence.prefix[place], PrefixIndex::WindowEnd::kKept);
+    index.unreference_window(sequence.prefix[place], end);
   }
+}
+
+void KvCache::State::leave_prefix(KvSequence& sequence) {
+  leave_windows(sequence, PrefixIndex::WindowEnd::kKept);
   for (auto entry = sequence.prefix.rbegin(); entry != sequence.prefix.rend(); ++entry) index.unreference(*entry);
   sequence.prefix.clear();
+}
+
+bool KvCache::State::check_kept(std::span<const std::vector<int32_t>> kept,
+                                FunctionRef<int64_t(int64_t table)> num_entries_of) const {
+  WITAN_CHECK(std::ssize(kept) == num_tables(), "entries of {} tables, there are {}", kept.size(), num_tables());
+  bool drops = false;
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    if (is_window_table[table]) continue;
+    const int64_t num_entries = num_entries_of(table);
+    const auto rises = [](int32_t a, int32_t b) { return a >= b; };
+    WITAN_CHECK(std::ranges::adjacent_find(kept[table], rises) == kept[table].end(), "table {}: not ascending", table);
+    WITAN_CHECK(kept[table].empty() || (kept[table].front() >= 0 && kept[table].back() < num_entries),
+                "table {}: entries {} to {} of {}", table, kept[table].front(), kept[table].back(), num_entries);
+    drops |= std::ssize(kept[table]) < num_entries;
+  }
+  return drops;
 }
 
 bool KvCache::keep(SequenceId id, std::span<const std::vector<int32_t>> kept, std::span<const KvMerge> merges) {
   State& state = *state_;
   KvSequence& sequence = state.at(id);
   WITAN_CHECK(sequence.num_reserved == 0, "{} entries are reserved", sequence.num_reserved);
-  WITAN_CHECK(std::ssize(kept) == state.num_tables(), "entries of {} tables, there are {}", kept.size(),
-              state.num_tables());
+  WITAN_CHECK(sequence.aside == nullptr, "sequence {} has entries aside", id);
   WITAN_CHECK(merges.empty() || std::ssize(merges) == state.num_tables(), "values of {} tables, there are {}",
               merges.size(), state.num_tables());
-  bool drops = false;
-  for (int64_t table = 0; table < state.num_tables(); ++table) {
-    const int64_t num_entries = sequence.tables[table].num_entries;
-    const auto num_kept = std::ssize(kept[table]);
-    if (state.is_window_table[table]) continue;
-    const auto rises = [](int32_t a, int32_t b) { return a >= b; };
-    WITAN_CHECK(std::ranges::adjacent_find(kept[table], rises) == kept[table].end(), "table {}: not ascending", table);
-    WITAN_CHECK(kept[table].empty() || (kept[table].front() >= 0 && kept[table].back() < num_entries),
-                "table {}: entries {} to {} of {}", table, kept[table].front(), kept[table].back(), num_entries);
-    drops |= num_kept < num_entries;
-  }
-  if (!drops) return true;
+  if (!state.check_kept(kept, [&](int64_t table) { return sequence.tables[table].num_entries; })) return true;
   if (!state.make_room_for_copies(sequence, kept, std::ssize(sequence.prefix))) {
     const int64_t num_shared = state.num_shared_with_others(sequence);
     if (!state.make_room_for_copies(sequence, kept, num_shared)) return false;

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "base/function_ref.h"
+#include "kv/block_file.h"
 #include "kv/block_pool.h"
 #include "kv/kv_cache.h"
 #include "kv/prefix_index.h"
@@ -89,6 +91,18 @@ struct KvInput {
   std::vector<std::byte*> blocks;  // [num_input_tables][num_blocks]
 };
 
+// All entries of a sequence that reads fewer, in tables without a window: entry i is at position i.
+struct AsideEntries {
+  explicit AsideEntries(int64_t num_tables) : tables(num_tables) {}
+
+  int32_t num_tokens = 0;           // whose entries lie here
+  int64_t num_blocks = 0;           // of every table without a window
+  BlockTables tables;               // those with one have none
+  std::vector<PrefixId> prefix;     // whose blocks are the first of every table; all referenced
+  int64_t block_bytes = 0;          // of all blocks that are of the pools
+  std::unique_ptr<BlockFile> file;  // where the blocks are, if they are not
+};
+
 // A sequence's blocks: the first prefix.size() of every table belong to those prefix blocks, the rest to it alone.
 struct KvSequence {
   explicit KvSequence(int64_t num_tables) : tables(num_tables) {}
@@ -101,6 +115,7 @@ struct KvSequence {
   bool is_detached = false;  // keep() or demote() changed it: its blocks are its own, and none become prefix blocks
   std::vector<int32_t> demoted_pools;          // by layer, once some of its entries are demoted
   std::vector<std::vector<int32_t>> channels;  // by table, once they are chosen: KvCache::choose_channels
+  std::unique_ptr<AsideEntries> aside;         // nullptr: it reads all that it has
   bool is_private = false;                     // some tokens are: no more of its blocks become prefix blocks
   BlockTables tables;
   std::vector<PrefixId> prefix;      // its prefix blocks from the beginning, all referenced
@@ -202,6 +217,9 @@ struct KvCache::State {
   int64_t num_shared_with_others(const KvSequence& sequence) const;
   // Blocks that a table needs for these entries in the places of the first num_shared blocks, which are not its own.
   int64_t num_copies(const KvSequence& sequence, int64_t table, int64_t num_kept, int64_t num_shared) const;
+  // Aborts unless `kept` are ascending entries of every table without a window, of num_entries(table); says whether
+  // they are not all of them.
+  bool check_kept(std::span<const std::vector<int32_t>> kept, FunctionRef<int64_t(int64_t table)> num_entries) const;
   // Whether there is room for the copies of what is kept of shared blocks, made if need be.
   bool make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_shared);
   // All prefix blocks of the sequence but the first num_shared, which others have, are its own from now on.
@@ -218,6 +236,15 @@ struct KvCache::State {
   // Nothing of it is shared any more, or will be.
   void detach(KvSequence& sequence);
   void leave_prefix(KvSequence& sequence);
+  void leave_windows(KvSequence& sequence, PrefixIndex::WindowEnd end);  // of its prefix
+  // What set_aside() does to a sequence that has nothing aside, once there is room.
+  void begin_aside_in_blocks(KvSequence& sequence, int64_t num_blocks);
+  std::unique_ptr<AsideEntries> copy_to_file(const KvSequence& sequence, int64_t num_blocks);
+  bool has_room_to_begin(KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_blocks);
+  void extend_aside(AsideEntries& aside, int64_t num_blocks);
+  void read_from_aside(KvSequence& sequence, int64_t table, std::span<const int32_t> kept);
+  void release_aside(KvSequence& sequence);
+  void check_aside(const KvSequence& sequence, FunctionRef<void(int32_t pool, BlockId block)> own) const;
   void place_reserved(KvSequence& sequence);
   // Gives up the places of window tables that no later entry of the sequence sees.
   void pass_window(KvSequence& sequence);

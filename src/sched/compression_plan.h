@@ -34,6 +34,7 @@ struct CompressionPlan {
   int32_t num_query_tokens = 1;
   std::optional<KvDemotion> demotion = {};  // at every point, judged or not
   std::optional<KvPressure> pressure = {};
+  std::optional<KvAside> aside = {};  // what becomes of entries that are not kept: see KvCompressionPoint::num_aside
   // Not empty: what is left of the prompt at points before its end is kept for later sequences whose plans say the same
   // here, and which go on from there. It then has to depend on nothing but this and the prompt up to the point.
   std::string shared_as = {};
@@ -52,7 +53,7 @@ struct CompressionPlan {
     KvCompressionPoint last;
     for (const KvCompressionPoint& point : points) {
       if (point.judges) {
-        const bool may_have_all = is_average || may_keep_all;
+        const bool may_have_all = is_average || may_keep_all || aside;
         most = std::max(most, may_have_all ? point.num_tokens : last.num_kept + point.num_tokens - last.num_tokens);
       }
       last = point;

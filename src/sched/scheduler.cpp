@@ -345,9 +345,11 @@ SequenceId Scheduler::add(SequenceRequest request) {
            std::ranges::min(request.compression.repetitions) > 0),
       "{} repetitions of a prompt whose entries are not judged at its end", request.compression.repetitions.size());
   for (const KvCompressionPoint& point : request.compression.points) {
-    num_before += point.num_tokens - reached;
+    num_before = request.compression.aside ? point.num_tokens : num_before + point.num_tokens - reached;
     WITAN_CHECK(point.num_tokens >= reached && 0 < point.num_kept && point.num_kept < num_before + !point.judges,
                 "{} of {} entries kept at token {}, {} before", point.num_kept, num_before, point.num_tokens, reached);
+    WITAN_CHECK(point.num_aside == 0 || (request.compression.aside && point.num_aside > point.num_tokens),
+                "room for {} tokens aside at token {}", point.num_aside, point.num_tokens);
     reached = point.num_tokens;
     num_before = point.num_kept;
   }

@@ -71,19 +71,23 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
         num_demoted == 0 ? 0 : kv.demoted_bytes(*s.compression.demotion, num_demoted + uneven);
     return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
   };
+  int64_t aside_bytes = s.num_compressions == 0 ? 0 : bytes_aside(s, s.compression.points[s.num_compressions - 1]);
   int64_t peak = reuse_bytes(s);
   for (size_t i = s.num_compressions; i < s.compression.points.size(); ++i) {
     const KvCompressionPoint& point = s.compression.points[i];
     if (point.num_tokens > num_tokens) break;
     // What is kept of shared blocks is copied while they are still held.
     const bool copies = num_dropped == 0 && num_demoted == 0 && kv.config().prefix_cache;
-    const int64_t held_bytes = bytes_at(point.num_tokens);
+    const int64_t held_bytes = bytes_at(point.num_tokens) + aside_bytes;
     peak = std::max(peak, held_bytes + (copies ? copied_bytes(s, point) : 0));
     if (i == 0) {  // windows do not go on while entries are not committed
       const int64_t repeated = s.compression.longest_repetition(s.num_repetitions);
       peak = std::max(peak, kv.bytes_for_tokens(point.num_tokens + repeated, std::max(chunk, repeated)));
     }
     if (!s.compression.may_keep_all) num_dropped = point.num_tokens - point.num_kept;
+    // The last time they come back from where they lie, which is free after that.
+    peak = std::max(peak, bytes_at(point.num_tokens) + aside_bytes);
+    aside_bytes = bytes_aside(s, point);
     if (!s.compression.demotion) continue;
     // Demoted entries take their room before that of the others is free, and what stays of shared blocks is copied.
     const int64_t num_kept = point.num_tokens - num_dropped;
@@ -92,7 +96,12 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
     peak = std::max(peak,
                     num_before == 0 && copies ? held_bytes + bytes_at(point.num_tokens) : held_bytes + demoted_bytes);
   }
-  return std::max(peak, bytes_at(num_tokens));
+  return std::max(peak, bytes_at(num_tokens) + aside_bytes);
+}
+
+// Of blocks that a sequence has aside once it is past a point.
+int64_t Scheduler::State::bytes_aside(const Sequence& s, const KvCompressionPoint& point) const {
+  return s.compression.aside == KvAside::kBlocks ? kv.bytes_for_entries(point.num_aside, 0, 1) : 0;
 }
 
 // Of the entries that are left at a point, and of the windows of layers that have one.

@@ -37,7 +37,7 @@ struct HeadTask {
   Isa isa;
 
   HeadEvidence evidence(const JudgedLayer& judged, int32_t head, const float** rows, int32_t* positions) const {
-    HeadEvidence evidence{.isa = isa, .view = kv.view(sequence, judged.layer, head, judged.heads[head].num_entries)};
+    HeadEvidence evidence{.isa = isa, .view = kv.all_entries(sequence, judged.layer, head)};
     if (collected == nullptr) return evidence;
     if (collected->moments != nullptr) {
       evidence.moments = collected->moments.get();
@@ -87,7 +87,7 @@ std::vector<JudgedLayer> judged_layers(Scratch& scratch, const KvCache& kv, Sequ
     if (spec.window == 0) {
       layers.push_back({.layer = layer, .first_table = num_tables, .heads = {}});
       for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
-        const int32_t num_entries = kv.num_entries(sequence, layer, head);
+        const int32_t num_entries = kv.all_entries(sequence, layer, head).num_entries;
         layers.back().heads.push_back(
             {.num_entries = num_entries,
              .scores = scratch.allocate<float>(num_entries),
@@ -219,7 +219,7 @@ class Judge {
   void pin(const JudgedLayer& layer) {
     for (int32_t head = 0; head < layer.num_heads(); ++head) {
       const auto& [num_entries, scores, second_scores] = layer.heads[static_cast<size_t>(head)];
-      const KvView view = kv_.view(sequence_, layer.layer, head, num_entries);
+      const KvView view = kv_.all_entries(sequence_, layer.layer, head);
       for (const KvSpan& span : text_.pinned) {
         const int32_t end = num_entries_of(view, span.end);
         for (int32_t i = num_entries_of(view, span.begin); i < end; ++i) {
@@ -254,7 +254,7 @@ class Judge {
         WITAN_CHECK(num_entries == layer.heads[static_cast<size_t>(head)].num_entries,
                     "layers {} and {}, head {} have {} and {} entries", scored.layer, layer.layer, head, num_entries,
                     layer.heads[static_cast<size_t>(head)].num_entries);
-        const KvView view = kv_.view(sequence_, layer.layer, head, num_entries);
+        const KvView view = kv_.all_entries(sequence_, layer.layer, head);
         scores.back().push_back({.scores = of_head,
                                  .num_entries = num_entries,
                                  .num_fixed = prompt_is_fixed ? num_entries_of(view, text_.num_prompt_tokens) : 0,

@@ -20,8 +20,8 @@ struct KvText {
 };
 
 struct KvChoice {
-  // Entries that stay, for KvCache::keep: ascending, by table (layer, then head). Layers with a sliding window have
-  // none listed: they hold no more than their window anyway.
+  // Entries that stay, for KvCache::keep or set_aside: ascending, by table (layer, then head). Layers with a sliding
+  // window have none listed: they hold no more than their window anyway.
   std::vector<std::vector<int32_t>> kept;
   std::vector<KvMerge> merges = {};  // of a policy that merges values, by table, for KvCache::keep too
   std::optional<double> attention_kept =
@@ -29,9 +29,10 @@ struct KvChoice {
   bool fell_back = false;  // that is below the guard: all entries stay
 };
 
-// Which committed entries of a sequence a policy keeps. `evidence` has what the policy wants: of queries as many as
-// there are since entries were judged before, of value norms all; nullptr for one that wants nothing. Takes scratch
-// for the scores of all heads. Throws Error(kOutOfMemory) when there is no room for them.
+// Which committed entries of a sequence a policy keeps, of all that it has, those aside (gathered) included. `evidence`
+// has what the policy wants: of queries as many as there are since entries were judged before, of value norms all;
+// nullptr for one that wants nothing. Takes scratch for the scores of all heads. Throws Error(kOutOfMemory) when there
+// is no room for them.
 KvChoice choose_kept(ComputeContext& ctx, const KvCache& kv, SequenceId sequence, const KvText& text,
                      const KvPolicy& policy, const KvEvidence* evidence);
 

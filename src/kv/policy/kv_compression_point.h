@@ -11,6 +11,9 @@ struct KvCompressionPoint {
   // judged.
   int32_t num_kept = 0;
   bool judges = true;
+  // Of a policy that sets entries aside: those of so many tokens lie there until entries are judged next; 0: never
+  // again, and what is not kept is lost.
+  int32_t num_aside = 0;
 
   bool operator==(const KvCompressionPoint&) const = default;
 };

@@ -121,7 +121,7 @@ std::vector<KvCompressionPoint> KvPolicy::judgements(int32_t num_prompt_tokens, 
   int64_t num_entries = 0;
   int64_t reached = 0;
   const auto judge_at = [&](int64_t so_far) {
-    num_entries += so_far - std::exchange(reached, so_far);
+    num_entries = aside ? so_far : num_entries + so_far - std::exchange(reached, so_far);
     const auto num_prompt = static_cast<int32_t>(std::min<int64_t>(so_far, num_prompt_tokens));
     // Whether a layer is lazy is found out each time anew.
     const int32_t kept = layers == KvLayerBudget::kLazy
@@ -136,6 +136,7 @@ std::vector<KvCompressionPoint> KvPolicy::judgements(int32_t num_prompt_tokens, 
     judge_at(so_far);
     if (every == 0) break;
   }
+  for (size_t i = 0; aside && i + 1 < points.size(); ++i) points[i].num_aside = points[i + 1].num_tokens;
   return points;
 }
 

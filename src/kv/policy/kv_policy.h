@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/attention/kv_block.h"
+#include "kv/kv_cache.h"
 #include "kv/policy/kv_budget.h"
 #include "kv/policy/kv_compression_point.h"
 #include "kv/policy/kv_scorer.h"
@@ -134,6 +135,10 @@ struct KvPolicy {
   std::optional<KvDemotionRule> demotion;  // of what stays, older entries
   std::optional<KvReuse> reuse;            // of documents in the prompt
 
+  // What becomes of entries that do not stay: they lie there, not read, and may come back when entries are judged
+  // again, as all are then (recallable eviction: ArkVale, Chen et al., NeurIPS 2024); none: they are lost.
+  std::optional<KvAside> aside;
+
   KvBudget budget;  // of what a head keeps of all tokens, or of the prompt where generated ones have a budget
 
   // When so many tokens were generated since, entries are judged again; 0: never, what is generated is kept.
@@ -234,7 +239,8 @@ struct KvPolicy {
 //   snapkv(window=32),adakv(floor=0.2),keep=0.2,every=64
 //
 // Parts are the methods and refinements of kv_policy_parts(), and the keys keep (a ratio), tokens, floor, sinks,
-// recent, when, every, prefill_every, generated_keep, generated_tokens, generated_growth, guard, k, v and residual.
+// recent, when, every, prefill_every, generated_keep, generated_tokens, generated_growth, guard, action, k, v and
+// residual.
 // The same may be said as a JSON object. Throws Error(kInvalidArgument) naming what is unknown, missing, out of
 // range or cannot be combined.
 KvPolicy parse_kv_policy(std::string_view text);

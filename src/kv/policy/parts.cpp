@@ -163,7 +163,8 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
   if (part == std::end(kParts)) {
     fail(ErrorCode::kInvalidArgument,
          "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, when=, "
-         "every=, prefill_every=, generated_keep=, generated_tokens=, generated_growth=, guard=, k=, v=, residual=",
+         "every=, prefill_every=, generated_keep=, generated_tokens=, generated_growth=, guard=, action=, k=, v=, "
+         "residual=",
          name, known_names());
   }
   Arguments values;
@@ -266,12 +267,45 @@ void check_reuse(const KvPolicy& policy) {
   }
 }
 
+std::optional<KvAside> read_action(PartArguments& arguments) {
+  const std::string_view action = arguments.choice("action", {"evict", "hide", "offload"});
+  if (action == "evict") return std::nullopt;
+  return action == "hide" ? KvAside::kBlocks : KvAside::kFile;
+}
+
+// What lies aside is as it was computed, and comes back when all entries are judged again.
+void check_aside(const KvPolicy& policy) {
+  if (!policy.aside) return;
+  const std::string_view action = *policy.aside == KvAside::kBlocks ? "action=hide" : "action=offload";
+  const auto refuse = [&](std::string_view what) {
+    fail(ErrorCode::kInvalidArgument, "{} cannot be combined with {}", what, action);
+  };
+  if (policy.automatic) refuse("auto, which chooses among methods that evict,");
+  if (policy.under_pressure) refuse("when=pressure, which is to free the room of entries for good,");
+  if (policy.generated_budget) {
+    refuse(
+        "a budget for generated tokens alone (generated_keep, generated_tokens), beside which the prompt's entries "
+        "stay for good,");
+  }
+  if (policy.merging) refuse("merging (merge, cam), after which entries that come back would count twice,");
+  if (policy.demotion) refuse("making older entries smaller (k, v, kivi, kvtuner, think), which is done for good,");
+  if (policy.guard > 0.0) refuse("guard, which asks what would be lost,");
+  if (policy.wants().attention_mass) {
+    refuse("h2o, which judges by attention that entries which are not read do not get,");
+  }
+  if (!policy.judges_again()) {
+    fail(ErrorCode::kInvalidArgument,
+         "{}: what is set aside comes back where entries are judged again; say when, by every=64 or prefill_every",
+         action);
+  }
+}
+
 void set_budget(KvPolicy& policy, const Arguments& keys) {
   PartArguments arguments("a KV policy", keys);
   policy.generated_budget = read_budget("generated_", keys, arguments);
   const std::optional<KvBudget> budget = read_budget("", keys, arguments);
   for (const auto& [key, value] : keys) {
-    if (policy.has_own_budget() && key != "every" && key != "prefill_every" && key != "guard") {
+    if (policy.has_own_budget() && key != "every" && key != "prefill_every" && key != "guard" && key != "action") {
       fail(ErrorCode::kInvalidArgument, "{} is given, but the policy decides by itself how much stays", key);
     }
   }
@@ -293,6 +327,7 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
   policy.generated_grows = arguments.choice("generated_growth", {"none", "adaptive"}) == "adaptive";
   policy.guard = arguments.number("guard", 0.0, 0.0, 1.0);
+  policy.aside = read_action(arguments);
   policy.under_pressure = arguments.choice("when", {"prompt", "pressure"}) == "pressure";
   const bool has_every = policy.every > 0 || policy.generated_budget || policy.under_pressure;
   policy.every = arguments.integer("every", has_every && policy.every == 0 ? 64 : policy.every, 1, kMost);
@@ -350,6 +385,7 @@ KvPolicy parse_kv_policy(std::string_view text) {
   set_budget(policy, keys);
   check_pressure(policy);
   check_growth(policy);
+  check_aside(policy);
   check_reuse(policy);
   check_demotion(policy);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {

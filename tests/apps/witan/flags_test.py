@@ -39,10 +39,10 @@ class HelpTest(program.WitanTestCase):
     def test_shows_each_flag_with_its_default(self):
         expected = {
             "run": "model prompt file tokens jsonl document parse-special json quiet stats-json exact kv-type threads memory "
-            "context step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
+            "context kv-offload-dir step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
             "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv kv-pin kv-pin-text stop "
             "stop-token ignore-eos",
-            "chat": "model system load template template-name extra exact kv-type threads memory context num-tokens "
+            "chat": "model system load template template-name extra exact kv-type threads memory context kv-offload-dir num-tokens "
             "temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias kv "
             "kv-pin-system stop stop-token ignore-eos",
             "render": "model template template-name messages",
@@ -53,11 +53,11 @@ class HelpTest(program.WitanTestCase):
             "make-model": "arch preset type layers seed tokenizer",
             "quantize": "type experts override threads",
             "eval": "model tasks out replies on-error template template-name extra exact kv-type threads memory context "
-            "step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
+            "kv-offload-dir step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
             "frequency-penalty seed logit-bias kv ignore-eos",
             "perplexity": "model file window out exact kv-type threads memory",
             "bench": "model dry prompt documents depth copy-depth batch kv beside num-tokens rounds json exact kv-type threads memory "
-            "step-tokens mixed-tokens max-slowdown",
+            "kv-offload-dir step-tokens mixed-tokens max-slowdown",
         }
         inputs = {
             "run": ["prompt", "file", "tokens", "jsonl"],

@@ -106,6 +106,31 @@ TEST_F(KvCompressionTest, PinnedEntriesStayWhateverTheyAreWorth) {
   }
 }
 
+// What a sequence does not read is judged as what it reads: of all entries the same ones stay, whatever was read
+// before.
+TEST_F(KvCompressionTest, EntriesThatLieAsideAreJudgedWithTheOthers) {
+  const std::vector<std::string> policies = {"keynorm,tokens=12",
+                                             "keydiff,tokens=12",
+                                             "snapkv(window=4),tokens=12",
+                                             "adakv(window=8),keep=0.3",
+                                             "lagkv(lag=16),keep=0.3",
+                                             "chunkkv(window=4,chunk=5),tokens=30",
+                                             "rkv,keep=0.4",
+                                             "tova,tokens=9"};
+  const KvText pinned{.num_prompt_tokens = kEntries, .pinned = {{.begin = 10, .end = 14}}};
+  std::vector<std::vector<std::vector<int32_t>>> expected;
+  for (const std::string& policy : policies) {
+    expected.push_back(choose(policy).kept);
+    expected.push_back(choose(policy, pinned).kept);
+  }
+  const std::vector<std::vector<int32_t>> read(kLayers * kHeads, {0, 1, 50, 51, 52, 98, 99});
+  ASSERT_TRUE(kv_.set_aside(sequence_, read, KvAside::kBlocks, kEntries));
+  for (size_t i = 0; i < policies.size(); ++i) {
+    EXPECT_EQ(choose(policies[i]).kept, expected[2 * i]) << policies[i];
+    EXPECT_EQ(choose(policies[i], pinned).kept, expected[2 * i + 1]) << policies[i] << ", with pinned tokens";
+  }
+}
+
 TEST_F(KvCompressionTest, PinnedEntriesStayWhereEntriesAreJudgedTwice) {
   evidence_.value_norms = std::make_unique<ValueNorms>(pool_, kv_.config().layers, kEntries);
   for (int32_t layer = 0; layer < kLayers; ++layer) {

@@ -509,5 +509,45 @@ TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_EQ(error_of("chunkkv(heads=apart),adakv,keep=0.5"), "none");
 }
 
+TEST(KvPolicy, EntriesThatAreSetAsideComeBackWhereTheyAreJudgedAgain) {
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,every=64").aside, std::nullopt);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,every=64,action=evict").aside, std::nullopt);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,every=64,action=hide").aside, KvAside::kBlocks);
+  EXPECT_EQ(parse_kv_policy("snapkv,keep=0.5,prefill_every=64,action=offload").aside, KvAside::kFile);
+  EXPECT_EQ(parse_kv_policy("rkv,keep=0.5,action=offload").aside, KvAside::kFile) << "it says itself when it judges";
+  EXPECT_EQ(parse_kv_policy("simlayerkv,every=8,action=hide").aside, KvAside::kBlocks);
+  for (const auto& [policy, part] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"auto,keep=0.5", "auto"},
+           {"snapkv,keep=0.5,when=pressure", "when=pressure"},
+           {"snapkv,generated_tokens=64", "a budget for generated tokens alone"},
+           {"snapkv,merge,keep=0.5,every=8", "merging"},
+           {"snapkv,cam,keep=0.5,every=8", "merging"},
+           {"snapkv,keep=0.5,every=8,k=int8-hadamard", "making older entries smaller"},
+           {"snapkv,think,keep=0.5,every=8", "making older entries smaller"},
+           {"snapkv,keep=0.5,every=8,guard=0.9", "guard"},
+           {"h2o,keep=0.5,every=8", "h2o"}}) {
+    for (const char* action : {"action=hide", "action=offload"}) {
+      EXPECT_THAT(error_of(fmt::format("{},{}", policy, action)),
+                  AllOf(testing::StartsWith(part), HasSubstr(fmt::format("cannot be combined with {}", action))));
+    }
+  }
+  EXPECT_THAT(error_of("snapkv,keep=0.5,action=hide"),
+              HasSubstr("action=hide: what is set aside comes back where entries are judged again; say when"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,every=8,action=sell"), HasSubstr("one of evict, hide, offload, not 'sell'"));
+  EXPECT_THAT(error_of("k=int8-hadamard,action=hide"), HasSubstr("no part says which entries stay"));
+}
+
+// All entries are there again each time, so that a text within its budget of tokens so far may lose some later.
+TEST(KvPolicy, WhatLiesAsideHasRoomUntilEntriesAreJudgedNext) {
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=40,every=8,action=hide").compression_points(100, 120),
+            (Points{{.num_tokens = 100, .num_kept = 40, .num_aside = 108},
+                    {.num_tokens = 108, .num_kept = 40, .num_aside = 116},
+                    {.num_tokens = 116, .num_kept = 40}}));
+  EXPECT_EQ(parse_kv_policy("snapkv,tokens=40,every=8").compression_points(100, 120),
+            (Points{{.num_tokens = 100, .num_kept = 40},
+                    {.num_tokens = 108, .num_kept = 40},
+                    {.num_tokens = 116, .num_kept = 40}}));
+}
+
 }  // namespace
 }  // namespace witan

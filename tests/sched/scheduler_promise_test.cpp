@@ -1,9 +1,11 @@
-// Entries that are demoted to fewer bits: the room that a sequence is promised, and what is left in the end.
+// Entries that are demoted to fewer bits, or set aside: the room that a sequence is promised, and what is left in the
+// end.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <numeric>
 #include <string>
@@ -45,7 +47,8 @@ class Sequences {
       : kv_(pool_, {.layers = {{kHeads, kDim, kDim}, {1, kDim, kDim, false, 40}},
                     .codec = KvCodec::kF32,
                     .capacity_bytes = static_cast<size_t>(capacity_bytes),
-                    .prefix_cache = prefix_cache}),
+                    .prefix_cache = prefix_cache,
+                    .aside_directory = std::filesystem::temp_directory_path()}),
         scheduler_(kv_, {.max_step_tokens = max_step_tokens, .context_length = 1024}) {}
 
   // Returns what was wrong with it.
@@ -84,7 +87,7 @@ class Sequences {
   void compress(const ScheduledSlice& slice) {
     const CompressionPlan& plan = plans_.at(slice.sequence);
     const int32_t num_tokens = kv_.num_tokens(slice.kv_sequence);
-    const int32_t num_entries = kv_.num_entries(slice.kv_sequence, 0, 0);
+    const int32_t num_entries = plan.aside ? num_tokens : kv_.num_entries(slice.kv_sequence, 0, 0);
     const auto point = std::ranges::find(plan.points, num_tokens, &KvCompressionPoint::num_tokens);
     std::vector<int32_t> kept(static_cast<size_t>(plan.may_keep_all ? num_entries : point->num_kept));
     std::iota(kept.begin(), kept.end(), num_entries - static_cast<int32_t>(kept.size()));
@@ -93,11 +96,20 @@ class Sequences {
     scheduler_.compress(
         slice.sequence,
         [&](SequenceId kv_sequence) {
+          if (plan.aside) return set_aside(kv_sequence, *plan.aside, *point, std::vector(kHeads + 1, kept));
           return (!slice.judges || kv_.keep(kv_sequence, std::vector(kHeads + 1, kept))) &&
                  kv_.demote(kv_sequence, *plan.demotion, Isa::kReference, threads);
         },
         preempted);
     EXPECT_THAT(preempted, IsEmpty());
+  }
+
+  bool set_aside(SequenceId kv_sequence, KvAside where, const KvCompressionPoint& point,
+                 const std::vector<std::vector<int32_t>>& kept) {
+    kv_.gather_aside(kv_sequence);
+    if (!kv_.set_aside(kv_sequence, kept, where, std::max(point.num_tokens, point.num_aside))) return false;
+    if (point.num_aside == 0) kv_.drop_aside(kv_sequence);
+    return true;
   }
 
   MemoryPool pool_{size_t{64} << 20};
@@ -120,6 +132,12 @@ struct Case {
 CompressionPlan guarded(CompressionPlan plan) {
   plan.may_keep_all = true;
   return plan;
+}
+
+// What is not kept at 200 and 232 tokens lies aside from the first to the second.
+CompressionPlan aside_plan(KvAside where) {
+  return {.points = {{.num_tokens = 200, .num_kept = 100, .num_aside = 232}, {.num_tokens = 232, .num_kept = 116}},
+          .aside = where};
 }
 
 std::vector<Case> cases() {
@@ -150,6 +168,10 @@ std::vector<Case> cases() {
       // What stays of shared blocks is copied beside them.
       {"shared_blocks", 200, 20, plan_of({{200, 200, false}}, 40), bytes_of(7, 0, 3) + bytes_of(2, 5, 3),
        bytes_of(2, 5, 3), true},
+      // 232 entries in 8 blocks aside, beside 132 that are read by then; 143 are left in the end.
+      {"hidden", 200, 60, aside_plan(KvAside::kBlocks), bytes_of(8 + 5, 0, 3), bytes_of(5, 0, 3)},
+      {"hidden_shared_blocks", 200, 60, aside_plan(KvAside::kBlocks), bytes_of(8 + 5, 0, 3), bytes_of(5, 0, 3), true},
+      {"offloaded", 200, 60, aside_plan(KvAside::kFile), bytes_of(7, 0, 3), bytes_of(5, 0, 3)},
   };
 }
 
@@ -167,7 +189,7 @@ TEST_P(SchedulerPromiseTest, TheRoomThatASequenceIsPromisedSuffices) {
   EXPECT_GE(sequences.held_bytes(), c.final_bytes - kBlockBytes) << "the window may take one less";
 }
 
-INSTANTIATE_TEST_SUITE_P(Demotion, SchedulerPromiseTest, testing::ValuesIn(cases()),
+INSTANTIATE_TEST_SUITE_P(Entries, SchedulerPromiseTest, testing::ValuesIn(cases()),
                          [](const auto& c) { return c.param.name; });
 
 // Of its 219 entries in the end 160 are demoted: that leaves room for the 4 blocks of each head of another.
