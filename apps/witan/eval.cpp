@@ -275,12 +275,7 @@ void run_eval(const EvalFlags& flags) {
   flags.generation.check();
   const jinja::Value extra = jinja::parse_json(flags.extra, "--extra");
   if (extra.as_dict() == nullptr) fail(ErrorCode::kInvalidArgument, "--extra: expected a JSON object");
-  const std::optional<KvPolicy>& policy = flags.generation.request.kv_policy;
-  if (policy && policy->automatic && policy->automatic->by_room) {
-    fail(ErrorCode::kInvalidArgument,
-         "--kv {}: what it chooses depends on the tasks that run beside; give it a budget, such as keep=0.5",
-         policy->text);
-  }
+  check_depends_on_request(flags.generation.request.kv_policy);
   const std::vector<EvalTaskLine> lines = read_tasks(flags);
   const std::unique_ptr<Engine> engine = load_engine(flags.model.finished_for_throughput());
   const json header = header_of(flags, flags.model.options.path, engine->model_info().architecture, settings_of(flags));

@@ -91,6 +91,31 @@ void pin_text(const Tokenizer* tokenizer, const std::string& text, GenerationReq
   request.kv_pinned.insert(request.kv_pinned.end(), spans.begin(), spans.end());
 }
 
+void add_kv_flag(CLI::App& app, std::optional<KvPolicy>& policy, const std::string& group) {
+  const auto set_policy = [&policy](const std::string& text) {
+    try {
+      policy = parse_kv_policy(text.starts_with('@') ? read_text_file(text.substr(1)) : text);
+    } catch (const Error& error) {
+      throw CLI::ValidationError("--kv", error.what());
+    }
+  };
+  app.add_option_function<std::string>(
+         "--kv", set_policy,
+         "Once a prompt is computed, keep only the KV entries that a policy chooses, or round older ones (lossy), such "
+         "as "
+         "snapkv,keep=0.2, or @FILE that has one; witan --list has the parts of policies, docs/kv-cache.md what they "
+         "do")
+      ->type_name("POLICY")
+      ->group(group)
+      ->default_str("none");
+}
+
+void check_depends_on_request(const std::optional<KvPolicy>& policy) {
+  if (!policy || !policy->automatic || !policy->automatic->by_room) return;
+  fail(ErrorCode::kInvalidArgument,
+       "--kv {}: what it chooses depends on what runs beside; give it a budget, such as keep=0.5", policy->text);
+}
+
 void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind) {
   GenerationRequest& request = flags.request;
   SamplingParams& sampling = request.sampling;
@@ -131,22 +156,7 @@ void add_generation_flags(CLI::App& app, GenerationFlags& flags, AnswerKind kind
       ->type_name("ID=X")
       ->group(group_name)
       ->default_str("none");
-  const auto set_policy = [&request](const std::string& text) {
-    try {
-      request.kv_policy = parse_kv_policy(text.starts_with('@') ? read_text_file(text.substr(1)) : text);
-    } catch (const Error& error) {
-      throw CLI::ValidationError("--kv", error.what());
-    }
-  };
-  app.add_option_function<std::string>(
-         "--kv", set_policy,
-         "Once a prompt is computed, keep only the KV entries that a policy chooses, or round older ones (lossy), such "
-         "as "
-         "snapkv,keep=0.2, or @FILE that has one; witan --list has the parts of policies, docs/kv-cache.md what they "
-         "do")
-      ->type_name("POLICY")
-      ->group(group_name)
-      ->default_str("none");
+  add_kv_flag(app, request.kv_policy, group_name);
   if (batch) {
     add_texts(
         app, "--kv-pin", flags.kv_pins,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,12 @@ struct GenerationFlags {
 // Pins the entries of the tokens that overlap with a text of --kv-pin-text, wherever the prompt has it. Throws
 // Error(kInvalidArgument) when it does not occur, Error(kUnsupported) without a tokenizer.
 void pin_text(const Tokenizer* tokenizer, const std::string& text, GenerationRequest& request);
+
+// --kv, in a group of the help.
+void add_kv_flag(CLI::App& app, std::optional<KvPolicy>& policy, const std::string& group);
+// Refuses a policy that depends on what else runs, `auto` without a budget, where results are compared. Throws
+// Error(kInvalidArgument).
+void check_depends_on_request(const std::optional<KvPolicy>& policy);
 
 enum class AnswerKind : uint8_t {
   kBatch,  // several prompts, several answers to each

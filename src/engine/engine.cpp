@@ -36,6 +36,8 @@ struct Generation {
   GenerationUsage usage;
   RunningKvPolicy kv;
   std::unique_ptr<DocumentReuse> documents;  // nullptr: none is reused
+  std::vector<TokenId> continuation;         // empty: tokens are sampled
+  bool wants_routes = false;
 };
 
 // What a step computes: first, what is done in the first layers alone, to compare tokens; then all else.
@@ -64,18 +66,61 @@ struct Delivery {
 
 // What picking the next token of one sequence takes and gives.
 struct SampleJob {
-  const SamplingParams* params;
+  const SamplingParams* params = nullptr;
   std::span<const TokenId> prompt;
   std::span<const TokenId> generated;
+  std::optional<TokenId> given = {};  // by the request's continuation
+  std::vector<int32_t> routes = {};   // see GenerationOutput
   SampleResult result = {};
   std::string error = {};
 };
 
 void run_job(SampleJob& job, std::span<const float> logits) {
   try {
-    job.result = sample(*job.params, logits, job.prompt, job.generated);
+    job.result = job.given ? report_token(*job.given, std::max(0, job.params->num_logprobs), logits)
+                           : sample(*job.params, logits, job.prompt, job.generated);
   } catch (const std::exception& e) {
     job.error = e.what();
+  }
+}
+
+// Of a row of the last batch: [MoE layers, top_k].
+std::vector<int32_t> routes_of(const RouterTelemetry& telemetry, int32_t row) {
+  const auto top_k = static_cast<size_t>(telemetry.top_k());
+  std::vector<int32_t> routes;
+  for (int32_t layer = 0; layer < telemetry.num_moe_layers(); ++layer) {
+    const std::span<const int32_t> experts =
+        telemetry.last_experts(layer).subspan(static_cast<size_t>(row) * top_k, top_k);
+    routes.insert(routes.end(), experts.begin(), experts.end());
+  }
+  return routes;
+}
+
+void validate_continuation(const GenerationRequest& request, const LoadedModel& model) {
+  if (model.info().has_encoder) {
+    if (!request.continuation.empty()) {
+      fail(ErrorCode::kUnsupported, "a continuation cannot be given to a model with an encoder");
+    }
+    if (request.wants_routes) fail(ErrorCode::kUnsupported, "routes of a model with an encoder cannot be had");
+  }
+  if (request.continuation.empty()) return;
+  try {
+    check_token_ids(request.continuation, model.info().vocab_size);
+  } catch (const Error& error) {
+    fail(error.code(), "the continuation: {}", error.what());
+  }
+  if (request.num_choices != 1) {
+    fail(ErrorCode::kInvalidArgument, "{} choices of a request with a continuation would be the same",
+         request.num_choices);
+  }
+  if (!request.stop_strings.empty() || !request.stop_tokens.empty()) {
+    fail(ErrorCode::kInvalidArgument, "stop strings and stop tokens cannot end a request with a continuation");
+  }
+  const int32_t context = model.options().context_length;
+  if (std::ssize(request.prompt) + std::ssize(request.continuation) > context) {
+    fail(ErrorCode::kInvalidArgument,
+         "a prompt of {} tokens and a continuation of {} are more than the context of {} tokens", request.prompt.size(),
+         request.continuation.size(), context);
   }
 }
 
@@ -106,6 +151,7 @@ void validate(const GenerationRequest& request, const LoadedModel& model, bool h
   if (!request.stop_strings.empty() && !has_tokenizer) {
     fail(ErrorCode::kUnsupported, "stop strings need a tokenizer, which this model does not have");
   }
+  validate_continuation(request, model);
 }
 
 }  // namespace
@@ -148,7 +194,7 @@ struct Engine::State {
   StepPlan schedule(std::vector<Delivery>& deliveries);
   void compute(const StepPlan& plan, const StepBatches& batches, double schedule_seconds,
                std::vector<Delivery>& deliveries);
-  std::vector<SampleJob> sample_all(const StepPlan& plan, std::span<const float> logits);
+  std::vector<SampleJob> sample_all(const StepPlan& plan, const ForwardBatch& batch, std::span<const float> logits);
   void begin_collecting(const StepPlan& plan);
   void forget_evidence(std::span<const SequenceId> sequences);
   void compress_all(const StepPlan& plan, std::vector<Delivery>& deliveries);
@@ -202,9 +248,13 @@ std::vector<TokenId> Engine::encode(std::string_view text, ParseSpecial parse_sp
 }
 
 RequestId Engine::submit(const GenerationRequest& request, OutputCallback on_output) {
-  if (!request.kv_policy || !request.kv_policy->automatic) return state_->submit(request, std::move(on_output));
-  const auto choice = std::make_shared<const KvAutoChoice>(state_->choose_policy(request));
   GenerationRequest chosen = request;
+  if (!request.continuation.empty()) {
+    chosen.max_new_tokens = static_cast<int32_t>(request.continuation.size());
+    chosen.ignore_end_tokens = true;
+  }
+  if (!request.kv_policy || !request.kv_policy->automatic) return state_->submit(chosen, std::move(on_output));
+  const auto choice = std::make_shared<const KvAutoChoice>(state_->choose_policy(chosen));
   chosen.kv_policy.reset();
   if (!choice->policy.empty()) chosen.kv_policy = parse_kv_policy(choice->policy);
   return state_->submit(chosen, std::move(on_output), choice);
@@ -265,6 +315,8 @@ RequestId Engine::State::submit(const GenerationRequest& request, OutputCallback
     generation.submitted = now;
     generation.usage.prompt_tokens = static_cast<int32_t>(request.prompt.size());
     generation.usage.kv_auto = kv_auto;
+    generation.continuation = request.continuation;
+    generation.wants_routes = request.wants_routes;
     if (kv.acts) generation.kv = running_policy(kv);
     if (kv.documents) {
       generation.documents = std::make_unique<DocumentReuse>(*kv.documents);
@@ -461,7 +513,8 @@ std::optional<FinishReason> Engine::State::finish_reason(SequenceId sequence, Ge
 }
 
 // Without the mutex: what is read belongs to sequences in the plan, which nobody changes until it is committed.
-std::vector<SampleJob> Engine::State::sample_all(const StepPlan& plan, std::span<const float> logits) {
+std::vector<SampleJob> Engine::State::sample_all(const StepPlan& plan, const ForwardBatch& batch,
+                                                 std::span<const float> logits) {
   std::vector<SampleJob> jobs;
   {
     const std::lock_guard lock(mutex);
@@ -469,9 +522,14 @@ std::vector<SampleJob> Engine::State::sample_all(const StepPlan& plan, std::span
       if (!slice.samples) continue;
       const std::span<const TokenId> tokens = scheduler.tokens(slice.sequence);
       const auto num_prompt = static_cast<size_t>(scheduler.num_prompt_tokens(slice.sequence));
-      jobs.push_back({.params = &generations.at(slice.sequence).sampling,
-                      .prompt = tokens.first(num_prompt),
-                      .generated = tokens.subspan(num_prompt)});
+      const Generation& generation = generations.at(slice.sequence);
+      const int32_t row = batch.logit_rows[jobs.size()];
+      SampleJob& job = jobs.emplace_back();
+      job.params = &generation.sampling;
+      job.prompt = tokens.first(num_prompt);
+      job.generated = tokens.subspan(num_prompt);
+      if (!generation.continuation.empty()) job.given = generation.continuation[job.generated.size()];
+      if (generation.wants_routes) job.routes = routes_of(model.telemetry(), row);
     }
   }
   const auto vocab_size = static_cast<size_t>(model.info().vocab_size);
@@ -518,6 +576,7 @@ void Engine::State::finish_step(const StepPlan& plan, std::span<SampleJob> jobs,
     }
     output.finish = finish_reason(slice.sequence, generation, job.result.token, output.text);
     output.token = std::move(job.result);
+    output.routes = std::move(job.routes);
     if (output.finish) {
       deliveries.push_back(end(slice.sequence, std::move(output)));
     } else if (!generation.kv.error.empty()) {
@@ -596,7 +655,7 @@ void Engine::State::compute(const StepPlan& plan, const StepBatches& batches, do
     if (plan.num_tokens > 0) {
       const std::span<float> logits = forward(batches);
       forbid_unnamed_tokens(logits);
-      jobs = sample_all(plan, logits);
+      jobs = sample_all(plan, batches.text, logits);
     }
   } catch (const std::exception& error) {  // no memory: the sequences that the step was for end
     const std::lock_guard lock(mutex);

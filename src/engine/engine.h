@@ -33,6 +33,14 @@ struct GenerationRequest {
   // Of the prompt, ascending: texts that other prompts may have elsewhere. Nothing without a KV policy that reuses
   // them.
   std::vector<KvSpan> kv_documents = {};
+
+  // Tokens that are taken in place of sampled ones, in order: what the model makes of a text that is there. The
+  // request ends with kLength when all are taken, whatever max_new_tokens says; end tokens do not end it, and of
+  // `sampling` only num_logprobs counts. Not with several choices, stop strings, stop tokens, or models with an
+  // encoder; prompt and continuation have to fit into the context. An id that the tokenizer does not name is taken too,
+  // though it has no probability.
+  std::vector<TokenId> continuation = {};
+  bool wants_routes = false;  // GenerationOutput::routes; not of models with an encoder
 };
 
 // A request whose KV policy the model, or the prompt, cannot have.
@@ -90,11 +98,16 @@ struct GenerationUsage {
 struct GenerationOutput {
   RequestId request = 0;
   int32_t choice = 0;
-  std::string text;                   // new text; may be empty while a character or a stop string is incomplete
-  std::optional<SampleResult> token;  // the token of this step; none in an output that only finishes
+  std::string text;  // new text; may be empty while a character or a stop string is incomplete
+  // The token of this step; none in an output that only finishes. One of a continuation always has its logprob, of the
+  // logits as they are.
+  std::optional<SampleResult> token;
   std::optional<FinishReason> finish;
   std::string error;      // with kError
   GenerationUsage usage;  // so far; complete with `finish`
+  // With `token`, where the request wants them: the experts of the token whose logits this one came from, descending
+  // selection score. [MoE layers, top_k]
+  std::vector<int32_t> routes = {};
 };
 
 // Called for every output of a request, in order, by the thread that steps. It may submit and cancel, not step.

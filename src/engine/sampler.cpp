@@ -381,14 +381,34 @@ std::span<const float> adjust(const SamplingParams& params, std::span<const floa
   return storage;
 }
 
-void report_logprobs(const SamplingParams& params, std::span<const float> logits, const ChunkedLogits& chunked,
+// The logits in chunks, of which there is a distribution. Logits of +inf are taken for their limit: `logits` is that
+// then, in `storage`.
+ChunkedLogits checked(std::span<const float>& logits, std::vector<float>& storage) {
+  ChunkedLogits chunked(logits);
+  if (chunked.has_nan()) {
+    const auto place = std::ranges::find_if(logits, [](float logit) { return std::isnan(logit); }) - logits.begin();
+    fail(ErrorCode::kInvalidArgument, "the logit of token {} is not a number", place);
+  }
+  if (chunked.max() == -kInfinity) {
+    fail(ErrorCode::kInvalidArgument, "no token can be picked: all {} logits are -inf", logits.size());
+  }
+  if (chunked.max() < kInfinity) return chunked;
+  // What +inf means in the limit: these tokens share all the probability evenly.
+  std::vector<float> limit(logits.size());
+  std::ranges::transform(logits, limit.begin(), [](float logit) { return logit == kInfinity ? 0.0f : -kInfinity; });
+  storage = std::move(limit);
+  logits = storage;
+  return ChunkedLogits(logits);
+}
+
+void report_logprobs(int32_t num_alternatives, std::span<const float> logits, const ChunkedLogits& chunked,
                      SampleResult& result) {
   const double log_total = std::log(chunked.total_weight(1.0f));
   const auto logprob = [&](float logit) {
     return static_cast<float>(static_cast<double>(logit) - static_cast<double>(chunked.max()) - log_total);
   };
   result.logprob = logprob(logits[result.token]);
-  std::vector<Candidate> candidates = chunked.first_by_rank(std::min<int64_t>(params.num_logprobs, std::ssize(logits)));
+  std::vector<Candidate> candidates = chunked.first_by_rank(std::min<int64_t>(num_alternatives, std::ssize(logits)));
   std::ranges::sort(candidates, ranks_before);
   result.alternatives.reserve(candidates.size());
   for (const Candidate& candidate : candidates) {
@@ -428,23 +448,7 @@ SampleResult sample(const SamplingParams& params, std::span<const float> logits,
                     std::span<const TokenId> output) {
   std::vector<float> storage;
   logits = adjust(params, logits, prompt, output, storage);
-  ChunkedLogits chunked(logits);
-  if (chunked.has_nan()) {
-    const auto place = std::ranges::find_if(logits, [](float logit) { return std::isnan(logit); }) - logits.begin();
-    fail(ErrorCode::kInvalidArgument, "the logit of token {} is not a number", place);
-  }
-  if (chunked.max() == -kInfinity) {
-    fail(ErrorCode::kInvalidArgument, "no token can be picked: all {} logits are -inf", logits.size());
-  }
-  if (chunked.max() == kInfinity) {
-    // What +inf means in the limit: these tokens share all the probability evenly.
-    std::vector<float> limit(logits.size());
-    std::ranges::transform(logits, limit.begin(), [](float logit) { return logit == kInfinity ? 0.0f : -kInfinity; });
-    storage = std::move(limit);
-    logits = storage;
-    chunked = ChunkedLogits(logits);
-  }
-
+  const ChunkedLogits chunked = checked(logits, storage);
   SampleResult result;
   if (params.temperature == 0) {
     result.token = chunked.arg_max();
@@ -455,7 +459,16 @@ SampleResult sample(const SamplingParams& params, std::span<const float> logits,
     const Cut cut = truncate(params, chunked, inverse_temperature);
     result.token = chunked.draw(inverse_temperature, cut, random_fraction(params.seed, output.size()));
   }
-  if (params.num_logprobs >= 0) report_logprobs(params, logits, chunked, result);
+  if (params.num_logprobs >= 0) report_logprobs(params.num_logprobs, logits, chunked, result);
+  return result;
+}
+
+SampleResult report_token(TokenId token, int32_t num_alternatives, std::span<const float> logits) {
+  check_tokens({&token, 1}, logits.size());
+  std::vector<float> storage;
+  const ChunkedLogits chunked = checked(logits, storage);
+  SampleResult result{.token = token, .alternatives = {}};
+  report_logprobs(num_alternatives, logits, chunked, result);
   return result;
 }
 

@@ -51,4 +51,8 @@ struct SampleResult {
 SampleResult sample(const SamplingParams& params, std::span<const float> logits, std::span<const TokenId> prompt,
                     std::span<const TokenId> output);
 
+// The same report of a token that is given: its log probability under the logits as they are (natural logarithm,
+// temperature 1), with so many alternatives. Throws as sample does.
+SampleResult report_token(TokenId token, int32_t num_alternatives, std::span<const float> logits);
+
 }  // namespace witan

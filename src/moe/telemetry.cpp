@@ -1,8 +1,22 @@
 #include "moe/telemetry.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace witan {
+
+double route_overlap(std::span<const int32_t> experts, std::span<const int32_t> others) {
+  int64_t num_all = std::ranges::count_if(others, [](int32_t expert) { return expert != kNoExpert; });
+  int64_t num_both = 0;
+  for (const int32_t expert : experts) {
+    if (expert == kNoExpert) continue;
+    const bool is_in_both = std::ranges::find(others, expert) != others.end();
+    num_both += is_in_both ? 1 : 0;
+    num_all += is_in_both ? 0 : 1;
+  }
+  return num_all == 0 ? 1.0 : static_cast<double>(num_both) / static_cast<double>(num_all);
+}
 
 RouterTelemetry::RouterTelemetry(int32_t num_moe_layers, int32_t num_experts, int32_t top_k)
     : num_moe_layers_(num_moe_layers), num_experts_(num_experts), top_k_(top_k) {

@@ -9,6 +9,10 @@ namespace witan {
 // In place of an expert's id: the token was beyond the expert's capacity (moe_ffn.h).
 inline constexpr int32_t kNoExpert = -1;
 
+// Of a token's experts in two computations, [top_k] each: how many both chose, as a share of those that either did (the
+// Jaccard index). 1 where there are none.
+double route_overlap(std::span<const int32_t> experts, std::span<const int32_t> others);
+
 // What the routers chose: the signal for caching, prefetching and scheduling experts. Written once per MoE layer and
 // step by moe_ffn, read between steps.
 //

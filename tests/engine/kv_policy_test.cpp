@@ -29,6 +29,7 @@ using test::kPrompt;
 using test::ModelCase;
 using test::options_for;
 using test::prompt_tokens;
+using test::Reading;
 using test::request_for;
 using test::run_all;
 using test::small_options;
@@ -48,6 +49,10 @@ class KvPolicyTest : public testing::TestWithParam<std::tuple<ModelCase, KvPolic
     return name != "shotkv" || !judges_again || budget.find("generated") != std::string_view::npos;
   }
 
+  Reading read(Engine& engine, const std::string& policy, int32_t num_tokens) const {
+    return test::read(engine, test::reading_request(prompt_tokens(kPrompt, 5), prompt_tokens(num_tokens, 31), policy));
+  }
+
   static bool is_auto() { return std::get<1>(GetParam()).name == "auto"; }
 
   // Small windows, and no least budget, so that a short prompt has something to judge.
@@ -59,6 +64,16 @@ class KvPolicyTest : public testing::TestWithParam<std::tuple<ModelCase, KvPolic
   }
 };
 
+// Mean over layers of the share of experts that tokens of two readings have in common.
+double route_overlap(const std::vector<int32_t>& routes, const std::vector<int32_t>& others, int32_t top_k) {
+  const auto k = static_cast<size_t>(top_k);
+  double sum = 0.0;
+  for (size_t i = 0; i < routes.size(); i += k) {
+    sum += witan::route_overlap(std::span(routes).subspan(i, k), std::span(others).subspan(i, k));
+  }
+  return sum * top_k / static_cast<double>(routes.size());
+}
+
 TEST_P(KvPolicyTest, ABudgetOfEverythingChangesNoBit) {
   Engine engine(options());
   const Answer dense = ask(engine, request_for(prompt_tokens(kPrompt, 5), ""));
@@ -67,6 +82,38 @@ TEST_P(KvPolicyTest, ABudgetOfEverythingChangesNoBit) {
     EXPECT_EQ(answer.steps, dense.steps) << budget;
     EXPECT_EQ(answer.usage.kv, nullptr) << budget;
   }
+}
+
+TEST_P(KvPolicyTest, ABudgetOfEverythingChangesNoRouteOfAContinuation) {
+  Engine engine(options());
+  const Reading dense = read(engine, "", 40);
+  ASSERT_EQ(dense.bits.size(), 40u);
+  for (const char* budget : {"keep=1", "tokens=190", "keep=0.1,floor=1000"}) {
+    const Reading reading = read(engine, policy(budget), 40);
+    EXPECT_EQ(reading.bits, dense.bits) << budget;
+    EXPECT_EQ(reading.routes, dense.routes) << budget;
+  }
+}
+
+TEST_P(KvPolicyTest, ASmallBudgetChangesSomeRoutesOfAContinuation) {
+  Engine engine(options());
+  const Reading dense = read(engine, "", 40);
+  const Reading reading = read(engine, policy("keep=0.2"), 40);
+  EXPECT_EQ(reading.bits[0], dense.bits[0]) << "before the policy acts";
+  EXPECT_NE(reading.bits, dense.bits);
+  double overlap = 0.0;    // with the same tokens
+  double by_chance = 0.0;  // and with all others
+  const auto num_tokens = static_cast<double>(dense.routes.size());
+  for (size_t i = 0; i < dense.routes.size(); ++i) {
+    for (size_t j = 0; j < dense.routes.size(); ++j) {
+      const double one = route_overlap(reading.routes[i], dense.routes[j], engine.model_info().top_k);
+      (i == j ? overlap : by_chance) += one / (i == j ? num_tokens : num_tokens * (num_tokens - 1));
+    }
+  }
+  RecordProperty("route_overlap", fmt::format("{:.4f}", overlap));
+  RecordProperty("route_overlap_by_chance", fmt::format("{:.4f}", by_chance));
+  EXPECT_LT(overlap, 1.0);
+  EXPECT_GT(overlap, 1.5 * by_chance) << "a token's routes are mostly its own";
 }
 
 TEST_P(KvPolicyTest, WhatIsReportedIsHeldAndTheRestIsFree) {

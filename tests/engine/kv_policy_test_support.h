@@ -85,6 +85,38 @@ inline Answer ask(Engine& engine, const GenerationRequest& request) {
   return answer;
 }
 
+// What the model makes of a text that is given: bits of each token's log probability, and its routes.
+struct Reading {
+  std::vector<uint32_t> bits;                // [tokens]
+  std::vector<std::vector<int32_t>> routes;  // [tokens] [MoE layers, top_k]
+  GenerationOutput last;
+
+  void take(const GenerationOutput& output) {
+    last = output;
+    if (!output.token) return;
+    bits.push_back(std::bit_cast<uint32_t>(output.token->logprob));
+    routes.push_back(output.routes);
+  }
+};
+
+inline GenerationRequest reading_request(std::vector<TokenId> prompt, std::vector<TokenId> continuation,
+                                         const std::string& policy) {
+  GenerationRequest request;
+  request.prompt = std::move(prompt);
+  request.continuation = std::move(continuation);
+  request.wants_routes = true;
+  if (!policy.empty()) request.kv_policy = parse_kv_policy(policy);
+  return request;
+}
+
+inline Reading read(Engine& engine, const GenerationRequest& request) {
+  Reading reading;
+  engine.submit(request, [&](const GenerationOutput& output) { reading.take(output); });
+  run_all(engine);
+  EXPECT_TRUE(reading.last.error.empty()) << reading.last.error;
+  return reading;
+}
+
 // Whatever the chunks, the threads, what else runs and what the prefix cache has.
 inline void expect_the_same_answer_everywhere(const ModelOptions& options, const std::string& policy) {
   SCOPED_TRACE(policy);

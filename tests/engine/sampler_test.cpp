@@ -250,6 +250,24 @@ TEST(SamplerTest, LogprobsAreGivenAsAsked) {
   EXPECT_THAT(tokens(5), ElementsAre(1, 2, 0, 4));  // impossible tokens are no alternatives
 }
 
+TEST(SamplerTest, AGivenTokensReportIsThatOfTheLogitsAsTheyAre) {
+  const std::vector<float> logits{0.5f, 2.0f, -kInfinity, 1.0f};
+  const SampleResult sampled = sample({.num_logprobs = 2}, logits, {}, {});
+  for (const TokenId token : {0, 1, 3}) {
+    const SampleResult given = report_token(token, 2, logits);
+    EXPECT_EQ(given.token, token);
+    ASSERT_THAT(given.alternatives, SizeIs(2));
+    EXPECT_EQ(given.alternatives[0].token, 1);
+    EXPECT_EQ(given.alternatives[1].token, 3);
+    EXPECT_FLOAT_EQ(given.logprob, sampled.logprob + logits[static_cast<size_t>(token)] - 2.0f);
+  }
+  EXPECT_THAT(report_token(0, 0, logits).alternatives, IsEmpty());
+  EXPECT_EQ(report_token(2, 0, logits).logprob, -kInfinity);
+  EXPECT_FLOAT_EQ(report_token(1, 0, std::vector<float>{0.0f, kInfinity, kInfinity}).logprob, std::log(0.5f));
+  EXPECT_THROW(report_token(4, 0, logits), Error) << "outside of the vocabulary";
+  EXPECT_THROW(report_token(0, 0, std::vector<float>{0.0f, kNan}), Error);
+}
+
 // ---------------------------------------------------------------- distributions
 
 TEST(SamplerTest, DrawsFollowTheDefinition) {

@@ -30,5 +30,19 @@ TEST(RouterTelemetryTest, CountsChoicesWeightsStepsAndDistinctExperts) {
   EXPECT_TRUE(telemetry.last_weights(1).empty());
 }
 
+TEST(RouteOverlapTest, IsTheShareOfTheExpertsOfEitherThatBothChose) {
+  const auto overlap = [](const std::vector<int32_t>& experts, const std::vector<int32_t>& others) {
+    EXPECT_EQ(route_overlap(experts, others), route_overlap(others, experts));
+    return route_overlap(experts, others);
+  };
+  EXPECT_EQ(overlap({4, 1}, {1, 4}), 1.0) << "in any order";
+  EXPECT_DOUBLE_EQ(overlap({4, 1}, {1, 2}), 1.0 / 3);
+  EXPECT_DOUBLE_EQ(overlap({4, 1, 0, 7}, {1, 4, 7, 5}), 3.0 / 5);
+  EXPECT_EQ(overlap({4, 1}, {2, 3}), 0.0);
+  EXPECT_DOUBLE_EQ(overlap({4, kNoExpert}, {1, 4}), 0.5);
+  EXPECT_EQ(overlap({kNoExpert}, {1}), 0.0);
+  EXPECT_EQ(overlap({kNoExpert}, {kNoExpert}), 1.0);
+}
+
 }  // namespace
 }  // namespace witan

@@ -297,6 +297,54 @@ class PerplexityTest(program.WitanTestCase):
         self.assertEqual(found["tokens"], len(ids))
         self.assertAlmostEqual(found["nll"], sum(expected) / len(expected), places=4)
 
+    def test_with_a_policy_both_read_the_same_continuations(self):
+        bos, *ids = self.ids(TEXT, True)
+        expected = []  # prompts of 24 tokens, windows of 40
+        for begin in range(0, len(ids) - 23, 16):
+            expected += self.likelihoods([bos, *ids[begin : begin + 39]])[23:]
+        self.assertEqual(len(expected), len(ids) - 23)
+        flags = ("--window", 40, "--prompt-tokens", 24)
+        found = self.perplexity(TEXT, *flags, "--kv", "keydiff,keep=0.25")
+        self.assertEqual(found["tokens"], len(expected))
+        self.assertEqual(found["window"], 40)
+        self.assertAlmostEqual(found["nll"], math.log(found["value"]), places=6)
+        kv = found["kv"]
+        self.assertEqual(kv["prompt_tokens"], 24)
+        self.assertAlmostEqual(kv["dense_nll"], sum(expected) / len(expected), places=4)
+        self.assertAlmostEqual(kv["dense_value"], math.exp(kv["dense_nll"]), places=6)
+        self.assertNotEqual(found["nll"], kv["dense_nll"])
+        self.assertEqual(len(kv["route_overlap"]), 2)
+        for overlap in kv["route_overlap"]:
+            self.assertTrue(kv["same_routes"] <= overlap <= 1, kv)
+        self.assertLess(kv["same_routes"], 1)
+        self.assertLessEqual(kv["bytes_after"], kv["bytes_before"])
+
+        every = self.perplexity(TEXT, *flags, "--kv", "keydiff,keep=1")
+        self.assertEqual(every["nll"], kv["dense_nll"])
+        self.assertEqual(every["kv"]["route_overlap"], [1, 1])
+        self.assertEqual(every["kv"]["same_routes"], 1)
+        self.assertEqual(every["kv"]["bytes_before"], 0)
+
+    def test_with_a_policy_it_says_what_it_compares(self):
+        text = self.file("text", TEXT)
+        result = self.succeeds("perplexity", "-m", self.model, "-f", text, "--kv", "keydiff,keep=0.25")
+        prompt = (len(self.ids(TEXT, True))) // 2
+        first, experts, memory = result.out.splitlines()
+        self.assertRegex(first, rf"text: perplexity [\d.]+ with the policy, [\d.]+ without, \d+ tokens behind prompts of {prompt}$")
+        self.assertRegex(experts, r"^  experts 0\.\d+ the same \(by MoE layer [\d.]+ [\d.]+\), in every layer for [\d.]+ % of the tokens$")
+        self.assertRegex(memory, r"^  KV cache [\d.]+ of [\d.]+ MiB, [\d.]+ %$")
+
+    def test_with_a_policy_what_is_wrong_is_named(self):
+        text = self.file("text", TEXT)
+        command = ("perplexity", "-m", self.model, "-f", text)
+        self.fails(*command, "--prompt-tokens", 20, code=2, says="--kv")
+        self.fails(*command, "--kv", "nothing", code=2, says=["--kv", "nothing"])
+        self.fails(*command, "--kv", "keydiff,keep=0.5", "--prompt-tokens", 0, code=2, says="--prompt-tokens")
+        self.fails(*command, "--kv", "keydiff,keep=0.5", "--prompt-tokens", 64, "--window", 64, says=["--prompt-tokens 64", "--window of 64"])
+        self.fails(*command, "--kv", "keydiff,keep=0.5", "--prompt-tokens", 500, says=["text: ", "none behind a prompt of 500"])
+        self.fails(*command, "--kv", "k=int4-latent", code=3, says="int4-latent")
+        self.fails(*command, "--kv", "auto", says="give it a budget")
+
     def test_what_is_wrong_is_named(self):
         text = self.file("text", "")
         self.fails("perplexity", "-m", self.model, "-f", text, says=["text: ", "0 tokens"])

@@ -55,7 +55,7 @@ class HelpTest(program.WitanTestCase):
             "eval": "model tasks out replies on-error template template-name extra exact kv-type threads memory context "
             "kv-offload-dir step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
             "frequency-penalty seed logit-bias kv ignore-eos",
-            "perplexity": "model file window out exact kv-type threads memory",
+            "perplexity": "model file window out kv prompt-tokens exact kv-type threads memory",
             "bench": "model dry prompt documents depth copy-depth batch kv beside num-tokens rounds json exact kv-type threads memory "
             "kv-offload-dir step-tokens mixed-tokens max-slowdown",
         }
