@@ -199,6 +199,7 @@ void add_perplexity_command(CLI::App& app) {
       ->default_str("half of --window, or of a shorter text");
   add_exact_flag(*command, flags->model);
   add_memory_flags(*command, flags->model, "");
+  add_kv_offload_flag(*command, flags->model);
   command->remove_option(command->get_option("--context"));  // the window is the context
   command->callback([flags] { run_perplexity(*flags); });
 }

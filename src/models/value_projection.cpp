@@ -76,8 +76,8 @@ std::vector<Tile> unknown_tiles(const KvCache& kv, SequenceId sequence, int32_t 
                                 ValueNorms& norms) {
   std::vector<Tile> tiles;
   for (int32_t head = 0; head < num_kv_heads; ++head) {
-    const int32_t num_entries = kv.num_entries(sequence, layer, head);
-    const KvView view = kv.view(sequence, layer, head, num_entries);
+    const KvView view = kv.all_entries(sequence, layer, head);
+    const int32_t num_entries = view.num_entries;
     float* of_head = norms.of(layer, head);
     const int32_t num_known = norms.num_known(layer, head);
     std::fill(of_head + num_known, of_head + num_entries, 0.0f);
@@ -132,7 +132,7 @@ void learn_value_norms(ComputeContext& ctx, const KvCache& kv, SequenceId sequen
     });
   }
   for (int32_t head = 0; head < projection.num_kv_heads; ++head) {
-    norms.set_num_known(layer, head, kv.num_entries(sequence, layer, head));
+    norms.set_num_known(layer, head, kv.all_entries(sequence, layer, head).num_entries);
   }
 }
 

@@ -117,7 +117,7 @@ TEST_P(KvAsideEngineTest, PreemptionDoesNotChangeAnything) {
   for (const char* policy : {"snapkv(window=8),tokens=40,every=16,action=hide", "keydiff,keep=0.3,every=16,action=hide",
                              "snapkv(window=8),tokens=40,every=16,action=offload",
                              "criticalkv(window=8),global,keep=0.3,every=16,action=offload"}) {
-    num_preemptions += expect_the_same_answers_in_little_room(options(), policy);
+    num_preemptions += expect_the_same_answers_in_little_room(options(), policy, 60);
   }
   EXPECT_GT(num_preemptions, 0);
 }

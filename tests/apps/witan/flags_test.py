@@ -42,8 +42,8 @@ class HelpTest(program.WitanTestCase):
             "context kv-offload-dir step-tokens sequences no-prefix-cache num-tokens choices temperature top-k top-p min-p "
             "repetition-penalty presence-penalty frequency-penalty seed logprobs logit-bias kv kv-pin kv-pin-text stop "
             "stop-token ignore-eos",
-            "chat": "model system load template template-name extra exact kv-type threads memory context kv-offload-dir num-tokens "
-            "temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias kv "
+            "chat": "model system load template template-name extra exact kv-type threads memory context "
+            "kv-offload-dir num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed logit-bias kv "
             "kv-pin-system stop stop-token ignore-eos",
             "render": "model template template-name messages",
             "completion": "",
@@ -55,7 +55,7 @@ class HelpTest(program.WitanTestCase):
             "eval": "model tasks out replies on-error template template-name extra exact kv-type threads memory context "
             "kv-offload-dir step-tokens sequences num-tokens temperature top-k top-p min-p repetition-penalty presence-penalty "
             "frequency-penalty seed logit-bias kv ignore-eos",
-            "perplexity": "model file window out kv prompt-tokens exact kv-type threads memory",
+            "perplexity": "model file window out kv prompt-tokens exact kv-type threads memory kv-offload-dir",
             "bench": "model dry prompt documents depth copy-depth batch kv beside num-tokens rounds json exact kv-type threads memory "
             "kv-offload-dir step-tokens mixed-tokens max-slowdown",
         }
