@@ -24,7 +24,8 @@ std::vector<std::string> flag_names(const CLI::Option& option) {
 
 bool takes_value(const CLI::Option& option) { return option.get_items_expected_max() > 0; }
 bool takes_file(const CLI::Option& option) {
-  return option.get_type_name() == "FILE" || option.get_type_name() == "PATH";
+  const std::string type = option.get_type_name();
+  return type == "FILE" || type == "PATH" || type == "DIR";
 }
 
 // What follows the program's or a command's name.

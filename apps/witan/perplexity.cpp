@@ -123,6 +123,10 @@ void run_perplexity(const PerplexityFlags& flags) {
          flags.num_prompt, flags.window);
   }
   check_depends_on_request(flags.kv_policy);
+  if (flags.kv_policy && flags.kv_policy->under_pressure) {
+    fail(ErrorCode::kInvalidArgument, "--kv {}: when it acts depends on what runs beside; leave when=pressure out",
+         flags.kv_policy->text);
+  }
   std::vector<std::string> texts;
   for (const std::string& path : flags.files) texts.push_back(read_text_file(path));
   std::unique_ptr<OutputFile> out;

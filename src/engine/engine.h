@@ -64,11 +64,13 @@ struct KvCompression {
   std::vector<std::vector<int32_t>>
       kept;  // then: entries of each KV head of the layers without a window: [layer][head]
   std::vector<std::vector<int32_t>> demoted;  // of them, the demoted ones
-  int64_t bytes_after = 0;                    // of the sequence's blocks then
-  int64_t bytes_hidden = 0;     // of them, blocks with all its entries, of which others are copies: what may come back
-  int64_t bytes_offloaded = 0;  // of a file with all its entries
-  int64_t bytes_before = 0;     // and had all entries of the layers without a window stayed as they were
-  double seconds = 0.0;         // for all of them
+  int64_t bytes_after = 0;  // of the sequence's blocks then; where entries are hidden, the most that it was
+  // The most that lay aside at any time: blocks with all entries, of which those that are read are copies; or of a
+  // file.
+  int64_t bytes_hidden = 0;
+  int64_t bytes_offloaded = 0;
+  int64_t bytes_before = 0;                   // and had all entries of the layers without a window stayed as they were
+  double seconds = 0.0;                       // for all of them
   std::optional<double> attention_kept = {};  // with a guard: the last time, see KvChoice
   bool fell_back = false;                     // the last time everything stayed, as the guard wanted it
 };

@@ -173,10 +173,11 @@ KvCompression KvCompressor::report(const ScheduledSlice& slice, const KvDecision
 
 void KvCompressor::count_held(SequenceId kv_sequence, KvCompression& report) const {
   const KvCache& kv = model_.kv();
-  report.bytes_after = kv.held_bytes(kv_sequence);
-  report.bytes_hidden = kv.aside_block_bytes(kv_sequence);
-  report.bytes_offloaded = kv.aside_file_bytes(kv_sequence);
-  report.bytes_before = report.bytes_after - report.bytes_hidden;
+  const int64_t held_bytes = kv.held_bytes(kv_sequence);
+  report.bytes_hidden = std::max(report.bytes_hidden, kv.aside_block_bytes(kv_sequence));
+  report.bytes_offloaded = std::max(report.bytes_offloaded, kv.aside_file_bytes(kv_sequence));
+  report.bytes_after = report.bytes_hidden > 0 ? std::max(report.bytes_after, held_bytes) : held_bytes;
+  report.bytes_before = held_bytes - kv.aside_block_bytes(kv_sequence);
   report.kept.clear();
   report.demoted.clear();
   for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {

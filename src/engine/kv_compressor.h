@@ -57,7 +57,8 @@ class KvCompressor {
   static void follow_text(const ScheduledSlice& slice, RunningKvPolicy& kv);
 
   // Behind the commit of a slice that reached a point. `mutex` is not held, as what is read belongs to the step, but
-  // taken to clear the prefix cache where there is no memory otherwise. Throws Error(kOutOfMemory), also for
+  // taken to bring together entries that lie aside, before any is judged, and to clear the prefix cache where there is
+  // no memory otherwise. Throws Error(kOutOfMemory), also for
   // kv.error.
   KvDecision decide(const ScheduledSlice& slice, const RunningKvPolicy& kv, std::mutex& mutex);
   // As Scheduler::compress: false where nothing was dropped or demoted; adds those that were preempted for room.

@@ -36,8 +36,9 @@ struct TokenLogprob {
 
 struct SampleResult {
   TokenId token = 0;
-  // Of the model's distribution after bias and penalties, before temperature and truncation.
-  float logprob = 0.0f;                    // when num_logprobs >= 0
+  // Of the model's distribution, of sample() after bias and penalties and when num_logprobs >= 0; before temperature
+  // and truncation.
+  float logprob = 0.0f;
   std::vector<TokenLogprob> alternatives;  // the num_logprobs most likely, descending, ties by id; fewer
                                            // when fewer are possible
 };

@@ -28,9 +28,10 @@ struct KvComparison {
 // Computes a text with a KV policy and without. Windows of `window` tokens (bos included, where there is one): the
 // first num_prompt of them are a prompt, at whose end the policy acts, the others its continuation, whose tokens are
 // predicted; the next window's begin behind them. So every token but the first num_prompt is predicted once, the first
-// of each window before the policy acts. Throws Error(kInvalidArgument) for a window without a continuation and a text
-// that is no longer than the prompt, KvPolicyError for a policy that the model or the prompt cannot have,
-// Error(kOutOfMemory) where it has no room.
+// of each window before the policy acts at the prompt's end. The engine's own thread must not run. Throws
+// Error(kInvalidArgument) for a window without a continuation and a text that is no longer than the prompt,
+// KvPolicyError for a policy that the model or the prompt cannot have, Error(kOutOfMemory) for a request that fails
+// while it runs, as one without room does, with what it said.
 KvComparison compare_kv(Engine& engine, std::span<const TokenId> tokens, std::optional<TokenId> bos,
                         const KvPolicy& policy, int32_t window, int32_t num_prompt,
                         const std::function<void(int64_t done, int64_t total)>& progress = {});

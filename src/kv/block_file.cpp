@@ -26,6 +26,15 @@ int open_nameless(const std::string& directory) {
   return named;
 }
 
+// 0, or what was wrong. A signal may interrupt it.
+int allocate(int descriptor, int64_t offset, int64_t bytes) {
+  int error = 0;
+  do {
+    error = posix_fallocate(descriptor, offset, bytes);
+  } while (error == EINTR);
+  return error;
+}
+
 }  // namespace
 
 BlockFile::BlockFile(std::string directory) : directory_(std::move(directory)), descriptor_(open_nameless(directory_)) {
@@ -39,11 +48,12 @@ BlockFile::~BlockFile() {
   close(descriptor_);
 }
 
-// The room is had before anything is written: what is mapped and finds none ends the process.
+// The room is had before anything is written, as what is mapped and finds none ends the process: file systems that
+// compress or copy what they write (ZFS, Btrfs) may still not have it then.
 std::byte* BlockFile::extend(int64_t bytes) {
   static const int64_t page_bytes = sysconf(_SC_PAGESIZE);
   const int64_t whole_bytes = (bytes + page_bytes - 1) / page_bytes * page_bytes;
-  if (const int error = posix_fallocate(descriptor_, num_bytes_, whole_bytes); error != 0) {
+  if (const int error = allocate(descriptor_, num_bytes_, whole_bytes); error != 0) {
     (void)ftruncate(descriptor_, num_bytes_);
     fail(ErrorCode::kIo, "{}: no room for {} bytes of KV entries, beside {} that lie there: {}", directory_,
          whole_bytes, num_bytes_, message_of(error));

@@ -18,8 +18,8 @@ KvCache::Slot slot_of(const BlockTables& tables, int64_t table, int64_t entry) {
 
 }  // namespace
 
-// Blocks for what is read, for the windows' copies, and for what lies aside, be it in blocks.
-bool KvCache::State::has_room_to_begin(KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
+// Blocks for what is read, for the windows' copies, and for more than there is to lie aside.
+bool KvCache::State::has_room_to_begin(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
                                        int64_t num_blocks) {
   std::ranges::fill(needed_blocks, 0);
   for (int64_t table = 0; table < num_tables(); ++table) {
@@ -104,22 +104,51 @@ std::unique_ptr<AsideEntries> KvCache::State::copy_to_file(const KvSequence& seq
   return aside;
 }
 
-// A table has copies of the kept entries, in blocks that there are enough of.
-void KvCache::State::read_from_aside(KvSequence& sequence, int64_t table, std::span<const int32_t> kept) {
+// Every table has copies of the kept entries, in blocks that there are enough of.
+void KvCache::State::read_from_aside(KvSequence& sequence, std::span<const std::vector<int32_t>> kept) {
   const AsideEntries& aside = *sequence.aside;
-  BlockTable& entries = sequence.tables[table];
-  const int64_t num_blocks = num_blocks_for(std::ssize(kept));
-  sequence.tables.grow_rows(num_blocks);
-  resize(sequence, table, num_blocks);
-  for (int64_t i = 0; i < std::ssize(kept); ++i) {
-    const KvCache::Slot from = slot_of(aside.tables, table, kept[i]);
-    kv_copy(format_of_table(table), from.block, from.slot, sequence.tables.block(table, i / kKvBlockSize),
-            static_cast<int32_t>(i % kKvBlockSize));
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    if (is_window_table[table]) continue;
+    const std::vector<int32_t>& read = kept[table];
+    BlockTable& entries = sequence.tables[table];
+    const int64_t num_blocks = num_blocks_for(std::ssize(read));
+    sequence.tables.grow_rows(num_blocks);
+    resize(sequence, table, num_blocks);
+    for (int64_t i = 0; i < std::ssize(read); ++i) {
+      const KvCache::Slot from = slot_of(aside.tables, table, read[i]);
+      kv_copy(format_of_table(table), from.block, from.slot, sequence.tables.block(table, i / kKvBlockSize),
+              static_cast<int32_t>(i % kKvBlockSize));
+    }
+    entries.num_entries = static_cast<int32_t>(read.size());
+    entries.lost_entries = std::ssize(read) < sequence.num_tokens;
+    entries.positions.clear();
+    if (entries.lost_entries) entries.positions = read;
   }
-  entries.num_entries = static_cast<int32_t>(kept.size());
-  entries.lost_entries = std::ssize(kept) < sequence.num_tokens;
-  entries.positions.clear();
-  if (entries.lost_entries) entries.positions.assign(kept.begin(), kept.end());
+  if (aside.file != nullptr) aside.file->leave_memory();
+}
+
+// Other entries are read, and what lies aside has so many blocks. What shrinks makes room for what grows. False, and
+// nothing changed, when that does not suffice; nor is anything changed where the file cannot grow.
+bool KvCache::State::read_anew(KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_blocks) {
+  AsideEntries& aside = *sequence.aside;
+  WITAN_CHECK(aside.num_tokens == sequence.num_tokens, "{} of {} tokens are gathered", aside.num_tokens,
+              sequence.num_tokens);
+  const bool is_in_file = aside.file != nullptr;
+  std::ranges::fill(needed_blocks, 0);
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    if (is_window_table[table]) continue;
+    needed_blocks[pool_of_table[table]] += num_blocks_for(std::ssize(kept[table])) - sequence.tables[table].num_blocks;
+    if (!is_in_file) needed_blocks[pool_of_table[table]] += std::max<int64_t>(0, num_blocks - aside.num_blocks);
+  }
+  if (!make_room(needed_blocks)) return false;
+  if (is_in_file) extend_aside(aside, num_blocks);
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    const int64_t num_read = num_blocks_for(std::ssize(kept[table]));
+    if (!is_window_table[table] && num_read < sequence.tables[table].num_blocks) resize(sequence, table, num_read);
+  }
+  if (!is_in_file) extend_aside(aside, num_blocks);
+  read_from_aside(sequence, kept);
+  return true;
 }
 
 void KvCache::State::release_aside(KvSequence& sequence) {
@@ -127,6 +156,12 @@ void KvCache::State::release_aside(KvSequence& sequence) {
   AsideEntries& aside = *sequence.aside;
   if (aside.file == nullptr) {
     const auto num_shared = std::ssize(aside.prefix);
+    // Who continues the text finds it, where its windows are still there.
+    for (int64_t place = first_window_block(num_shared * kKvBlockSize); window > 0 && place < num_shared; ++place) {
+      if (!index.has_window(aside.prefix[place])) continue;
+      index.reference_window(aside.prefix[place]);
+      index.unreference_window(aside.prefix[place], PrefixIndex::WindowEnd::kKept);
+    }
     for (int64_t table = 0; table < num_tables(); ++table) {
       if (is_window_table[table]) continue;
       for (int64_t place = num_shared; place < aside.num_blocks; ++place) {
@@ -147,10 +182,13 @@ bool KvCache::set_aside(SequenceId id, std::span<const std::vector<int32_t>> kep
   WITAN_CHECK(num_tokens >= sequence.num_tokens, "room for {} of {} tokens", num_tokens, sequence.num_tokens);
   const bool drops = state.check_kept(kept, [&](int64_t) { return sequence.num_tokens; });
   const int64_t num_blocks = num_blocks_for(num_tokens);
-  if (sequence.aside == nullptr) {
+  if (sequence.aside != nullptr) {
+    if (!state.read_anew(sequence, kept, num_blocks)) return false;
+  } else {
     WITAN_CHECK(!sequence.is_detached, "sequence {} has lost entries", id);
     if (!drops) return true;
     if (where == KvAside::kFile) {
+      if (!state.make_room_to_keep(sequence, kept)) return false;
       std::unique_ptr<AsideEntries> aside = state.copy_to_file(sequence, num_blocks);
       if (!keep(id, kept)) return false;
       sequence.aside = std::move(aside);
@@ -158,25 +196,8 @@ bool KvCache::set_aside(SequenceId id, std::span<const std::vector<int32_t>> kep
     }
     if (!state.has_room_to_begin(sequence, kept, num_blocks)) return false;
     state.begin_aside_in_blocks(sequence, num_blocks);
-  } else {
-    AsideEntries& aside = *sequence.aside;
-    WITAN_CHECK(aside.num_tokens == sequence.num_tokens, "sequence {}: {} of {} tokens are gathered", id,
-                aside.num_tokens, sequence.num_tokens);
-    std::ranges::fill(state.needed_blocks, 0);
-    for (int64_t table = 0; table < state.num_tables(); ++table) {
-      if (state.is_window_table[table]) continue;
-      const int64_t num_more = num_blocks_for(std::ssize(kept[table])) - sequence.tables[table].num_blocks;
-      const int64_t num_more_aside = aside.file == nullptr ? num_blocks - aside.num_blocks : 0;
-      state.needed_blocks[state.pool_of_table[table]] +=
-          std::max<int64_t>(0, num_more) + std::max<int64_t>(0, num_more_aside);
-    }
-    if (!state.make_room(state.needed_blocks)) return false;
-    state.extend_aside(aside, num_blocks);
+    state.read_from_aside(sequence, kept);
   }
-  for (int64_t table = 0; table < state.num_tables(); ++table) {
-    if (!state.is_window_table[table]) state.read_from_aside(sequence, table, kept[table]);
-  }
-  if (sequence.aside->file != nullptr) sequence.aside->file->leave_memory();
   state.stats.peak_block_bytes_held = std::max(state.stats.peak_block_bytes_held, state.stats.block_bytes_held);
   state.trim();
   return true;

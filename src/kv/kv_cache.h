@@ -12,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "base/types.h"
 #include "kernels/attention/attention.h"
+#include "kv/kv_aside.h"
 #include "kv/kv_merge.h"
 #include "memory/memory_pool.h"
 
@@ -63,12 +64,6 @@ struct KvDemotion {
   std::vector<int32_t> key_dims = {};
 
   bool operator==(const KvDemotion&) const = default;
-};
-
-// Where the entries of a sequence lie that it does not read for now: set aside.
-enum class KvAside : uint8_t {
-  kBlocks,  // in blocks, as what is read
-  kFile,    // in a file, and out of the memory that blocks may hold
 };
 
 // How a token's entries were computed, where that changes their bits. Part of the prefix key.
@@ -181,19 +176,20 @@ class KvCache {
                           std::span<const KvMerge> merges = {});
 
   // As keep(), but entries that are not in `kept` may come back: all entries of the tables without a window lie aside
-  // from now on, and those in `kept` are read, as copies. Of a sequence that has set some aside before, `kept` are
-  // indices of all its entries, which gather_aside() has brought together. There is room aside for the entries of
-  // num_tokens tokens in all, until it is called again. What the sequence shared stays shared where it lies aside in
-  // blocks. False, and no sequence changed, when there is no room; throws Error(kIo) where a file cannot have it.
+  // from now on, and those in `kept` are read, as copies. There is room aside for the entries of num_tokens tokens in
+  // all, until it is called again: `kept` are indices of all entries then, which gather_aside() has brought together.
+  // The first time the sequence has all its entries, as they were written, and shares blocks perhaps; those that lie
+  // aside in blocks stay shared. Where everything is kept the first time, nothing changes. False, and no sequence
+  // changed, when there is no room; throws Error(kIo), and nothing is changed, where a file cannot have it.
   [[nodiscard]] bool set_aside(SequenceId sequence, std::span<const std::vector<int32_t>> kept, KvAside where,
                                int32_t num_tokens);
-  // Entries written since join those aside. Nothing for a sequence without.
+  // Entries written since join those aside, in the room that there is. Nothing for a sequence without.
   void gather_aside(SequenceId sequence);
   // Nothing comes back any more: what is not read is lost, and its room free.
   void drop_aside(SequenceId sequence);
   bool has_aside(SequenceId sequence) const;
-  // All entries of a table, in their places in the text: those aside, gathered, or of a sequence without, those that
-  // it has.
+  // The entries of a table that may be read next: all that lie aside, gathered, entry i at position i; of a sequence
+  // without, those that it has.
   KvView all_entries(SequenceId sequence, int32_t layer, int32_t head) const;
   int64_t aside_block_bytes(SequenceId sequence) const;  // of held_bytes
   int64_t aside_file_bytes(SequenceId sequence) const;

@@ -167,6 +167,14 @@ bool KvCache::State::make_room_for_copies(const KvSequence& sequence, std::span<
   return make_room(needed_blocks);
 }
 
+bool KvCache::State::make_room_to_keep(KvSequence& sequence, std::span<const std::vector<int32_t>> kept) {
+  if (make_room_for_copies(sequence, kept, std::ssize(sequence.prefix))) return true;
+  const int64_t num_shared = num_shared_with_others(sequence);
+  if (!make_room_for_copies(sequence, kept, num_shared)) return false;
+  take_prefix(sequence, num_shared);
+  return true;
+}
+
 // What continues its text goes first: nobody has it who does not have all of the text.
 void KvCache::State::take_prefix(KvSequence& sequence, int64_t num_shared) {
   drop_unreferenced();
@@ -222,11 +230,7 @@ bool KvCache::keep(SequenceId id, std::span<const std::vector<int32_t>> kept, st
   WITAN_CHECK(merges.empty() || std::ssize(merges) == state.num_tables(), "values of {} tables, there are {}",
               merges.size(), state.num_tables());
   if (!state.check_kept(kept, [&](int64_t table) { return sequence.tables[table].num_entries; })) return true;
-  if (!state.make_room_for_copies(sequence, kept, std::ssize(sequence.prefix))) {
-    const int64_t num_shared = state.num_shared_with_others(sequence);
-    if (!state.make_room_for_copies(sequence, kept, num_shared)) return false;
-    state.take_prefix(sequence, num_shared);
-  }
+  if (!state.make_room_to_keep(sequence, kept)) return false;
   const KvMerge nothing;
   for (int64_t table = 0; table < state.num_tables(); ++table) {
     if (state.is_window_table[table]) {

@@ -222,6 +222,8 @@ struct KvCache::State {
   bool check_kept(std::span<const std::vector<int32_t>> kept, FunctionRef<int64_t(int64_t table)> num_entries) const;
   // Whether there is room for the copies of what is kept of shared blocks, made if need be.
   bool make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_shared);
+  // The room that keep() needs, be it of prefix blocks that become the sequence's own.
+  bool make_room_to_keep(KvSequence& sequence, std::span<const std::vector<int32_t>> kept);
   // All prefix blocks of the sequence but the first num_shared, which others have, are its own from now on.
   void take_prefix(KvSequence& sequence, int64_t num_shared);
   void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept, const KvMerge& merge);
@@ -237,12 +239,13 @@ struct KvCache::State {
   void detach(KvSequence& sequence);
   void leave_prefix(KvSequence& sequence);
   void leave_windows(KvSequence& sequence, PrefixIndex::WindowEnd end);  // of its prefix
-  // What set_aside() does to a sequence that has nothing aside, once there is room.
+  // What set_aside() does: to a sequence that has nothing aside, once there is room, and to one that has.
+  bool has_room_to_begin(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_blocks);
   void begin_aside_in_blocks(KvSequence& sequence, int64_t num_blocks);
   std::unique_ptr<AsideEntries> copy_to_file(const KvSequence& sequence, int64_t num_blocks);
-  bool has_room_to_begin(KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_blocks);
+  bool read_anew(KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_blocks);
   void extend_aside(AsideEntries& aside, int64_t num_blocks);
-  void read_from_aside(KvSequence& sequence, int64_t table, std::span<const int32_t> kept);
+  void read_from_aside(KvSequence& sequence, std::span<const std::vector<int32_t>> kept);
   void release_aside(KvSequence& sequence);
   void check_aside(const KvSequence& sequence, FunctionRef<void(int32_t pool, BlockId block)> own) const;
   void place_reserved(KvSequence& sequence);

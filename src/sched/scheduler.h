@@ -199,7 +199,8 @@ class Scheduler {
   int32_t num_document_hit_tokens(SequenceId sequence) const;
   TokenRole role(SequenceId sequence, int32_t token_index) const;  // what it is, whatever the KV cache is told
   SchedulerStats stats() const;
-  // Of the KV cache, what all sequences hold together when each has all its tokens; what they share counts for each.
+  // Of the KV cache, what all sequences hold together when each has all its tokens, or those that hide entries before
+  // they are judged last; what they share counts for each.
   int64_t final_bytes() const;
 
   // Aborts unless queues, KV sequences and token counts agree.

@@ -79,7 +79,7 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
     // What is kept of shared blocks is copied while they are still held.
     const bool copies = num_dropped == 0 && num_demoted == 0 && kv.config().prefix_cache;
     const int64_t held_bytes = bytes_at(point.num_tokens) + aside_bytes;
-    peak = std::max(peak, held_bytes + (copies ? copied_bytes(s, point) : 0));
+    peak = std::max(peak, held_bytes + (copies ? copied_bytes(s, point) : 0) + beginning_bytes(s, point, i == 0));
     if (i == 0) {  // windows do not go on while entries are not committed
       const int64_t repeated = s.compression.longest_repetition(s.num_repetitions);
       peak = std::max(peak, kv.bytes_for_tokens(point.num_tokens + repeated, std::max(chunk, repeated)));
@@ -97,6 +97,15 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
                     num_before == 0 && copies ? held_bytes + bytes_at(point.num_tokens) : held_bytes + demoted_bytes);
   }
   return std::max(peak, bytes_at(num_tokens) + aside_bytes);
+}
+
+// More than that, where entries are hidden for the first time: the blocks that are not there yet of those that lie
+// aside, and without a prefix cache, which has copies counted anyway, what is read.
+int64_t Scheduler::State::beginning_bytes(const Sequence& s, const KvCompressionPoint& point, bool is_first) const {
+  if (!is_first || bytes_aside(s, point) == 0) return 0;
+  const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+  const int64_t read_bytes = kv.config().prefix_cache ? 0 : kv.bytes_for_entries(point.num_kept + uneven, 0, 1);
+  return bytes_aside(s, point) - kv.bytes_for_entries(point.num_tokens, 0, 1) + read_bytes;
 }
 
 // Of blocks that a sequence has aside once it is past a point.
@@ -136,6 +145,11 @@ int64_t Scheduler::final_bytes() const {
   int64_t bytes = 0;
   for (const auto& [id, sequence] : state_->sequences) {
     const CompressionPlan& compression = sequence->compression;
+    if (compression.aside == KvAside::kBlocks && compression.points.size() > 1) {
+      bytes +=
+          state_->peak_bytes(*sequence, sequence->max_entries(), 1);  // until its last point, not much before its end
+      continue;
+    }
     const KvCompressionPoint last = compression.points.empty() ? KvCompressionPoint() : compression.points.back();
     const int32_t num_dropped = compression.may_keep_all ? 0 : last.num_tokens - last.num_kept;
     const int64_t num_entries = sequence->max_entries() - num_dropped;

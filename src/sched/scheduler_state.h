@@ -120,6 +120,7 @@ struct Scheduler::State {
   int64_t peak_bytes(const Sequence& sequence, int64_t num_tokens, int64_t chunk) const;
   int64_t copied_bytes(const Sequence& sequence, const KvCompressionPoint& point) const;
   int64_t bytes_aside(const Sequence& sequence, const KvCompressionPoint& point) const;
+  int64_t beginning_bytes(const Sequence& sequence, const KvCompressionPoint& point, bool is_first) const;
   int32_t mean_entries(SequenceId kv_sequence) const;
   int64_t missing_since_refusal(const Sequence& sequence) const;
 

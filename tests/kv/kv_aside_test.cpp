@@ -169,6 +169,39 @@ TEST_P(KvAsideTest, WithoutRoomNothingChanges) {
   check_all(cache, model);
 }
 
+// Tables that read less make room for those that read more, and for what lies aside.
+TEST_P(KvAsideTest, RoomThatOneTableLeavesIsAnothers) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCacheConfig c = config(0);
+  c.capacity_bytes = static_cast<size_t>((10 + 11 + (is_in_file() ? 9 : 30)) * kBlockBytes);
+  c.prefix_cache = false;
+  KvCache cache(pool, c);
+  Model model = start(cache, make_tokens(300, 1));
+  ASSERT_TRUE(set_aside(cache, model, {range(0, 288), range(0, 10), range(0, 32)}, 20));
+  EXPECT_EQ(held(cache), 9 + 1 + 1 + (is_in_file() ? 0 : 30));
+  ASSERT_TRUE(set_aside(cache, model, {range(0, 10), range(12, 300), range(0, 32)}, 20));
+  check_all(cache, model);
+  ASSERT_TRUE(set_aside(cache, model, {range(0, 10), range(0, 10), range(0, 96)}, 52));  // and two blocks a table aside
+  check_all(cache, model);
+  EXPECT_EQ(held(cache), 1 + 1 + 3 + (is_in_file() ? 0 : 33));
+}
+
+// Neither a file that was written for nothing nor anything else is left.
+TEST_P(KvAsideTest, AFirstTimeWithoutRoomCanBeRepeated) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config(13));
+  const Tokens tokens = make_tokens(320, 1);
+  Model other = start(cache, tokens);
+  Model model = attach(cache, tokens);
+  ASSERT_TRUE(extend_to(cache, model, tokens));
+  EXPECT_FALSE(set_aside(cache, model, std::vector(kTables, range(0, 320, 2)), 10));
+  EXPECT_FALSE(cache.has_aside(model.id));
+  EXPECT_TRUE(holds_entries(cache, model.id, tokens));
+  ASSERT_TRUE(set_aside(cache, model, std::vector(kTables, range(0, 320, 8)), 0)) << "fewer have room";
+  check_all(cache, model);
+  EXPECT_TRUE(holds_entries(cache, other.id, tokens));
+}
+
 TEST_P(KvAsideTest, SequencesChangeAtRandom) {
   for (const int32_t window : {0, 50}) {
     MemoryPool pool(size_t{64} << 20);

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/attention/kv_block.h"
-#include "kv/kv_cache.h"
+#include "kv/kv_aside.h"
 #include "kv/policy/kv_budget.h"
 #include "kv/policy/kv_compression_point.h"
 #include "kv/policy/kv_scorer.h"

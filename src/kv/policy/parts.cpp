@@ -293,6 +293,8 @@ void check_aside(const KvPolicy& policy) {
   if (policy.wants().attention_mass) {
     refuse("h2o, which judges by attention that entries which are not read do not get,");
   }
+  if (policy.wants().repetitions) refuse("kvzip, which reads a prompt twice to judge it once,");
+  if (!policy.span_separator.empty()) refuse("shotkv, whose parts that stay together are judged once,");
   if (!policy.judges_again()) {
     fail(ErrorCode::kInvalidArgument,
          "{}: what is set aside comes back where entries are judged again; say when, by every=64 or prefill_every",

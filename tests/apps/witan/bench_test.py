@@ -73,6 +73,10 @@ class BenchTest(program.WitanTestCase):
         self.fails("bench", "-m", self.model, "-d", "64", "--copy-depth", "--kv", "h2o,keep=0.5",
                    says="the reuse of documents")  # fmt: skip
 
+    def test_a_request_that_fails_says_why(self):
+        self.fails("bench", "-m", self.model, "-d", "100", "-n", "8", "--kv", "keydiff,tokens=32,every=4,action=offload",
+                   "--kv-offload-dir", "/proc", says=["/proc", "no file for KV entries"])  # fmt: skip
+
     def test_generating_beside_a_prompt(self):
         flags = ["-p", "1", "-d", "30", "-b", "3", "-n", "4", "--beside", "100", "--mixed-tokens", "16",
                  "--max-slowdown", "0"]  # fmt: skip

@@ -344,6 +344,7 @@ class PerplexityTest(program.WitanTestCase):
         self.fails(*command, "--kv", "keydiff,keep=0.5", "--prompt-tokens", 500, says=["text: ", "none behind a prompt of 500"])
         self.fails(*command, "--kv", "k=int4-latent", code=3, says="int4-latent")
         self.fails(*command, "--kv", "auto", says="give it a budget")
+        self.fails(*command, "--kv", "keydiff,keep=0.5,when=pressure", says="leave when=pressure out")
 
     def test_what_is_wrong_is_named(self):
         text = self.file("text", "")

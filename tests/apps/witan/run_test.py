@@ -275,6 +275,21 @@ class AnswersTest(RunTestCase):
             self.assertGreater(demoted, 0)
         self.assertLess(kv["bytes_after"], kv["bytes_before"])
 
+    def test_what_a_kv_policy_sets_aside_is_reported(self):
+        policy = "keydiff,tokens=16,every=4,action="
+        prompt = ["-p", "The quick brown fox jumps over the lazy dog. " * 4, "-n", 6, "--kv-offload-dir", self.folder]
+        evicted, hidden, offloaded = (self.answers(*prompt, "--kv", policy + a)[0] for a in ("evict", "hide", "offload"))
+        self.assertEqual(hidden["tokens"], offloaded["tokens"])
+        kv = hidden["usage"]["kv"]
+        self.assertGreaterEqual(kv["bytes_hidden"], kv["bytes_before"])
+        self.assertEqual(offloaded["usage"]["kv"]["bytes_offloaded"], kv["bytes_hidden"])
+        self.assertEqual(offloaded["usage"]["kv"]["bytes_after"], evicted["usage"]["kv"]["bytes_after"])
+        self.assertFalse({"bytes_hidden", "bytes_offloaded"} & set(evicted["usage"]["kv"]))
+        self.assertEqual(list(self.folder.iterdir()), [], "files have no names")
+        failed = program.witan("run", "-m", TINY, *prompt[:-1], "/proc", "--kv", policy + "offload")
+        self.assertEqual(failed.code, 1)
+        self.assertIn("/proc: no file for KV entries", failed.err)
+
     def test_kv_auto_says_what_it_chose(self):
         prompt = ["-p", cases()[1]["prompt"] * 8, "-n", 8]
         dense = self.answers(*prompt)[0]

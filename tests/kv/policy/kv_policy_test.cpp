@@ -525,7 +525,9 @@ TEST(KvPolicy, EntriesThatAreSetAsideComeBackWhereTheyAreJudgedAgain) {
            {"snapkv,keep=0.5,every=8,k=int8-hadamard", "making older entries smaller"},
            {"snapkv,think,keep=0.5,every=8", "making older entries smaller"},
            {"snapkv,keep=0.5,every=8,guard=0.9", "guard"},
-           {"h2o,keep=0.5,every=8", "h2o"}}) {
+           {"h2o,keep=0.5,every=8", "h2o"},
+           {"kvzip,keep=0.5", "kvzip"},
+           {"shotkv,keep=0.5", "shotkv"}}) {
     for (const char* action : {"action=hide", "action=offload"}) {
       EXPECT_THAT(error_of(fmt::format("{},{}", policy, action)),
                   AllOf(testing::StartsWith(part), HasSubstr(fmt::format("cannot be combined with {}", action))));
