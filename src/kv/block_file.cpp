@@ -51,8 +51,8 @@ BlockFile::~BlockFile() {
 // The room is had before anything is written, as what is mapped and finds none ends the process: file systems that
 // compress or copy what they write (ZFS, Btrfs) may still not have it then.
 std::byte* BlockFile::extend(int64_t bytes) {
-  static const int64_t page_bytes = sysconf(_SC_PAGESIZE);
-  const int64_t whole_bytes = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+  static const int64_t kPageBytes = sysconf(_SC_PAGESIZE);
+  const int64_t whole_bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
   if (const int error = allocate(descriptor_, num_bytes_, whole_bytes); error != 0) {
     (void)ftruncate(descriptor_, num_bytes_);
     fail(ErrorCode::kIo, "{}: no room for {} bytes of KV entries, beside {} that lie there: {}", directory_,
