@@ -225,7 +225,7 @@ class Bench {
     const double seconds_before = run(false);
     Measurement result = measurement(c.prompt, run(true), std::nullopt);
     if (!last_reuse_ || last_reuse_->num_found_tokens < last_reuse_->num_reused_tokens) {
-      fail_without_room(c, "the documents and the prompt");
+      fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for the documents and the prompt", c.name());
     }
     result.first_tokens_per_second = c.prompt / seconds_before;
     return result;
@@ -261,7 +261,9 @@ class Bench {
       before = after;
     }
     cancel(requests);
-    if (steps < flags_.num_tokens) fail_without_room(c, "these sequences together");
+    if (steps < flags_.num_tokens) {
+      fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for these sequences together", c.name());
+    }
     const double tokens = static_cast<double>(steps) * c.batch;
     // How many layers are lazy is not known before, nor which pages are read, of demoted entries or others.
     const bool is_known = !c.kv_policy || (c.kv_policy->layers != KvLayerBudget::kLazy && !(demotion && reader) &&
@@ -373,16 +375,9 @@ class Bench {
       if (output.finish == FinishReason::kError) throw Error(ErrorCode::kOutOfMemory, output.error);
       num_generated_ += output.token ? 1 : 0;
       if (output.finish) last_finished_ = output.request;
-      if (!output.error.empty()) error_ = output.error;
       last_reuse_ = output.usage.kv_reuse;
       if (output.usage.kv != nullptr) compression_seconds_[output.request] = output.usage.kv->seconds;
     });
-  }
-
-  // Unless a request failed for another reason, which it told.
-  [[noreturn]] void fail_without_room(const Case& c, std::string_view what) const {
-    if (!error_.empty()) fail(ErrorCode::kOutOfMemory, "{}: {}", c.name(), error_);
-    fail(ErrorCode::kOutOfMemory, "{}: the KV cache has no room for {}", c.name(), what);
   }
 
   static Measurement measurement(double tokens, double seconds, std::optional<double> least_seconds) {
@@ -398,7 +393,6 @@ class Bench {
   uint64_t num_times_documents_ = 0;
   RequestId last_finished_ = 0;
   std::optional<KvReuseCount> last_reuse_;
-  std::string error_;  // of a request that failed
 };
 
 double median(std::vector<double> values) {
