@@ -1,4 +1,4 @@
-// Entries that are not read for now, and may come back: all of them lie aside, and what is read is a copy.
+// Entries that a sequence does not read, and that may come back: all of them lie aside, and what it reads is a copy.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -8,15 +8,6 @@
 #include "kv/kv_state.h"
 
 namespace witan {
-
-namespace {
-
-KvCache::Slot slot_of(const BlockTables& tables, int64_t table, int64_t entry) {
-  const BlockTable& entries = tables[table];
-  return {tables.block(table, entries.place_of(entry)), entries.slot_of(entry)};
-}
-
-}  // namespace
 
 // Blocks for what is read, for the windows' copies, and for more than there is to lie aside.
 bool KvCache::State::has_room_to_begin(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
@@ -115,7 +106,7 @@ void KvCache::State::read_from_aside(KvSequence& sequence, std::span<const std::
     sequence.tables.grow_rows(num_blocks);
     resize(sequence, table, num_blocks);
     for (int64_t i = 0; i < std::ssize(read); ++i) {
-      const KvCache::Slot from = slot_of(aside.tables, table, read[i]);
+      const KvCache::Slot from = aside.tables.slot(table, read[i]);
       kv_copy(format_of_table(table), from.block, from.slot, sequence.tables.block(table, i / kKvBlockSize),
               static_cast<int32_t>(i % kKvBlockSize));
     }
@@ -216,8 +207,8 @@ void KvCache::gather_aside(SequenceId id) {
     const int32_t num_entries = sequence.tables[table].num_entries;
     aside.tables[table].num_entries = sequence.num_tokens;
     for (int32_t i = 0; i < num_new; ++i) {
-      const KvCache::Slot from = slot_of(sequence.tables, table, num_entries - num_new + i);
-      const KvCache::Slot to = slot_of(aside.tables, table, aside.num_tokens + i);
+      const KvCache::Slot from = sequence.tables.slot(table, num_entries - num_new + i);
+      const KvCache::Slot to = aside.tables.slot(table, aside.num_tokens + i);
       kv_copy(state.format_of_table(table), from.block, from.slot, to.block, to.slot);
     }
   }

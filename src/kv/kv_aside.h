@@ -4,7 +4,7 @@
 
 namespace witan {
 
-// Where the entries of a sequence lie that it does not read for now: set aside.
+// Where all entries of a sequence lie that reads some of them, until it is judged again which: set aside.
 enum class KvAside : uint8_t {
   kBlocks,  // in blocks, as what is read
   kFile,    // in a file, and out of the memory that blocks may hold

@@ -546,8 +546,7 @@ KvCache::Slot KvCache::slot(SequenceId id, int32_t layer, int32_t head, int32_t 
   const int32_t committed = sequence.tables[table].num_entries;
   WITAN_CHECK(entry >= committed && entry - committed < sequence.num_reserved,
               "entry {} to write, with {} committed and {} reserved", entry, committed, sequence.num_reserved);
-  const BlockTable& entries = sequence.tables[table];
-  return {sequence.tables.block(table, entries.place_of(entry)), entries.slot_of(entry)};
+  return sequence.tables.slot(table, entry);
 }
 
 KvView KvCache::view(SequenceId id, int32_t layer, int32_t head, int32_t num_entries) const {

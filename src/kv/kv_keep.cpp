@@ -78,9 +78,7 @@ void KvCache::State::keep_entries(KvSequence& sequence, int64_t table, std::span
   std::vector<BlockId> copies(num_new);
   from.allocate(kNoBlock, 0, copies);
   const auto is_shared = [&](int32_t entry) { return entries.place_of(entry) < num_shared; };
-  const auto slot_of = [&](int32_t entry) {
-    return KvCache::Slot{sequence.tables.block(table, entries.place_of(entry)), entries.slot_of(entry)};
-  };
+  const auto slot_of = [&](int32_t entry) { return sequence.tables.slot(table, entry); };
   const auto target = [&](int64_t i) {
     if (i < num_demoted) {
       return KvCache::Slot{sequence.tables.block(table, i / kKvBlockSize), static_cast<int32_t>(i % kKvBlockSize)};

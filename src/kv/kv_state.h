@@ -65,6 +65,9 @@ class BlockTables {
   BlockId id(int64_t table, int64_t index) const { return ids_[table * stride_ + index]; }
   const std::byte* const* blocks(int64_t table) const { return blocks_.data() + table * stride_; }
   std::byte* block(int64_t table, int64_t index) const { return blocks_[table * stride_ + index]; }
+  KvCache::Slot slot(int64_t table, int64_t entry) const {
+    return {block(table, tables_[table].place_of(entry)), tables_[table].slot_of(entry)};
+  }
   void set(int64_t table, int64_t index, BlockId id, std::byte* data) {
     ids_[table * stride_ + index] = id;
     blocks_[table * stride_ + index] = data;

@@ -18,21 +18,13 @@ using test::kBlockBytes;
 using test::kTables;
 using test::make_tokens;
 using test::Model;
-using test::ModelEntry;
 using test::range;
 using test::Tokens;
 
 int64_t held(const KvCache& cache) { return cache.stats().block_bytes_held / kBlockBytes; }
 
-class KvAsideTest : public test::NaiveModelTest, public testing::WithParamInterface<KvAside> {
+class KvAsideTest : public test::PatternModelTest, public testing::WithParamInterface<KvAside> {
  protected:
-  void write(const KvBlockFormat& format, KvCache::Slot slot, const ModelEntry& entry) override {
-    test::write_pattern(format, slot, pattern_of(entry));
-  }
-  bool holds(const KvView& view, int32_t i, const ModelEntry& entry) override {
-    return test::has_pattern(view, i, pattern_of(entry));
-  }
-
   static bool is_in_file() { return GetParam() == KvAside::kFile; }
 
   static KvCacheConfig config(int64_t num_sets, int32_t window = 0) {
@@ -69,12 +61,6 @@ class KvAsideTest : public test::NaiveModelTest, public testing::WithParamInterf
             << "table " << table << ", position " << position;
       }
     }
-  }
-
- private:
-  static uint32_t pattern_of(const ModelEntry& entry) {
-    const auto [layer, head] = test::place_of(entry.table);
-    return test::entry_pattern(entry.chain, layer, head, entry.position);
   }
 };
 

@@ -16,26 +16,11 @@ using test::kBlockBytes;
 using test::kTables;
 using test::make_tokens;
 using test::Model;
-using test::ModelEntry;
 using test::range;
 using test::roles_of;
 using test::Tokens;
 
-class KvKeep : public test::NaiveModelTest {
- protected:
-  void write(const KvBlockFormat& format, KvCache::Slot slot, const ModelEntry& entry) override {
-    test::write_pattern(format, slot, pattern_of(entry));
-  }
-  bool holds(const KvView& view, int32_t i, const ModelEntry& entry) override {
-    return test::has_pattern(view, i, pattern_of(entry));
-  }
-
- private:
-  static uint32_t pattern_of(const ModelEntry& entry) {
-    const auto [layer, head] = test::place_of(entry.table);
-    return test::entry_pattern(entry.chain, layer, head, entry.position);
-  }
-};
+using KvKeep = test::PatternModelTest;
 
 int64_t held(const KvCache& cache) { return cache.stats().block_bytes_held / kBlockBytes; }
 

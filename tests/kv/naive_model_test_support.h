@@ -227,4 +227,21 @@ class NaiveModelTest : public testing::Test {
   }
 };
 
+// Entries are what they stand for, as a pattern of bits.
+class PatternModelTest : public NaiveModelTest {
+ protected:
+  void write(const KvBlockFormat& format, KvCache::Slot slot, const ModelEntry& entry) override {
+    write_pattern(format, slot, pattern_of(entry));
+  }
+  bool holds(const KvView& view, int32_t i, const ModelEntry& entry) override {
+    return has_pattern(view, i, pattern_of(entry));
+  }
+
+ private:
+  static uint32_t pattern_of(const ModelEntry& entry) {
+    const auto [layer, head] = place_of(entry.table);
+    return entry_pattern(entry.chain, layer, head, entry.position);
+  }
+};
+
 }  // namespace witan::test
