@@ -277,9 +277,10 @@ void KvCache::State::resize(KvSequence& sequence, int64_t table, int64_t num_blo
   const int64_t num_new = num_blocks - blocks.num_blocks;
   if (num_new == 0) return;
   if (num_new > 0) {
-    const BlockId last = blocks.num_blocks > first ? sequence.tables.id(table, blocks.num_blocks - 1) : kNoBlock;
+    const int64_t last = blocks.num_blocks - 1;
+    const bool goes_on = last >= first && pool_of_place(sequence, table, last) == pool_of_table[table];
     new_blocks.resize(num_new);
-    from.allocate(last, blocks.num_blocks - first, new_blocks);
+    from.allocate(goes_on ? sequence.tables.id(table, last) : kNoBlock, blocks.num_blocks - first, new_blocks);
     for (BlockId block : new_blocks) sequence.tables.set(table, blocks.num_blocks++, block, from.data(block));
   }
   int64_t num_bytes = std::max<int64_t>(0, num_new) * from.block_bytes();

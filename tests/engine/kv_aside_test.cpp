@@ -259,6 +259,7 @@ TEST(KvAsideEngine, ABudgetMayGrowAsFastAsTheText) {
 TEST(KvAsideEngine, OffloadedSequencesFitWhereHiddenOnesDoNot) {
   ModelOptions options = with_directory(small_options());
   options.prefix_cache = false;
+  options.max_decode_slowdown = 0;  // who runs when does not depend on times
   Engine roomy(options);
   ask(roomy, request_for(prompt_tokens(400, 1), "", 60));
   options.kv_capacity_bytes = roomy.stats().kv.peak_block_bytes_held * 5 / 4;
@@ -300,6 +301,7 @@ TEST(KvAsideEngine, WithoutADirectoryTheRequestFailsAndOthersGoOn) {
 TEST(KvAsideEngine, WhatWouldNotFitAloneIsRefused) {
   ModelOptions options = small_options();
   options.prefix_cache = false;
+  options.max_decode_slowdown = 0;  // who runs when does not depend on times
   Engine roomy(options);
   ask(roomy, request_for(prompt_tokens(400, 1), "", 60));
   options.kv_capacity_bytes = roomy.stats().kv.peak_block_bytes_held;

@@ -80,6 +80,16 @@ TEST(KvAutoEngine, TheAnswerIsThatOfThePolicyThatItSaysItChose) {
       << "MLA merges no values";
 }
 
+// Recent entries, which are not rounded either where all fit, are much of a short prompt.
+TEST(KvAutoEngine, RecentEntriesAreRoundedBeforeAnyAreDropped) {
+  Engine engine(options_for("qwen3moe"));
+  GenerationRequest request = request_for("auto,tokens=44,floor=0");
+  request.prompt.resize(80);
+  const Answer answer = ask(engine, request);
+  EXPECT_EQ(answer.policy(), "k=int4-hadamard,v=int2-hadamard,residual=0");
+  EXPECT_GE(answer.usage.kv->kept[0][0], 80);
+}
+
 TEST(KvAutoEngine, ABudgetIsTheMemoryOfSoManyEntries) {
   for (const char* arch : {"qwen3moe", "deepseek2"}) {
     Engine engine(options_for(arch));
@@ -125,9 +135,9 @@ TEST(KvAutoEngine, WithoutABudgetTheRoomBesideOthersDecides) {
   ASSERT_NE(answers[2].usage.kv, nullptr);
   EXPECT_GT(answers[2].usage.kv->kept[0][0], kPrompt) << "nothing was dropped";
   EXPECT_LT(answers[2].usage.kv->bytes_after, answers[2].usage.kv->bytes_before * 7 / 10);
-  EXPECT_EQ(answers[3].policy(), "keydiff,merge,keep=0.5,floor=128,k=int4-hadamard,v=int2-hadamard,residual=32")
+  EXPECT_EQ(answers[3].policy(), "keydiff,merge,keep=0.5,floor=128,k=int4-hadamard,v=int2-hadamard,residual=0")
       << "the floor";
-  EXPECT_EQ(answers[4].policy(), "keydiff,keep=0.3,floor=128,k=int4-hadamard,v=int2-hadamard,residual=32");
+  EXPECT_EQ(answers[4].policy(), "keydiff,keep=0.3,floor=128,k=int4-hadamard,v=int2-hadamard,residual=0");
   for (const Answer& answer : answers) EXPECT_EQ(std::ssize(answer.tokens), kNewTokens);
   EXPECT_EQ(ask(engine, request_for("auto")).policy(), "") << "there is room again";
 }

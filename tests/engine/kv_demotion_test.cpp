@@ -46,7 +46,7 @@ class KvDemotionTest : public KvModelTest {
   // demoted, a sequence comes to hold little less than its peak, which it is admitted by.
   static int64_t preempting_percent() { return GetParam().codec == KvCodec::kHadamard4 ? 90 : 60; }
   static std::vector<std::string> policies() {
-    std::vector<std::string> all = {"residual=16,", "residual=0,snapkv(window=8),tokens=70,",
+    std::vector<std::string> all = {"residual=16,", "residual=0,snapkv(window=8),tokens=64,",
                                     "residual=8,keydiff,tokens=60,every=4,", "residual=16,quest(tokens=96,dense=0),"};
     if (!std::string_view(GetParam().arch).starts_with("deepseek")) {
       all.emplace_back("residual=20,adakv(window=8),keep=0.5,generated_tokens=4,every=3,");

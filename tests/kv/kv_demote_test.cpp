@@ -102,6 +102,25 @@ class KvDemote : public test::NaiveModelTest {
   KvDemotion to_ = kTo;
 };
 
+// A sequence of which nothing stays as it was has no block that its next one could follow, only demoted ones, which
+// are counted by themselves.
+TEST_F(KvDemote, EntriesGoOnWhereAllAreRounded) {
+  to_.num_recent = 0;
+  MemoryPool pool(size_t{64} << 20);
+  KvCacheConfig config = config_of(2048);
+  config.prefix_cache = false;
+  KvCache cache(pool, config);
+  std::vector<Model> models;
+  for (int32_t i = 0; i < 6; ++i) {
+    models.push_back(start(cache, make_tokens(2048 - 32, i)));
+    ASSERT_TRUE(demote(cache, models.back()));
+    ASSERT_EQ(models.back().demoted, std::vector<int32_t>(kTables, 2048 - 32));
+    ASSERT_TRUE(extend(cache, models.back(), make_tokens(3, i)));
+    cache.check_integrity();
+  }
+  for (const Model& model : models) check(cache, model);
+}
+
 TEST_F(KvDemote, OlderEntriesAreRoundedInWholeBlocksAndTheRestStays) {
   MemoryPool pool(size_t{64} << 20);
   KvCacheConfig config = config_of(100);

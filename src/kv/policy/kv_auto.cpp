@@ -16,7 +16,8 @@ namespace {
 constexpr double kShares[] = {0.9, 0.7, 0.5, 0.3, 0.1};
 
 constexpr std::string_view kTypes[] = {"k=int8-hadamard,residual=32", "k=int4-hadamard,residual=32",
-                                       "k=int4-hadamard,v=int2-hadamard,residual=32"};
+                                       "k=int4-hadamard,v=int2-hadamard,residual=32",
+                                       "k=int4-hadamard,v=int2-hadamard,residual=0"};
 constexpr std::string_view kLatentTypes[] = {"k=int8-latent,residual=32", "k=int4-latent,residual=32"};
 
 // An answer of at most so many tokens for each of the prompt's is a short one. No task of docs/kv-cache.md is near:
