@@ -42,6 +42,12 @@ class Run:
         untold = sum(self.bytes_before.get(sample.id, mean) for sample in self.samples if not sample.kv)
         return (sum(kv["bytes_after"] for kv in told) + untold) / (before + untold)
 
+    def bytes_read(self):
+        """Share of the bytes of all entries that generated tokens read; None where each reads all that stays."""
+        told = [sample.kv_read for sample in self.samples if sample.kv_read]
+        of_all = sum(read["bytes_of_all"] for read in told)
+        return sum(read["bytes"] for read in told) / of_all if of_all else None
+
     def mean(self):
         """Of the tasks' accuracies."""
         return sum(tally.right.value for tally in self.by_task.values()) / len(self.by_task)
@@ -330,16 +336,18 @@ def _schedules(sweep):
 def _methods(sweep):
     yield "<h2>Methods</h2>"
     yield note("Given are the answers that a reply has at all. Tokens are those of a reply on average, over dense replies; cut "
-               "off are replies that did not come to an end.")  # fmt: skip
+               "off are replies that did not come to an end. Bytes read are those of each generated token, over what it would "
+               "read with every entry, where it reads less than is kept.")  # fmt: skip
     tasks = sweep.tasks()
-    head = ("method", "mean", *map(task_name, tasks), "given", "tokens", "cut off", "bytes kept")
+    head = ("method", "mean", *map(task_name, tasks), "given", "tokens", "cut off", "bytes kept", "read")
     for budget in sweep.budgets():
         rows = []
         for run in [sweep.dense, *sorted(sweep.at(budget), key=lambda run: -run.mean())]:
             tally = run.all()
             rows.append((_method(run.method), f"{100 * run.mean():.1f} %", *(percent(run.by_task[task].right) for task in tasks),
                          percent(tally.given), _length(sweep, run), number(tally.num_cut_off),
-                         f"{100 * run.bytes_kept():.0f} %"))  # fmt: skip
+                         f"{100 * run.bytes_kept():.0f} %",
+                         "–" if run.bytes_read() is None else f"{100 * run.bytes_read():.0f} %"))  # fmt: skip
         yield f"<h3>{budget_name(budget)}</h3>"
         yield table(f"Methods with {budget_name(budget)}", head, rows)
 

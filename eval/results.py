@@ -31,6 +31,7 @@ class Sample:
     finish_reason: str  # "" of replies that another program made
     reply: str
     kv: dict | None = None  # what a KV policy left, where it dropped something
+    kv_read: dict | None = None  # what generated tokens read, where they choose
     kv_reuse: dict | None = None  # what it reused of documents
     first_token_seconds: float | None = None  # since it was submitted; None of earlier releases
 
@@ -93,6 +94,10 @@ def _is_kv(value):
             and _is_list_of(_is_list_of(_is_count))(value.get("kept")))  # fmt: skip
 
 
+def _is_kv_read(value):
+    return isinstance(value, dict) and all(_is_count(value.get(name)) for name in ("bytes", "bytes_of_all"))
+
+
 def _is_kv_reuse(value):
     return isinstance(value, dict) and all(_is_count(value.get(name)) for name in ("tokens", "found", "recomputed"))
 
@@ -110,6 +115,7 @@ _SAMPLE = {
     "finish_reason": _is_text,
     "reply": _is_text,
     "kv": lambda value: value is None or _is_kv(value),
+    "kv_read": lambda value: value is None or _is_kv_read(value),
     "kv_reuse": lambda value: value is None or _is_kv_reuse(value),
     "first_token_seconds": lambda value: value is None or _is_number(value) and value >= 0,
 }
@@ -121,8 +127,8 @@ _PERPLEXITY = {
     "nll": lambda value: value is None or _is_number(value),
     "value": lambda value: value is None or _is_number(value),
 }
-_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None, "kv_reuse": None,
-             "first_token_seconds": None}  # fmt: skip
+_DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None, "kv_read": None,
+             "kv_reuse": None, "first_token_seconds": None}  # fmt: skip
 
 
 def _fields(value, checks):

@@ -192,7 +192,7 @@ class Printer {
       result["usage"]["kv"] = {{"times", usage.kv->num_times},         {"tokens", usage.kv->num_tokens},
                                {"kept_entries", usage.kv->kept},       {"bytes_before", usage.kv->bytes_before},
                                {"bytes_after", usage.kv->bytes_after}, {"seconds", usage.kv->seconds},
-                               {"demoted_entries", usage.kv->demoted}};
+                               {"demoted_entries", usage.kv->demoted}, {"kept_bytes", usage.kv->bytes}};
       if (usage.kv->bytes_hidden > 0) result["usage"]["kv"]["bytes_hidden"] = usage.kv->bytes_hidden;
       if (usage.kv->bytes_offloaded > 0) result["usage"]["kv"]["bytes_offloaded"] = usage.kv->bytes_offloaded;
       if (usage.kv->attention_kept) {

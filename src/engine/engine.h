@@ -64,6 +64,7 @@ struct KvCompression {
   std::vector<std::vector<int32_t>>
       kept;  // then: entries of each KV head of the layers without a window: [layer][head]
   std::vector<std::vector<int32_t>> demoted;  // of them, the demoted ones
+  std::vector<std::vector<int64_t>> bytes;    // of the blocks that these entries are in
   int64_t bytes_after = 0;  // of the sequence's blocks then; where entries are hidden, the most that it was
   // The most that lay aside at any time: blocks with all entries, of which those that are read are copies; or of a
   // file.

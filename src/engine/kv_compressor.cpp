@@ -180,16 +180,19 @@ void KvCompressor::count_held(SequenceId kv_sequence, KvCompression& report) con
   report.bytes_before = held_bytes - kv.aside_block_bytes(kv_sequence);
   report.kept.clear();
   report.demoted.clear();
+  report.bytes.clear();
   for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
     const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
     if (spec.window > 0) continue;
     report.kept.emplace_back();
     report.demoted.emplace_back();
+    report.bytes.emplace_back();
     for (int32_t head = 0; head < spec.num_kv_heads; ++head) {
       const int32_t num_entries = kv.num_entries(kv_sequence, layer, head);
       report.kept.back().push_back(num_entries);
       report.demoted.back().push_back(kv.num_demoted(kv_sequence, layer, head));
       const KvView view = kv.view(kv_sequence, layer, head, num_entries);
+      report.bytes.back().push_back(view.block_bytes());
       report.bytes_before +=
           view.format.block_bytes() * ((report.num_tokens + kKvBlockSize - 1) / kKvBlockSize) - view.block_bytes();
     }

@@ -77,8 +77,12 @@ json to_json(const EvalTaskLine& line, const EvalResult& result) {
   if (result.kv) {
     object["kv"] = {{"tokens", result.kv->num_tokens},
                     {"kept", result.kv->kept},
+                    {"kept_bytes", result.kv->bytes},
                     {"bytes_before", result.kv->bytes_before},
                     {"bytes_after", result.kv->bytes_after}};
+  }
+  if (result.reads) {
+    object["kv_read"] = {{"bytes", result.reads->bytes}, {"bytes_of_all", result.reads->bytes_of_all}};
   }
   if (result.reuse) {
     object["kv_reuse"] = {{"tokens", result.reuse->num_tokens},

@@ -18,8 +18,15 @@ namespace witan {
 struct EvalKv {
   int32_t num_tokens = 0;                  // of the text by then
   std::vector<std::vector<int32_t>> kept;  // entries, [layer][head]
+  std::vector<std::vector<int64_t>> bytes;  // of the blocks that these are in
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
+};
+
+// What generated tokens read where they choose.
+struct EvalReads {
+  int64_t bytes = 0;
+  int64_t bytes_of_all = 0;  // had each read every entry that it sees
 };
 
 // What a KV policy reused of a task's documents.
@@ -40,6 +47,7 @@ struct EvalResult {
   double first_token_seconds = 0.0;               // since it was submitted, waiting included; not read back from files
   double seconds = 0.0;                           // the same, until it ended
   std::optional<EvalKv> kv = {};                  // where a KV policy dropped something; not read back from files
+  std::optional<EvalReads> reads = {};            // where generated tokens read pages; not read back either
   std::optional<EvalReuse> reuse = {};            // where it reused documents; not read back either
   std::optional<std::string> chosen_policy = {};  // in place of `auto`, empty where it is none; not read back either
 };

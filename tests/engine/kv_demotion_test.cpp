@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -106,14 +107,23 @@ TEST_P(KvDemotionTest, BytesAndEntriesAreReportedAndFreed) {
   EXPECT_LT(kv.bytes_after, kv.bytes_before);
   int64_t dense_bytes = 0;  // of the text so far, windows apart
   int64_t bytes = 0;
+  size_t told = 0;  // layers that the report has
   for (const KvLayerSpec& layer : engine.model_info().kv_layers) {
     if (layer.window > 0) continue;
     const KvBlockFormat format{GetParam().codec, layer.key_dim, layer.value_dim, layer.value_in_key};
+    ASSERT_EQ(std::ssize(kv.bytes[told]), layer.num_kv_heads);
+    const int64_t of_head = kv.bytes[told++][0];
+    const int64_t as_it_was = format.block_bytes() * ((kPrompt + 32 - kv.demoted[0][0] + 31) / 32);
+    EXPECT_GT(of_head, as_it_was);
+    EXPECT_LT(of_head, as_it_was + format.block_bytes() * kv.demoted[0][0] / 32);
     dense_bytes += layer.num_kv_heads * format.block_bytes() * ((kPrompt + 32 + 31) / 32);
     bytes += layer.num_kv_heads * format.block_bytes() * ((kPrompt + 32 - kv.demoted[0][0] + 31) / 32);
   }
   if (std::ranges::all_of(engine.model_info().kv_layers, [](const KvLayerSpec& layer) { return layer.window == 0; })) {
     EXPECT_EQ(kv.bytes_before, dense_bytes);
+    int64_t of_heads = 0;
+    for (const std::vector<int64_t>& layer : kv.bytes) of_heads = std::accumulate(layer.begin(), layer.end(), of_heads);
+    EXPECT_EQ(of_heads, kv.bytes_after);
   } else {
     EXPECT_GT(kv.bytes_before, dense_bytes);
   }

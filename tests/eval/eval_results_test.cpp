@@ -86,13 +86,24 @@ TEST_F(EvalResultFileTest, EveryLineIsThereAsSoonAsItIsAdded) {
 TEST_F(EvalResultFileTest, WhatAKvPolicyLeftIsTold) {
   EvalResultFile file(path_, header_, tasks_);
   EvalResult result = result_of({Mark::kRight, Mark::kMissing});
-  result.kv = {.num_tokens = 9, .kept = {{3, 4}, {5, 2}}, .bytes_before = 900, .bytes_after = 140};
+  result.kv = {.num_tokens = 9,
+               .kept = {{3, 4}, {5, 2}},
+               .bytes = {{30, 40}, {50, 20}},
+               .bytes_before = 900,
+               .bytes_after = 140};
+  result.reads = {.bytes = 70, .bytes_of_all = 210};
   file.add(tasks_[0], result);
   file.add(tasks_[1], result_of({Mark::kRight}));
   const std::vector<json> lines = lines_of_file();
   EXPECT_EQ(lines[1]["kv"],
-            json({{"tokens", 9}, {"kept", {{3, 4}, {5, 2}}}, {"bytes_before", 900}, {"bytes_after", 140}}));
+            json({{"tokens", 9},
+                  {"kept", {{3, 4}, {5, 2}}},
+                  {"kept_bytes", {{30, 40}, {50, 20}}},
+                  {"bytes_before", 900},
+                  {"bytes_after", 140}}));
+  EXPECT_EQ(lines[1]["kv_read"], json({{"bytes", 70}, {"bytes_of_all", 210}}));
   EXPECT_FALSE(lines[2].contains("kv"));
+  EXPECT_FALSE(lines[2].contains("kv_read"));
 }
 
 TEST_F(EvalResultFileTest, ThePolicyThatWasChosenIsTold) {

@@ -75,6 +75,14 @@ class ReportTest(FolderTest):
         self.assertEqual(keydiff.bytes_kept(), 0.6, "one of two samples dropped nothing")
         self.assertEqual(fifth.kept_by_head(), [[0.1, 0.3], [0.2, 0.2]])
         self.assertIsNone(sweep.dense.kept_by_head())
+        self.assertIsNone(fifth.bytes_read())
+
+    def test_what_tokens_read_is_told_of_those_that_choose(self):
+        self.write("quest@0.2", sample("a", [True, True], "retrieval", kv_read={"bytes": 100, "bytes_of_all": 400}),
+                   sample("b", [True, False], "lists", kv_read={"bytes": 200, "bytes_of_all": 600}))  # fmt: skip
+        quest = next(run for run in kv_page.read(self.folder).runs if run.method == "quest")
+        self.assertEqual(quest.bytes_read(), 0.3)
+        self.assertEqual(quest.bytes_kept(), 1.0)
 
     def test_a_sample_without_a_report_counts_as_large_as_another_run_says(self):
         self.write("keydiff@0.2", sample("a", [False, False], "retrieval", [[10, 30], [20, 20]]), sample("b", [True, False], "lists"))

@@ -251,6 +251,7 @@ class AnswersTest(RunTestCase):
         self.assertEqual((kv["times"], kv["tokens"]), (1, kept["usage"]["prompt_tokens"]))
         for layer in kv["kept_entries"]:
             self.assertEqual(set(layer), {kv["tokens"] // 4})
+        self.assertEqual(sum(map(sum, kv["kept_bytes"])), kv["bytes_after"])
         self.assertLess(kv["bytes_after"], kv["bytes_before"])
         self.assertEqual(self.answers(*prompt, "--kv", "snapkv,keep=1")[0]["tokens"], dense["tokens"])
         for name, text in (("policy.txt", "snapkv(window=8),keep=0.25\n"),
@@ -299,12 +300,12 @@ class AnswersTest(RunTestCase):
                          {"policy": None, "reason": "the KV cache has room for every entry"})  # fmt: skip
         self.assertEqual(roomy["tokens"], dense["tokens"])
         kept = self.answers(*prompt, "--kv", "auto,keep=0.4,floor=0")[0]
-        policy = "kvzip,k=int4-hadamard,v=int2-hadamard,residual=32,tokens=64"
+        policy = "keydiff,merge,k=int4-hadamard,v=int2-hadamard,residual=0,tokens=96"
         self.assertEqual(kept["usage"]["kv_auto"]["policy"], policy)
         self.assertEqual(kept["tokens"], self.answers(*prompt, "--kv", policy)[0]["tokens"])
         both = self.run_model(*prompt, "-p", "a longer one " * 8, "--kv", "auto,keep=0.5,floor=0").err
         reason = "the best one measured for this budget and this length of answers"
-        self.assertEqual(both.count(f"--kv auto: kvzip,keep=0.5,floor=0: {reason}\n"), 1)
+        self.assertEqual(both.count(f"--kv auto: {policy.replace('96', '64')}: {reason}\n"), 1)
         self.assertNotIn("--kv auto", self.run_model(*prompt, "--kv", "auto", "-q").err)
         text = self.run_model(*prompt, "--kv", "auto").err
         self.assertIn("--kv auto: every entry stays: the KV cache has room for every entry\n", text)
