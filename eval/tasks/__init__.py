@@ -4,7 +4,7 @@ TASKS has a row per task that witan-tiny learns, EVAL_TASKS one per task with qu
 which are generators (sample.py).
 """
 
-from . import arithmetic, following, language, lexicon, lists, long_answer, retrieval, ruler
+from . import arithmetic, following, knowledge, language, lexicon, lists, long_answer, retrieval, ruler
 from .sample import NoRoom, Room, Sample, Turn, rng_of
 
 TASKS = {
@@ -16,6 +16,9 @@ TASKS = {
     "language": language.VARIANTS,
 }
 
-EVAL_TASKS = {name: variants for name, variants in TASKS.items() if name != "language"} | {"ruler": ruler.VARIANTS}
+EVAL_TASKS = {name: variants for name, variants in TASKS.items() if name != "language"} | {
+    "ruler": ruler.VARIANTS,
+    "knowledge": knowledge.VARIANTS,
+}
 
 __all__ = ["EVAL_TASKS", "TASKS", "NoRoom", "Room", "Sample", "Turn", "lexicon", "rng_of"]

@@ -14,7 +14,7 @@ _ANY_ORDER = {
     "ruler": ("single", "multi_key", "multi_key_only", "multi_value", "multi_query"),
 }
 _NO_TEXT, _ASSIGNS = "has no text before its question", "has assignments, in the order in which a program would run them"
-_NUMBERED = "has a list with numbers"
+_NUMBERED, _NOT_ASKED = "has a list with numbers", "asks for nothing that its text says"
 _WHY_NOT = {
     ("retrieval", "many_values"): "asks for values in the order of the text",
     ("following", "variables"): _ASSIGNS,
@@ -25,6 +25,8 @@ _WHY_NOT = {
     ("lists", "rewrite"): _NO_TEXT,
     ("lists", "choose"): _NO_TEXT,
     ("lists", "few_shot"): "has examples of two lines, which would be cut apart",
+    ("knowledge", "capitals"): _NOT_ASKED,
+    ("knowledge", "elements"): _NOT_ASKED,
     ("ruler", "variable_tracking"): _ASSIGNS,
     ("ruler", "common_words"): _NUMBERED,
     ("ruler", "frequent_words"): _NUMBERED,

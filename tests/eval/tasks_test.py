@@ -319,6 +319,21 @@ class GeneratorTest(unittest.TestCase):
 
             self.for_each_sample("ruler", variant, check)
 
+    def test_knowledge_is_not_in_the_text(self):
+        known = {"France": "Paris", "Japan": "Tokyo", "gold": "79", "iron": "26"}
+        asked = set()
+        for variant in ("capitals", "elements"):
+
+            def check(made, turn):
+                subject = re.search(r" of ([\w ]+)\?", turn.question)[1]
+                self.assertNotIn(turn.values[0], made.document)
+                self.assertEqual(turn.values[0], known.get(subject, turn.values[0]))
+                self.assertEqual(turn.evidence, ())
+                asked.add(subject)
+
+            self.for_each_sample("knowledge", variant, check)
+        self.assertLess(set(known), asked)
+
 
 class DocumentsTest(unittest.TestCase):
     def test_each_variant_can_be_cut_or_says_why_not(self):
