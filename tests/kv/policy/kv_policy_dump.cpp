@@ -2,12 +2,15 @@
 //
 //   kv_policy_dump FOLDER POLICY...
 //
-// Writes FOLDER/keys.f32, values.f32 [layers, heads, entries, dim] and queries.f32 [layers, tokens, heads * group,
-// dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads, entries], attention had so far (or
-// when the text was repeated) and weights of values, unrotated.f32 [layers, entries, heads * group, dim], the queries
-// of all tokens before RoPE, and sinks.f32 [heads * group], of the last layer alone, and prints a JSON line with these
-// numbers, then one per policy with what it keeps, with the values [tables, kept, dim] then if it merges any, and by
-// table with the channels that older keys keep if these lose some.
+// Writes FOLDER/keys.f32 [layers, heads, entries, dim], values.f32 [layers, heads, entries, value_dim] and queries.f32
+// [layers, tokens, heads * group, dim], the queries of the last tokens, masses.f32 and norms.f32 [layers, heads,
+// entries], attention had so far (or when the text was repeated) and weights of values, unrotated.f32 [layers, entries,
+// heads * group, dim], the queries of all tokens before RoPE, and sinks.f32 [heads * group], of the last layer alone,
+// and prints a JSON line with these numbers and where the parts of the text begin, then one per policy with what it
+// keeps, with the values [tables, kept, value_dim] then if it merges any, and by table with the channels that older
+// keys keep if these lose some. Of a policy that demotes entries it writes all that stay, as they are read then, to the
+// file that the line names, [tables, kept, dim + value_dim], and of one that reads pages the line has those that each
+// of the queries reads, [tables, tokens, pages], null where a layer is read whole.
 #include <nlohmann/json.hpp>
 
 #include <cmath>
@@ -19,6 +22,7 @@
 #include "base/error.h"
 #include "kv/policy/key_channels.h"
 #include "kv/policy/kv_compression.h"
+#include "kv/policy/page_bounds.h"
 
 namespace witan {
 namespace {
@@ -27,6 +31,7 @@ constexpr int32_t kLayers = 4;
 constexpr int32_t kHeads = 2;
 constexpr int32_t kGroup = 3;
 constexpr int32_t kDim = 16;
+constexpr int32_t kValueDim = 40;  // more than one group of components that share a range, and a part of one
 constexpr int32_t kEntries = 700;  // more than one split
 constexpr int32_t kQueryTokens = 64;
 constexpr float kScale = 0.25f;
@@ -65,7 +70,7 @@ class Values {
 
 struct MadeUp {
   Values keys{int64_t{kLayers} * kHeads * kEntries * kDim, 1};
-  Values values{int64_t{kLayers} * kHeads * kEntries * kDim, 2};
+  Values values{int64_t{kLayers} * kHeads * kEntries * kValueDim, 2};
   Values queries{int64_t{kLayers} * kQueryTokens * kQueryFloats, 3};
   Values masses{int64_t{kLayers} * kHeads * kEntries, 4};
   Values unrotated{int64_t{kLayers} * kEntries * kQueryFloats, 5};
@@ -158,9 +163,10 @@ SequenceId fill(KvCache& kv, MadeUp& made_up) {
   for (int32_t layer = 0; layer < kLayers; ++layer) {
     for (int32_t head = 0; head < kHeads; ++head) {
       for (int32_t i = 0; i < kEntries; ++i) {
-        const int64_t offset = ((int64_t{layer} * kHeads + head) * kEntries + i) * kDim;
+        const int64_t entry = (int64_t{layer} * kHeads + head) * kEntries + i;
         const KvCache::Slot slot = kv.slot(sequence, layer, head, i);
-        kv_store(kv.block_format(layer), slot.block, slot.slot, made_up.keys.at(offset), made_up.values.at(offset));
+        kv_store(kv.block_format(layer), slot.block, slot.slot, made_up.keys.at(entry * kDim),
+                 made_up.values.at(entry * kValueDim));
       }
     }
   }
@@ -168,13 +174,19 @@ SequenceId fill(KvCache& kv, MadeUp& made_up) {
   return sequence;
 }
 
-// The values [tables, entries, dim] of a sequence.
+// The view of all entries of a table.
+KvView view_of(const KvCache& kv, SequenceId sequence, int32_t table) {
+  const int32_t layer = table / kHeads;
+  const int32_t head = table % kHeads;
+  return kv.view(sequence, layer, head, kv.num_entries(sequence, layer, head));
+}
+
+// The values [tables, entries, value_dim] of a sequence.
 std::vector<std::vector<std::vector<float>>> values_of(const KvCache& kv, SequenceId sequence) {
   std::vector<std::vector<std::vector<float>>> tables;
   for (int32_t table = 0; table < kLayers * kHeads; ++table) {
-    const int32_t layer = table / kHeads;
-    const KvView view = kv.view(sequence, layer, table % kHeads, kv.num_entries(sequence, layer, table % kHeads));
-    tables.emplace_back(static_cast<size_t>(view.num_entries), std::vector<float>(kDim));
+    const KvView view = view_of(kv, sequence, table);
+    tables.emplace_back(static_cast<size_t>(view.num_entries), std::vector<float>(kValueDim));
     for (int32_t i = 0; i < view.num_entries; ++i) {
       kv_load_value(view.format, view.blocks[i / kKvBlockSize], i % kKvBlockSize,
                     tables.back()[static_cast<size_t>(i)].data());
@@ -183,11 +195,62 @@ std::vector<std::vector<std::vector<float>>> values_of(const KvCache& kv, Sequen
   return tables;
 }
 
+// Writes the keys and values of a sequence, [tables, entries, dim + value_dim].
+void write_entries(const KvCache& kv, SequenceId sequence, const std::string& path) {
+  std::ofstream file(path, std::ios::binary);
+  float entry[kDim + kValueDim];
+  for (int32_t table = 0; table < kLayers * kHeads; ++table) {
+    const KvView view = view_of(kv, sequence, table);
+    for (int32_t i = 0; i < view.num_entries; ++i) {
+      view.load(i, entry, entry + kDim);
+      file.write(reinterpret_cast<const char*>(entry), sizeof(entry));
+    }
+  }
+}
+
+// The pages [tables, tokens, pages] of a sequence that tokens with the made-up queries would read one after the other,
+// the query heads of a kv head together; null where a layer is read whole.
+nlohmann::json pages_read(ComputeContext& ctx, MemoryPool& pool, const KvCache& kv, SequenceId sequence,
+                          const KvPageReader& reader, MadeUp& made_up) {
+  PageBounds bounds(pool, kv.config().layers, reader, kEntries);
+  bounds.learn_anew(ctx.isa, ctx.threads, kv, sequence);
+  nlohmann::json tables = nlohmann::json::array();
+  for (int32_t table = 0; table < kLayers * kHeads; ++table) {
+    const int32_t layer = table / kHeads;
+    const int32_t head = table % kHeads;
+    tables.push_back(nullptr);
+    for (int32_t token = 0; bounds.has(layer) && token < kQueryTokens; ++token) {
+      const KvView view = view_of(kv, sequence, table);
+      const float* queries[kGroup];
+      for (int32_t g = 0; g < kGroup; ++g) {
+        const int64_t row = (int64_t{layer} * kQueryTokens + token) * kHeads * kGroup + head * kGroup + g;
+        queries[g] = made_up.queries.at(row * kDim);
+      }
+      const ScratchScope scope(ctx.scratch);
+      auto* scratch = ctx.scratch.allocate<float>(bounds.scratch_floats(layer, view, kGroup));
+      std::vector<int32_t> pages(static_cast<size_t>(bounds.num_pages_read(view.num_entries)));
+      pages.resize(static_cast<size_t>(bounds.choose(ctx.isa, ctx.precision, layer, head, view,
+                                                     {.queries = queries, .num_rows = kGroup, .scale = kScale},
+                                                     pages.data(), scratch)));
+      tables.back().push_back(pages);
+    }
+  }
+  return tables;
+}
+
+// Where the parts of the text begin: they are of 3 to 42 tokens.
+std::vector<int32_t> made_up_parts() {
+  std::mt19937 random(8);
+  std::vector<int32_t> starts;
+  for (int32_t start = 0; start < kEntries; start += 3 + static_cast<int32_t>(random() % 40)) starts.push_back(start);
+  return starts;
+}
+
 void run(int argc, char** argv) {
   const std::string folder = argv[1];
   MemoryPool pool(size_t{256} << 20);
   KvCacheConfig config;
-  config.layers.assign(kLayers, {.num_kv_heads = kHeads, .key_dim = kDim, .value_dim = kDim});
+  config.layers.assign(kLayers, {.num_kv_heads = kHeads, .key_dim = kDim, .value_dim = kValueDim});
   config.codec = KvCodec::kF32;
   config.capacity_bytes = size_t{64} << 20;
   KvCache kv(pool, config);
@@ -202,8 +265,10 @@ void run(int argc, char** argv) {
                      {"theta", rope.config.theta},
                      {"offset", rope.offset}});
   }
-  std::cout << json{{"layers", kLayers},   {"heads", kHeads}, {"group", kGroup},        {"dim", kDim},
-                    {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens}, {"ropes", ropes}}
+  const std::vector<int32_t> parts = made_up_parts();
+  std::cout << json{{"layers", kLayers},      {"heads", kHeads},     {"group", kGroup}, {"dim", kDim},
+                    {"value_dim", kValueDim}, {"entries", kEntries}, {"scale", kScale}, {"tokens", kQueryTokens},
+                    {"ropes", ropes},         {"parts", parts}}
             << "\n";
 
   ThreadPool threads(2);
@@ -214,15 +279,26 @@ void run(int argc, char** argv) {
     const KvEvidence evidence = made_up.evidence(pool, config.layers, policy.wants());
     KvChoice choice;
     if (policy.scorer != nullptr) {
-      choice = choose_kept(ctx, kv, sequence, {.num_prompt_tokens = kEntries}, policy, &evidence);
+      KvText text{.num_prompt_tokens = kEntries};
+      if (!policy.span_separator.empty()) text.span_starts = parts;
+      choice = choose_kept(ctx, kv, sequence, text, policy, &evidence);
     }
     json line = {{"policy", argv[i]}, {"kept", choice.kept}};
-    if (policy.demotion) {
-      const SequenceId demoted = fill(kv, made_up);
-      if (policy.scorer != nullptr && !kv.keep(demoted, choice.kept)) fail(ErrorCode::kOutOfMemory, "no room");
-      line["channels"] = choose_key_channels(ctx.isa, threads, kv, demoted,
-                                             policy.demotion->of(config.layers, config.codec), *evidence.window);
-      kv.release(demoted);
+    if (policy.demotion || policy.pages) {
+      const SequenceId left = fill(kv, made_up);
+      if (policy.scorer != nullptr && !kv.keep(left, choice.kept)) fail(ErrorCode::kOutOfMemory, "no room");
+      if (policy.pages) line["pages"] = pages_read(ctx, pool, kv, left, *policy.pages, made_up);
+      if (policy.demotion) {
+        const KvDemotion demotion = policy.demotion->of(config.layers, config.codec);
+        if (policy.demotion->drops_channels()) {
+          line["channels"] = choose_key_channels(ctx.isa, threads, kv, left, demotion, *evidence.window);
+          kv.choose_channels(left, line["channels"]);
+        }
+        if (!kv.demote(left, demotion, ctx.isa, threads)) fail(ErrorCode::kOutOfMemory, "no room");
+        line["entries"] = "entries-" + std::to_string(i) + ".f32";
+        write_entries(kv, left, folder + "/" + line["entries"].get<std::string>());
+      }
+      kv.release(left);
     }
     if (policy.merging) {
       const SequenceId merged = fill(kv, made_up);

@@ -1,6 +1,7 @@
 """KV policies against plain NumPy versions of their papers. The first argument is the program kv_policy_dump."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -19,16 +20,16 @@ DUMP = sys.argv[1]
 class Evidence:
     def __init__(self, folder, numbers):
         self.layers, self.heads, self.group = numbers["layers"], numbers["heads"], numbers["group"]
-        self.n, dim, tokens = numbers["entries"], numbers["dim"], numbers["tokens"]
+        self.n, dim, value_dim, tokens = (numbers[key] for key in ("entries", "dim", "value_dim", "tokens"))
         load = lambda name, *shape: np.fromfile(folder / name, np.float32).astype(np.float64).reshape(shape)
         self.keys = load("keys.f32", self.layers, self.heads, self.n, dim)
-        self.values = load("values.f32", self.layers, self.heads, self.n, dim)
+        self.values = load("values.f32", self.layers, self.heads, self.n, value_dim)
         self.queries = load("queries.f32", self.layers, tokens, self.heads, self.group, dim)
         self.masses = load("masses.f32", self.layers, self.heads, self.n)
         self.norms = load("norms.f32", self.layers, self.heads, self.n)
         self.unrotated = load("unrotated.f32", self.layers, self.n, self.heads, self.group, dim)
         self.sinks = load("sinks.f32", self.heads, self.group)
-        self.ropes = numbers["ropes"]
+        self.ropes, self.parts = numbers["ropes"], numbers["parts"]
         self.scale = numbers["scale"]
 
 
@@ -245,21 +246,36 @@ def by_table(e, k, shares, window=32):
             for layer in range(e.layers) for head in range(e.heads)]  # fmt: skip
 
 
+def best_parts(scores, parts, worth, k):
+    """k entries: the best parts, and of the first that there is no room for its best entries."""
+    kept = []
+    for part in sorted(parts, key=lambda part: (-worth(scores[part]), part[0])):
+        left = k - len(kept)
+        if len(part) > left:
+            return kept + sorted(part, key=lambda i: (-scores[i], i))[:left]
+        kept += part
+    return kept
+
+
+def shot_kv(e, k, window=32, kernel=1, pool="avg"):
+    """ShotKV, arXiv 2502.01941: a part is worth the mean over its tokens of the sum over the heads."""
+    kept = []
+    context = e.n - window
+    ends = [*(start for start in e.parts[1:] if start < context), context]
+    parts = [list(range(first, end)) for first, end in zip([0, *ends], ends)]
+    for layer in range(e.layers):
+        scores = sum(snap_scores(e, layer, head, window, kernel, pool) for head in range(e.heads))
+        kept += [best_parts(scores, parts, np.mean, k - window) + [*range(context, e.n)]] * e.heads
+    return kept
+
+
 def chunk_kv(e, k, chunk=10, window=32, reuse=1):
     kept = []
     for layer in range(e.layers):
         if layer % reuse == 0:
             scores = sum(snap_scores(e, layer, head, window, kernel=1) for head in range(e.heads))
             chunks = [list(range(i, min(i + chunk, len(scores)))) for i in range(0, len(scores), chunk)]
-            order = sorted(range(len(chunks)), key=lambda c: (-scores[chunks[c]].sum(), c))
-            indices, left = [], k - window
-            for c in order:
-                if len(chunks[c]) > left:  # what is left goes to the best of the next chunk
-                    indices += sorted(chunks[c], key=lambda i: (-scores[i], i))[:left]
-                    break
-                indices += chunks[c]
-                left -= len(chunks[c])
-            indices = sorted(indices) + [*range(e.n - window, e.n)]
+            indices = best_parts(scores, chunks, np.sum, k - window) + [*range(e.n - window, e.n)]
         kept += [indices] * e.heads
     return kept
 
@@ -386,6 +402,48 @@ def of_window(e, layer, head):
     return window_weights(e, layer, head, 32).mean((0, 1))
 
 
+def bf16_above(x):
+    """The least number of 8 significant bits that is no smaller."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.ceil(mantissa * 2**8) / 2**8, exponent)
+
+
+def quest_bounds(e, layer, head, kept, page):
+    """Quest, arXiv 2406.10774, with bounds in bfloat16; of all pages but the last: [tokens, pages]"""
+    keys = e.keys[layer, head, kept]
+    num_whole = (len(keys) - 1) // page
+    of_pages = keys[: num_whole * page].reshape(num_whole, page, -1)
+    largest, least = bf16_above(of_pages.max(1)), -bf16_above(-of_pages.min(1))
+    q = e.queries[layer, :, head, :, None]
+    return np.maximum(q * largest, q * least).sum(-1).max(1)
+
+
+def num_pages(n, page, read):
+    """At least 3, of all; a number of entries is rounded down to whole pages, a share up."""
+    wanted = read // page if read >= 1 else math.ceil(int(read * n) / page)
+    return min(max(3, wanted), math.ceil(n / page))
+
+
+def kivi_group(x, bits, axis):
+    """KIVI, arXiv 2402.02750, section 3: one range along `axis`, in float16."""
+    x = x.astype(np.float32)
+    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+    step = ((high - low) / np.float32(2**bits - 1)).astype(np.float16).astype(np.float32)
+    low = low.astype(np.float16).astype(np.float32)
+    return np.clip(np.rint((x - low) / step), 0, 2**bits - 1) * step + low
+
+
+def kivi(keys, values, bits, residual, group=32):
+    """Keys by channel over 32 entries, values by entry over 32 channels: [entries, dim + value_dim]"""
+    keys, values = keys.copy(), values.copy()
+    num_older = max(0, len(keys) - residual) // group * group
+    for first in range(0, num_older, group):
+        keys[first : first + group] = kivi_group(keys[first : first + group], bits, 0)
+    for first in range(0, values.shape[-1], group):
+        values[:num_older, first : first + group] = kivi_group(values[:num_older, first : first + group], bits, 1)
+    return np.concatenate((keys, values), -1), num_older
+
+
 MERGES = {  # of policies that keep what another one does
     ("keynorm,merge,keep=0.3", "keynorm,keep=0.3"): merge_similar,
     ("snapkv,merge(threshold=0.4),tokens=100", "snapkv,tokens=100"): lambda *a: merge_similar(*a, 0.4),
@@ -400,8 +458,34 @@ CHANNELS = {  # how many of 16 stay, of which last tokens' queries, and of whose
     "think(keep=0.4,window=64)": (6, 64, None),
     "think(keep=0.75,window=8),residual=32": (12, 8, None),
     "think(keep=0.4),snapkv,keep=0.3": (6, 32, "snapkv,keep=0.3"),
+    "think(keep=0.5),kivi(bits=4)": (8, 32, None),
+}
+PAGES = {  # entries of a page, entries that are read or their share, and layers that are read whole
+    "quest(tokens=256)": (32, 256, 2),
+    "quest(tokens=150,page=16,dense=0)": (16, 150, 0),
+    "quest(keep=0.3,dense=1)": (32, 0.3, 1),
+    "quest(tokens=20,dense=3)": (32, 20, 3),
+    "quest(tokens=1000,dense=0)": (32, 1000, 0),
+    "snapkv,quest(tokens=160,dense=0),tokens=333": (32, 160, 0),
+    "rocketkv(read=128),tokens=300": (32, 128, 2),
+    "rocketkv(window=16,kernel=21,pool=max,read=0.25,page=16,dense=0),tokens=400": (16, 0.25, 0),
+}
+KIVI = {  # bits, entries that stay as they are, and of how many channels older keys have the values
+    "kivi": (2, 128, 16),
+    "kivi(bits=4)": (4, 128, 16),
+    "kivi,residual=32": (2, 32, 16),
+    "snapkv,kivi(bits=4),residual=50,tokens=300": (4, 50, 16),
+    "think(keep=0.5),kivi(bits=4)": (4, 128, 8),
 }
 CASES = {
+    "shotkv,tokens=150": lambda e: shot_kv(e, 150),
+    "shotkv(separator=line,window=16),keep=0.5": lambda e: shot_kv(e, 350, 16),
+    "shotkv(kernel=7,pool=max),tokens=64": lambda e: shot_kv(e, 64, kernel=7, pool="max"),
+    "rocketkv,tokens=100": lambda e: snap_kv(e, 100, kernel=63),
+    "rocketkv(read=128),tokens=300": lambda e: snap_kv(e, 300, kernel=63),
+    "rocketkv(window=16,kernel=21,pool=max,read=0.25,page=16,dense=0),tokens=400": lambda e: snap_kv(
+        e, 400, 16, kernel=21, pool="max"
+    ),
     "simlayerkv(threshold=0.4246,sinks=4,recent=300)": lambda e: sim_layer_kv(e, 0.4246, 4, 300),
     "duoattention(heads=10/00/11/01,sinks=5,recent=60)": lambda e: duo_attention(e, ["10", "00", "11", "01"], 5, 60),
     "h2o,tokens=100": lambda e: heavy_hitters(e, 100),
@@ -470,9 +554,14 @@ class PolicyTest(unittest.TestCase):
     def setUpClass(cls):
         with tempfile.TemporaryDirectory() as name:
             policies = [*CASES, *SAME, *SAME.values(), *(policy for policy, _ in MERGES), *CHANNELS, "snapkv,keep=0.3"]
+            policies += [*PAGES, *KIVI]
             done = subprocess.run([DUMP, name, *policies], check=True, capture_output=True, text=True)
             numbers, *lines = map(json.loads, done.stdout.splitlines())
-            cls.evidence = Evidence(pathlib.Path(name), numbers)
+            folder = pathlib.Path(name)
+            cls.evidence = Evidence(folder, numbers)
+            cls.entries = {line["policy"]: np.fromfile(folder / line["entries"], np.float32)
+                           for line in lines if "entries" in line}  # fmt: skip
+            cls.pages = {line["policy"]: line["pages"] for line in lines if "pages" in line}
             cls.kept = {line["policy"]: line["kept"] for line in lines}
             cls.values = {line["policy"]: line["values"] for line in lines if "values" in line}
             cls.channels = {line["policy"]: line["channels"] for line in lines if "channels" in line}
@@ -502,6 +591,45 @@ class PolicyTest(unittest.TestCase):
                 kept = self.kept[kept_by][table] if kept_by else slice(None)
                 with self.subTest(policy=policy, table=table):
                     self.assertEqual(channels, think(self.evidence, layer, head, count, window, kept))
+
+    def entries_of(self, policy, table):
+        return np.array(self.kept[policy][table]) if self.kept[policy] else np.arange(self.evidence.n)
+
+    def test_the_pages_with_the_largest_bounds_are_read(self):
+        num_compared = num_close = 0
+        for policy, (page, read, num_dense) in PAGES.items():
+            for table, pages in enumerate(self.pages[policy]):
+                layer, head = divmod(table, self.evidence.heads)
+                with self.subTest(policy=policy, table=table):
+                    if layer < num_dense:
+                        self.assertIsNone(pages)
+                        continue
+                    kept = self.entries_of(policy, table)
+                    count = num_pages(len(kept), page, read)
+                    for mine, bounds in zip(pages, quest_bounds(self.evidence, layer, head, kept, page), strict=True):
+                        ranked = np.append(np.sort(bounds)[::-1], -np.inf)
+                        # Sums in float32 are off by some 1e-5, so that nearly equal bounds may change places.
+                        if ranked[count - 2] - ranked[count - 1] < 1e-4:
+                            num_close += 1
+                            continue
+                        num_compared += 1
+                        self.assertEqual(mine, [*top(bounds, count - 1), len(bounds)])
+        self.assertLess(num_close, 0.01 * num_compared)
+
+    def test_older_entries_are_rounded_as_kivi_says(self):
+        for policy, (bits, residual, num_channels) in KIVI.items():
+            kept = [self.entries_of(policy, table) for table in range(self.evidence.layers * self.evidence.heads)]
+            mine = self.entries[policy].reshape(sum(map(len, kept)), -1)
+            for table, of_table in enumerate(np.split(mine, np.cumsum([len(k) for k in kept])[:-1])):
+                layer, head = divmod(table, self.evidence.heads)
+                keys, values = (x[layer, head, kept[table]] for x in (self.evidence.keys, self.evidence.values))
+                theirs, num_older = kivi(keys, values, bits, residual)
+                if num_channels < keys.shape[-1]:
+                    channels = think(self.evidence, layer, head, num_channels, kept=kept[table])
+                    theirs[:num_older, np.setdiff1d(np.arange(keys.shape[-1]), channels)] = 0
+                with self.subTest(policy=policy, table=table):
+                    np.testing.assert_allclose(of_table, theirs, rtol=1e-6, atol=1e-7)
+                    self.assertGreater(num_older, 0)
 
     def test_ways_to_say_the_same_give_the_same(self):
         for one, other in SAME.items():
