@@ -31,9 +31,9 @@ class Sample:
     finish_reason: str  # "" of replies that another program made
     reply: str
     kv: dict | None = None  # what a KV policy left, where it dropped something
-    kv_read: dict | None = None  # what generated tokens read, where they choose
     kv_reuse: dict | None = None  # what it reused of documents
     first_token_seconds: float | None = None  # since it was submitted; None of earlier releases
+    kv_read: dict | None = None  # what generated tokens read, where they choose
 
     def share_right(self):
         return self.correct.count(True) / len(self.correct)
