@@ -33,6 +33,8 @@ TEST_P(KvPagesTest, ReadingAllPagesChangesNoBit) {
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=192,dense=0)")).steps, dense.steps);
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(keep=1,dense=0,page=16)")).steps, dense.steps);
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "quest(tokens=1,dense=1000)")).steps, dense.steps);
+  EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), "rocketkv(read=192,dense=0),keep=1")).steps,
+            dense.steps);
   EXPECT_EQ(ask(engine, request_for(prompt_tokens(70, 5), "quest(tokens=1,dense=0)")).steps,
             ask(engine, request_for(prompt_tokens(70, 5), "")).steps)
       << "three pages are always read";
