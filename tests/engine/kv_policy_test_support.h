@@ -198,6 +198,52 @@ inline ModelOptions small_options() {
           .context_length = 512};
 }
 
+// Bytes of the blocks of a sequence of so many tokens whose heads have `num_entries` each, [layer without a
+// window][head]: none stands idle but the rest of each head's last one. Layers with a window have what the next token
+// sees.
+inline int64_t bytes_of_blocks(const ModelInfo& model, KvCodec codec, int32_t num_tokens,
+                               const std::vector<std::vector<int32_t>>& num_entries) {
+  int64_t bytes = 0;
+  auto of_layer = num_entries.begin();
+  for (const KvLayerSpec& layer : model.kv_layers) {
+    int64_t num_blocks = 0;
+    if (layer.window > 0) {
+      const int32_t first_block = std::max(0, num_tokens - layer.window + 1) / kKvBlockSize;
+      num_blocks = layer.num_kv_heads * ((num_tokens + kKvBlockSize - 1) / kKvBlockSize - first_block);
+    } else {
+      for (const int32_t n : *of_layer) num_blocks += (n + kKvBlockSize - 1) / kKvBlockSize;
+      ++of_layer;
+    }
+    bytes += num_blocks * KvBlockFormat{codec, layer.key_dim, layer.value_dim, layer.value_in_key}.block_bytes();
+  }
+  return bytes;
+}
+
+// The same with all entries.
+inline int64_t bytes_of_all_blocks(const ModelInfo& model, KvCodec codec, int32_t num_tokens) {
+  std::vector<std::vector<int32_t>> all;
+  for (const KvLayerSpec& layer : model.kv_layers) {
+    if (layer.window == 0) all.emplace_back(static_cast<size_t>(layer.num_kv_heads), num_tokens);
+  }
+  return bytes_of_blocks(model, codec, num_tokens, all);
+}
+
+// What a sequence holds at num_tokens tokens, of which those since the report were generated: they take the rest of
+// each head's last block first.
+inline int64_t bytes_held_since(const ModelInfo& model, KvCodec codec, const KvCompression& report,
+                                int32_t num_tokens) {
+  std::vector<std::vector<int32_t>> then = report.kept;  // of the cache's own type
+  for (size_t layer = 0; layer < then.size(); ++layer) {
+    for (size_t head = 0; head < then[layer].size(); ++head) then[layer][head] -= report.demoted[layer][head];
+  }
+  std::vector<std::vector<int32_t>> now = then;
+  for (std::vector<int32_t>& layer : now) {
+    for (int32_t& n : layer) n += num_tokens - report.num_tokens;
+  }
+  return report.bytes_after + bytes_of_blocks(model, codec, num_tokens, now) -
+         bytes_of_blocks(model, codec, report.num_tokens, then);
+}
+
 // Of every one of kModels.
 class KvModelTest : public testing::TestWithParam<ModelCase> {
  protected:
