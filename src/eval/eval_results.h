@@ -16,8 +16,8 @@ namespace witan {
 
 // What a KV policy left of a task's KV cache when it judged last.
 struct EvalKv {
-  int32_t num_tokens = 0;                  // of the text by then
-  std::vector<std::vector<int32_t>> kept;  // entries, [layer][head]
+  int32_t num_tokens = 0;                   // of the text by then
+  std::vector<std::vector<int32_t>> kept;   // entries, [layer][head]
   std::vector<std::vector<int64_t>> bytes;  // of the blocks that these are in
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;

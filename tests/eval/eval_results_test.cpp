@@ -95,12 +95,11 @@ TEST_F(EvalResultFileTest, WhatAKvPolicyLeftIsTold) {
   file.add(tasks_[0], result);
   file.add(tasks_[1], result_of({Mark::kRight}));
   const std::vector<json> lines = lines_of_file();
-  EXPECT_EQ(lines[1]["kv"],
-            json({{"tokens", 9},
-                  {"kept", {{3, 4}, {5, 2}}},
-                  {"kept_bytes", {{30, 40}, {50, 20}}},
-                  {"bytes_before", 900},
-                  {"bytes_after", 140}}));
+  EXPECT_EQ(lines[1]["kv"], json({{"tokens", 9},
+                                  {"kept", {{3, 4}, {5, 2}}},
+                                  {"kept_bytes", {{30, 40}, {50, 20}}},
+                                  {"bytes_before", 900},
+                                  {"bytes_after", 140}}));
   EXPECT_EQ(lines[1]["kv_read"], json({{"bytes", 70}, {"bytes_of_all", 210}}));
   EXPECT_FALSE(lines[2].contains("kv"));
   EXPECT_FALSE(lines[2].contains("kv_read"));
