@@ -15,6 +15,7 @@ namespace {
 // Shares of the prompt's entries, largest first, of which the first that there is room for is taken.
 constexpr double kShares[] = {0.9, 0.7, 0.5, 0.3, 0.1};
 
+// The last keeps no recent entries as they are: of a short prompt they take most of the room.
 constexpr std::string_view kTypes[] = {"k=int8-hadamard,residual=32", "k=int4-hadamard,residual=32",
                                        "k=int4-hadamard,v=int2-hadamard,residual=32",
                                        "k=int4-hadamard,v=int2-hadamard,residual=0"};
