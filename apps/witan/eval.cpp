@@ -160,8 +160,6 @@ class TaskRunner {
               .bytes_before = report->bytes_before,
               .bytes_after = report->bytes_after};
       }
-      std::optional<EvalReads> reads;
-      if (const auto& told = output.usage.kv_reads) reads = {.bytes = told->bytes, .bytes_of_all = told->bytes_of_all};
       std::optional<EvalReuse> reuse;
       if (const auto& count = output.usage.kv_reuse) {
         reuse = {.num_tokens = count->num_reused_tokens,
@@ -178,7 +176,7 @@ class TaskRunner {
                                    .first_token_seconds = output.usage.first_token_seconds,
                                    .seconds = output.usage.total_seconds,
                                    .kv = std::move(kv),
-                                   .reads = reads,
+                                   .reads = output.usage.kv_reads,
                                    .reuse = reuse,
                                    .chosen_policy = chosen_policy});
     }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "eval/eval_task.h"
+#include "kv/policy/kv_policy.h"
 
 namespace witan {
 
@@ -21,12 +22,6 @@ struct EvalKv {
   std::vector<std::vector<int64_t>> bytes;  // of the blocks that these are in
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
-};
-
-// What generated tokens read where they choose.
-struct EvalReads {
-  int64_t bytes = 0;
-  int64_t bytes_of_all = 0;  // had each read every entry that it sees
 };
 
 // What a KV policy reused of a task's documents.
@@ -47,7 +42,7 @@ struct EvalResult {
   double first_token_seconds = 0.0;               // since it was submitted, waiting included; not read back from files
   double seconds = 0.0;                           // the same, until it ended
   std::optional<EvalKv> kv = {};                  // where a KV policy dropped something; not read back from files
-  std::optional<EvalReads> reads = {};            // where generated tokens read pages; not read back either
+  std::optional<KvReads> reads = {};              // where generated tokens read pages; not read back either
   std::optional<EvalReuse> reuse = {};            // where it reused documents; not read back either
   std::optional<std::string> chosen_policy = {};  // in place of `auto`, empty where it is none; not read back either
 };
