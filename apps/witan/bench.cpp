@@ -241,8 +241,11 @@ class Bench {
     int32_t steps = 0;
     const std::optional<KvPageReader> reader = c.kv_policy ? c.kv_policy->pages : std::nullopt;
     std::optional<KvDemotion> demotion;
+    std::optional<int64_t> num_demoted;  // none: the older ones
     if (c.kv_policy && c.kv_policy->demotion) {
       demotion = c.kv_policy->demotion->of(engine_.model_info().kv_layers, engine_.options().kv_codec);
+      const int32_t depth = std::max(1, c.depth);
+      if (c.kv_policy->demotes_others) num_demoted = depth - c.kv_policy->num_kept(depth);
     }
     EngineStats before = engine_.stats();
     while (steps < flags_.num_tokens && engine_.step()) {
@@ -251,9 +254,10 @@ class Bench {
         const int64_t entries = c.num_entries(std::max(1, c.depth) + steps) + 1;
         seconds += after.decode_seconds - before.decode_seconds;
         experts += static_cast<double>(after.last_step_experts);
-        bytes += static_cast<double>(cost_.dense_bytes()) +
-                 static_cast<double>(after.last_step_experts) * cost_.expert_bytes() +
-                 c.batch * (demotion ? cost_.kv_bytes(entries, *demotion) : cost_.kv_bytes(entries, reader));
+        bytes +=
+            static_cast<double>(cost_.dense_bytes()) +
+            static_cast<double>(after.last_step_experts) * cost_.expert_bytes() +
+            c.batch * (demotion ? cost_.kv_bytes(entries, *demotion, num_demoted) : cost_.kv_bytes(entries, reader));
         operations += total(cost_.token_operations()) + total(cost_.logit_operations()) +
                       cost_.decode_attention_operations(entries, reader);
         ++steps;

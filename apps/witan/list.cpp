@@ -38,6 +38,8 @@ void print_list() {
   print_stdout("  {:<20}  {}\n", "guard=X", "keep everything where less of the attention than this share would stay");
   print_stdout("  {:<20}  {}\n", "action=hide",
                "or offload (to a file): what does not stay may come back when entries are judged again");
+  print_stdout("  {:<20}  {}\n", "action=demote",
+               "what does not stay is rounded, to what k, v, kivi, kvtuner or think say, and not lost");
   print_stdout("  {:<20}  {}\n", "k=TYPE, v=TYPE",
                "round older entries to a KV cache type; residual=128: not the last");
   print_stdout("\nKernel variants\n");

@@ -90,12 +90,13 @@ double ModelCost::entry_bytes(const KvLayerSpec& layer, KvCodec codec, int32_t k
   return static_cast<double>(layer.num_kv_heads * format.block_bytes()) / kKvBlockSize;
 }
 
-double ModelCost::kv_bytes(int64_t num_entries, const KvDemotion& demotion) const {
+double ModelCost::kv_bytes(int64_t num_entries, const KvDemotion& demotion,
+                           std::optional<int64_t> num_demoted_entries) const {
   const int64_t num_older = std::max<int64_t>(0, num_entries - demotion.num_recent) / kKvBlockSize * kKvBlockSize;
   double bytes = 0;
   for (size_t i = 0; i < info_.kv_layers.size(); ++i) {
     const KvLayerSpec& layer = info_.kv_layers[i];
-    const int64_t num_demoted = layer.window > 0 ? 0 : num_older;
+    const int64_t num_demoted = layer.window > 0 ? 0 : num_demoted_entries.value_or(num_older);
     const int32_t key_dim = demotion.key_dims.empty() ? layer.key_dim : demotion.key_dims[i];
     bytes += static_cast<double>(num_demoted) * entry_bytes(layer, demotion.codecs[i], key_dim);
     bytes += static_cast<double>(visible_entries(layer, num_entries) - num_demoted) *

@@ -31,7 +31,8 @@ class ModelCost {
   // unused room of last blocks. With a page reader: of the pages that it reads, and of the bounds of all. With a
   // demotion: of what is demoted at that length, and of the others.
   double kv_bytes(int64_t num_entries, const std::optional<KvPageReader>& reader = std::nullopt) const;
-  double kv_bytes(int64_t num_entries, const KvDemotion& demotion) const;
+  double kv_bytes(int64_t num_entries, const KvDemotion& demotion,
+                  std::optional<int64_t> num_demoted = std::nullopt) const;
 
   // Of the products of one token with weights, but for the output layer; and of the output layer, per row of logits.
   const Operations& token_operations() const { return token_; }

@@ -103,9 +103,10 @@ bool KvCompressor::apply(const ScheduledSlice& slice, const RunningKvPolicy& kv,
   decision.uses_evidence = slice.judges || chooses_channels(slice.kv_sequence, kv);
   bool drops = slice.judges;  // once: what is kept of it may have to be demoted again
   const auto act = [&](SequenceId kv_sequence) {
+    if (kv.policy->demotes_others) return demote(kv_sequence, kv, &decision.choice);
     if (drops && !drop(slice, kv, decision.choice)) return false;
     drops = false;
-    return !kv.demotion || demote(kv_sequence, kv);
+    return !kv.demotion || demote(kv_sequence, kv, nullptr);
   };
   return scheduler_.compress(slice.sequence, act, preempted);
 }
@@ -127,11 +128,14 @@ bool KvCompressor::chooses_channels(SequenceId kv_sequence, const RunningKvPolic
   return kv.demotion && !kv.demotion->key_dims.empty() && !model_.kv().has_channels(kv_sequence);
 }
 
-bool KvCompressor::demote(SequenceId kv_sequence, const RunningKvPolicy& kv) {
+bool KvCompressor::demote(SequenceId kv_sequence, const RunningKvPolicy& kv, const KvChoice* choice) {
   KvCache& cache = model_.kv();
   if (chooses_channels(kv_sequence, kv)) {
     cache.choose_channels(kv_sequence, choose_key_channels(model_.isa(), model_.threads(), cache, kv_sequence,
                                                            *kv.demotion, *kv.evidence.window));
+  }
+  if (choice != nullptr) {
+    return cache.demote_others(kv_sequence, choice->kept, *kv.demotion, model_.isa(), model_.threads());
   }
   return cache.demote(kv_sequence, *kv.demotion, model_.isa(), model_.threads());
 }

@@ -74,7 +74,8 @@ class KvCompressor {
   void collect_evidence(SequenceId sequence, RunningKvPolicy& kv, int32_t first_token);
   bool chooses_channels(SequenceId kv_sequence, const RunningKvPolicy& kv) const;
   bool drop(const ScheduledSlice& slice, const RunningKvPolicy& kv, const KvChoice& choice);
-  bool demote(SequenceId kv_sequence, const RunningKvPolicy& kv);
+  // Older entries, or with a choice those that do not stay.
+  bool demote(SequenceId kv_sequence, const RunningKvPolicy& kv, const KvChoice* choice);
   void keep_evidence(KvEvidence& evidence, const KvChoice& choice) const;
   void count_held(SequenceId kv_sequence, KvCompression& report) const;
 

@@ -214,6 +214,7 @@ CompressionPlan compression_of(const KvPolicy& policy, int32_t num_prompt, int64
   if (policy.demotion) {
     const KvCacheConfig& cache = model.kv().config();
     plan.demotion = policy.demotion->of(cache.layers, cache.codec);
+    plan.demotes_others = policy.demotes_others;
     model.kv().check_demotion(*plan.demotion);
   }
   return plan;

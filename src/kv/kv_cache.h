@@ -55,8 +55,8 @@ struct KvCacheConfig {
   std::string aside_directory = "/var/tmp";    // of the files of KvAside::kFile
 };
 
-// How a sequence's older entries are made smaller, once they are no longer among the most recent: demoted. They are
-// rounded to fewer bits, or their keys lose components, or both.
+// How a sequence's entries are made smaller, demoted: those that are no longer among the most recent, or those that a
+// policy does not keep as they are. They are rounded to fewer bits, or their keys lose components, or both.
 struct KvDemotion {
   std::vector<KvCodec> codecs = {};  // [layers]; one with a window keeps its entries as they are
   int32_t num_recent = 128;          // of each kv head, that stay as they were written; up to 31 more do
@@ -103,7 +103,7 @@ struct KvCacheStats {
 //
 // Life of a sequence:
 //   create (attach_prefix | attach_compressed)? (attach_input (write input entries)* commit_input)?
-//     (reserve (write entries)* commit | keep | choose_channels? demote | save_compressed |
+//     (reserve (write entries)* commit | keep | choose_channels? (demote | demote_others) | save_compressed |
 //      gather_aside set_aside | drop_aside)* release
 // Thread safety: none, except that writes to distinct blocks and views may be used by many threads between reserve
 // and commit.
@@ -210,6 +210,12 @@ class KvCache {
   // fewer bytes than the cache's own (check_demotion). Codecs that are written by blocks are for sequences that drop
   // nothing after.
   [[nodiscard]] bool demote(SequenceId sequence, const KvDemotion& demotion, Isa isa, ThreadPool& threads);
+  // As keep(), but the committed entries that are not in `kept` are demoted instead of dropped, however recent
+  // (num_recent does not matter): they come before the others then, in blocks of their own. Layers whose entries
+  // have the codec already keep them as they are. Once for a sequence that has all its entries, as they were written,
+  // and which is neither demoted nor keeps fewer later.
+  [[nodiscard]] bool demote_others(SequenceId sequence, std::span<const std::vector<int32_t>> kept,
+                                   const KvDemotion& demotion, Isa isa, ThreadPool& threads);
   // Throws Error(kInvalidArgument) where layers cannot have the codecs that entries are to be demoted to, and
   // Error(kUnsupported) where their keys cannot lose components.
   void check_demotion(const KvDemotion& demotion) const;

@@ -1,6 +1,7 @@
-// Rounding a sequence's older entries to fewer bits, and leaving out components of their keys, in blocks that replace
-// those that they were in.
+// Rounding a sequence's older entries, or those that a policy does not keep as they are, to fewer bits, and leaving out
+// components of their keys, in blocks of their own.
 #include <algorithm>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -22,22 +23,24 @@ struct Demotion {
   std::vector<BlockId> blocks = {};  // that the table gets
 };
 
-// A block's entries, in float32.
+// Up to 32 entries, in float32.
 class BlockFloats {
  public:
-  explicit BlockFloats(const KvBlockFormat& format)
+  // Of the keys these components alone, side by side; all if there are none.
+  BlockFloats(const KvBlockFormat& format, std::span<const int32_t> channels)
       : format_(format),
+        channels_(channels),
         keys_(static_cast<size_t>(kKvBlockSize) * static_cast<size_t>(format.key_dim)),
         values_(format.value_in_key ? 0 : static_cast<size_t>(kKvBlockSize) * static_cast<size_t>(format.value_dim)) {}
 
-  // Of the keys these components alone, side by side; all if there are none.
-  void load(const std::byte* block, std::span<const int32_t> channels) {
-    for (int32_t i = 0; i < kKvBlockSize; ++i) {
-      float* of_value = values_.empty() ? nullptr : values_.data() + int64_t{i} * format_.value_dim;
-      float* of_key = keys_.data() + int64_t{i} * format_.key_dim;
-      kv_load(format_, block, i, of_key, of_value);
-      std::ranges::transform(channels, of_key, [&](int32_t channel) { return of_key[channel]; });  // they ascend
-    }
+  void load(const std::byte* block) {
+    for (int32_t i = 0; i < kKvBlockSize; ++i) load(i, {.block = const_cast<std::byte*>(block), .slot = i});
+  }
+  void load(int32_t i, const KvCache::Slot& from) {
+    float* of_value = values_.empty() ? nullptr : values_.data() + int64_t{i} * format_.value_dim;
+    float* of_key = keys_.data() + int64_t{i} * format_.key_dim;
+    kv_load(format_, from.block, from.slot, of_key, of_value);
+    std::ranges::transform(channels_, of_key, [&](int32_t channel) { return of_key[channel]; });  // they ascend
   }
 
   const float* key(int32_t slot) const { return keys_.data() + int64_t{slot} * format_.key_dim; }
@@ -53,6 +56,7 @@ class BlockFloats {
 
  private:
   KvBlockFormat format_;
+  std::span<const int32_t> channels_;
   std::vector<float> keys_;    // [32][key_dim]
   std::vector<float> values_;  // [32][value_dim]
 };
@@ -78,6 +82,16 @@ KvBlockFormat KvCache::State::demoted_format(const KvDemotion& demotion, int32_t
   format.codec = demotion.codecs[layer];
   if (!demotion.key_dims.empty()) format.key_dim = demotion.key_dims[layer];
   return format;
+}
+
+std::vector<int32_t> KvCache::State::pools_for(const KvDemotion& demotion) {
+  WITAN_CHECK(demotion.codecs.size() == layers.size(), "codecs of {} layers", demotion.codecs.size());
+  std::vector<int32_t> of_layers(layers.size());
+  for (int32_t layer = 0; layer < std::ssize(of_layers); ++layer) {
+    const bool stays = config.layers[layer].window > 0;
+    of_layers[layer] = stays ? layers[layer].pool : pool_for(demoted_format(demotion, layer));
+  }
+  return of_layers;
 }
 
 void KvCache::check_demotion(const KvDemotion& demotion) const {
@@ -134,12 +148,7 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
   KvSequence& sequence = state.at(id);
   WITAN_CHECK(sequence.num_reserved == 0, "{} entries are reserved", sequence.num_reserved);
   WITAN_CHECK(sequence.aside == nullptr, "sequence {} has entries aside", id);
-  WITAN_CHECK(demotion.codecs.size() == state.layers.size(), "codecs of {} layers", demotion.codecs.size());
-  std::vector<int32_t> pools(state.layers.size());
-  for (int32_t layer = 0; layer < std::ssize(pools); ++layer) {
-    const bool stays = state.config.layers[layer].window > 0;
-    pools[layer] = stays ? state.layers[layer].pool : state.pool_for(state.demoted_format(demotion, layer));
-  }
+  std::vector<int32_t> pools = state.pools_for(demotion);
   WITAN_CHECK(sequence.demoted_pools.empty() || sequence.demoted_pools == pools, "sequence {} has other formats", id);
 
   const auto num_shared = std::ssize(sequence.prefix);
@@ -180,10 +189,9 @@ bool KvCache::demote(SequenceId id, const KvDemotion& demotion, Isa isa, ThreadP
       return place < change.first_place ? sequence.tables.block(change.table, place)
                                         : pool.blocks.data(change.blocks[place - change.first_place]);
     };
-    const std::span<const int32_t> channels = state.demoted_channels(sequence, change.table);
-    BlockFloats floats(state.format_of_table(change.table));
+    BlockFloats floats(state.format_of_table(change.table), state.demoted_channels(sequence, change.table));
     for (int64_t block = 0; block < change.num_blocks; ++block) {
-      floats.load(sequence.tables.block(change.table, change.first_place + block), channels);
+      floats.load(sequence.tables.block(change.table, change.first_place + block));
       const int64_t first = entries.num_demoted + block * kKvBlockSize;
       if (first % kKvBlockSize == 0) {
         kv_store_block(isa, pool.format, block_at(first / kKvBlockSize), kKvBlockSize, floats.rows());
@@ -234,6 +242,112 @@ void KvCache::State::place_demoted(KvSequence& sequence, int64_t table, std::spa
   }
   entries.num_demoted += static_cast<int32_t>(std::ssize(blocks)) * kKvBlockSize;
   sequence.block_bytes += std::ssize(blocks) * (to.block_bytes() - from.block_bytes());
+}
+
+// Of each table the entries that are not in `kept`, rounded, in new blocks; those are stored, but of no table yet.
+std::vector<KvCache::State::Rounded> KvCache::State::round_others(const KvSequence& sequence,
+                                                                  std::span<const std::vector<int32_t>> kept, Isa isa,
+                                                                  ThreadPool& threads) {
+  std::vector<Rounded> all(num_tables());
+  for (int64_t table = 0; table < num_tables(); ++table) {
+    Rounded& rounded = all[table];
+    if (is_window_table[table]) continue;
+    for (int32_t entry = 0, next = 0; entry < sequence.tables[table].num_entries; ++entry) {
+      if (next < std::ssize(kept[table]) && kept[table][next] == entry) {
+        ++next;
+      } else {
+        rounded.entries.push_back(entry);
+      }
+    }
+    rounded.blocks.resize(num_blocks_for(std::ssize(rounded.entries)));
+    BlockPool& to = pools[sequence.demoted_pools[layer_of_table[table]]].blocks;
+    to.allocate(kNoBlock, 0, rounded.blocks);
+    stats.block_bytes_held += std::ssize(rounded.blocks) * to.block_bytes();
+  }
+  stats.peak_block_bytes_held = std::max(stats.peak_block_bytes_held, stats.block_bytes_held);
+  threads.parallel_for(num_tables(), [&](int64_t table, int) {
+    const Rounded& rounded = all[table];
+    if (rounded.blocks.empty()) return;
+    const Pool& pool = pools[sequence.demoted_pools[layer_of_table[table]]];
+    BlockFloats floats(format_of_table(table), demoted_channels(sequence, table));
+    for (int64_t block = 0; block < std::ssize(rounded.blocks); ++block) {
+      const int64_t last = std::ssize(rounded.entries) - 1;
+      for (int32_t slot = 0; slot < kKvBlockSize; ++slot) {
+        // What is left of the last block is of its last entry again, which no range of a whole block changes by.
+        const int32_t entry = rounded.entries[std::min(block * kKvBlockSize + slot, last)];
+        floats.load(slot, sequence.tables.slot(table, entry));
+      }
+      kv_store_block(isa, pool.format, pool.blocks.data(rounded.blocks[block]), kKvBlockSize, floats.rows());
+    }
+  });
+  return all;
+}
+
+// They come before the entries that were kept.
+void KvCache::State::place_rounded(KvSequence& sequence, int64_t table, const Rounded& rounded,
+                                   std::span<const int32_t> kept) {
+  BlockTable& entries = sequence.tables[table];
+  BlockPool& to = pools[sequence.demoted_pools[layer_of_table[table]]].blocks;
+  const auto num_blocks = static_cast<int32_t>(std::ssize(rounded.blocks));
+  for (int64_t place = entries.num_blocks - 1; place >= 0; --place) {
+    const BlockId block = sequence.tables.id(table, place);
+    sequence.tables.set(table, place + num_blocks, block, pool(table).data(block));
+  }
+  for (int64_t place = 0; const BlockId block : rounded.blocks) {
+    sequence.tables.set(table, place++, block, to.data(block));
+  }
+  entries.num_blocks += num_blocks;
+  entries.num_demoted = static_cast<int32_t>(std::ssize(rounded.entries));
+  entries.num_entries += entries.num_demoted;
+  entries.lost_entries = true;
+  entries.positions = rounded.entries;
+  entries.positions.insert(entries.positions.end(), kept.begin(), kept.end());
+  sequence.block_bytes += num_blocks * to.block_bytes();
+}
+
+bool KvCache::demote_others(SequenceId id, std::span<const std::vector<int32_t>> kept, const KvDemotion& demotion,
+                            Isa isa, ThreadPool& threads) {
+  State& state = *state_;
+  KvSequence& sequence = state.at(id);
+  WITAN_CHECK(sequence.num_reserved == 0, "{} entries are reserved", sequence.num_reserved);
+  WITAN_CHECK(sequence.aside == nullptr, "sequence {} has entries aside", id);
+  WITAN_CHECK(sequence.demoted_pools.empty(), "sequence {} has demoted entries", id);
+  const std::vector<int32_t> pools = state.pools_for(demotion);
+  std::vector<std::vector<int32_t>> stays(kept.begin(), kept.end());
+  std::vector<int64_t> needed(state.pools.size());
+  int64_t longest = 0;
+  WITAN_CHECK(std::ssize(kept) == state.num_tables(), "entries of {} tables, there are {}", kept.size(),
+              state.num_tables());
+  for (int64_t table = 0; table < state.num_tables(); ++table) {
+    if (state.is_window_table[table]) continue;
+    const BlockTable& entries = sequence.tables[table];
+    WITAN_CHECK(!entries.lost_entries, "table {} has lost entries", table);
+    const int32_t pool = pools[state.layer_of_table[table]];
+    if (pool == state.pool_of_table[table]) {
+      stays[table].resize(entries.num_entries);
+      std::iota(stays[table].begin(), stays[table].end(), 0);
+    }
+    const int64_t num_blocks = num_blocks_for(entries.num_entries - std::ssize(stays[table]));
+    needed[pool] += num_blocks;
+    longest = std::max(longest, num_blocks + num_blocks_for(std::ssize(stays[table])));
+  }
+  if (!state.check_kept(stays, [&](int64_t table) { return sequence.tables[table].num_entries; })) return true;
+  if (!state.make_room_to_keep(sequence, stays, needed)) return false;
+  sequence.demoted_pools = pools;
+  const std::vector<State::Rounded> rounded = state.round_others(sequence, stays, isa, threads);
+  sequence.tables.grow_rows(longest);
+  for (int64_t table = 0; table < state.num_tables(); ++table) {
+    if (state.is_window_table[table]) {
+      state.copy_window(sequence, table);
+    } else {
+      state.keep_entries(sequence, table, stays[table], {});
+      if (!rounded[table].blocks.empty()) state.place_rounded(sequence, table, rounded[table], stays[table]);
+    }
+    state.stats.peak_block_bytes_held = std::max(state.stats.peak_block_bytes_held, state.stats.block_bytes_held);
+  }
+  state.detach(sequence);
+  state.trim();
+  return true;
 }
 
 }  // namespace witan

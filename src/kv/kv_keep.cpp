@@ -157,18 +157,20 @@ void KvCache::State::copy_window(KvSequence& sequence, int64_t table) {
 }
 
 bool KvCache::State::make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
-                                          int64_t num_shared) {
+                                          int64_t num_shared, std::span<const int64_t> beside) {
   std::ranges::fill(needed_blocks, 0);
+  std::ranges::copy(beside, needed_blocks.begin());
   for (int64_t table = 0; table < num_tables(); ++table) {
     needed_blocks[pool_of_table[table]] += num_copies(sequence, table, std::ssize(kept[table]), num_shared);
   }
   return make_room(needed_blocks);
 }
 
-bool KvCache::State::make_room_to_keep(KvSequence& sequence, std::span<const std::vector<int32_t>> kept) {
-  if (make_room_for_copies(sequence, kept, std::ssize(sequence.prefix))) return true;
+bool KvCache::State::make_room_to_keep(KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
+                                       std::span<const int64_t> beside) {
+  if (make_room_for_copies(sequence, kept, std::ssize(sequence.prefix), beside)) return true;
   const int64_t num_shared = num_shared_with_others(sequence);
-  if (!make_room_for_copies(sequence, kept, num_shared)) return false;
+  if (!make_room_for_copies(sequence, kept, num_shared, beside)) return false;
   take_prefix(sequence, num_shared);
   return true;
 }

@@ -34,15 +34,15 @@ void check_kv_codec(const KvLayerSpec& spec, KvCodec codec);
 //
 // A place that is gone has no block: its pointer is null, and attention never looks there.
 //
-// Demoted entries come first, in blocks of their own:
+// Demoted entries come first, in blocks of their own, the older ones or those that a policy did not keep as they were:
 //
 //   blocks of a full table     [demoted .. num_demoted_blocks)[as written .. num_blocks)
 struct BlockTable {
   int32_t num_blocks = 0;
   int32_t num_entries = 0;         // committed
   int32_t num_demoted = 0;         // of them
-  bool lost_entries = false;       // false: entry i is at position i
-  std::vector<int32_t> positions;  // [num_entries + reserved] of a table that lost entries
+  bool lost_entries = false;       // or has them in another order; false: entry i is at position i
+  std::vector<int32_t> positions;  // [num_entries + reserved] of a table that did
 
   int64_t num_demoted_blocks() const { return num_blocks_for(num_demoted); }
   int64_t place_of(int64_t entry) const {
@@ -223,19 +223,31 @@ struct KvCache::State {
   // Aborts unless `kept` are ascending entries of every table without a window, of num_entries(table); says whether
   // they are not all of them.
   bool check_kept(std::span<const std::vector<int32_t>> kept, FunctionRef<int64_t(int64_t table)> num_entries) const;
-  // Whether there is room for the copies of what is kept of shared blocks, made if need be.
-  bool make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_shared);
+  // Whether there is room for the copies of what is kept of shared blocks, made if need be, and for other blocks
+  // beside them: by pool, or none.
+  bool make_room_for_copies(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, int64_t num_shared,
+                            std::span<const int64_t> beside);
   // The room that keep() needs, be it of prefix blocks that become the sequence's own.
-  bool make_room_to_keep(KvSequence& sequence, std::span<const std::vector<int32_t>> kept);
+  bool make_room_to_keep(KvSequence& sequence, std::span<const std::vector<int32_t>> kept,
+                         std::span<const int64_t> beside = {});
   // All prefix blocks of the sequence but the first num_shared, which others have, are its own from now on.
   void take_prefix(KvSequence& sequence, int64_t num_shared);
   void keep_entries(KvSequence& sequence, int64_t table, std::span<const int32_t> kept, const KvMerge& merge);
   void copy_window(KvSequence& sequence, int64_t table);
   int64_t table_bytes(const KvSequence& sequence, int64_t table) const;
   KvBlockFormat demoted_format(const KvDemotion& demotion, int32_t layer) const;
+  std::vector<int32_t> pools_for(const KvDemotion& demotion);  // by layer, of its demoted entries
   // Of a table of a sequence that was demoted: the components that keys then have, ascending; none: all.
   std::span<const int32_t> demoted_channels(const KvSequence& sequence, int64_t table) const;
   void place_demoted(KvSequence& sequence, int64_t table, std::span<const BlockId> blocks);
+  // What demote_others() rounds of a table.
+  struct Rounded {
+    std::vector<int32_t> entries;
+    std::vector<BlockId> blocks;
+  };
+  std::vector<Rounded> round_others(const KvSequence& sequence, std::span<const std::vector<int32_t>> kept, Isa isa,
+                                    ThreadPool& threads);
+  void place_rounded(KvSequence& sequence, int64_t table, const Rounded& rounded, std::span<const int32_t> kept);
   // Gives a table blocks of its own in the places [first, first + count), where the sequence has shared ones now.
   void copy_shared(KvSequence& sequence, int64_t table, int64_t first, int64_t count);
   // Nothing of it is shared any more, or will be.

@@ -33,6 +33,7 @@ struct CompressionPlan {
   // are: all of them.
   int32_t num_query_tokens = 1;
   std::optional<KvDemotion> demotion = {};  // at every point, judged or not
+  bool demotes_others = false;              // entries that do not stay as they are: nothing is dropped
   std::optional<KvPressure> pressure = {};
   std::optional<KvAside> aside = {};  // what becomes of entries that are not kept: see KvCompressionPoint::num_aside
   // Not empty: what is left of the prompt at points before its end is kept for later sequences whose plans say the same
@@ -61,9 +62,10 @@ struct CompressionPlan {
     return most;
   }
 
-  // Of so many entries of a kv head, those that are demoted at a point.
-  int64_t num_demoted(int64_t num_entries) const {
+  // Of so many entries of a kv head, those that are demoted behind a point; the fewest where that is not known.
+  int64_t num_demoted(const KvCompressionPoint& point, int64_t num_entries) const {
     if (!demotion) return 0;
+    if (demotes_others) return may_keep_all ? 0 : num_entries - point.num_kept;
     return std::max<int64_t>(0, num_entries - demotion->num_recent) / kKvBlockSize * kKvBlockSize;
   }
 

@@ -191,7 +191,7 @@ void Scheduler::State::forget_progress(Sequence& sequence) const {
 void Scheduler::State::pass_point(Sequence& sequence, int64_t num_entries) const {
   const KvCompressionPoint& point = sequence.compression.points[sequence.num_compressions++];
   sequence.num_dropped = static_cast<int32_t>(point.num_tokens - num_entries);
-  if (sequence.compression.demotion) sequence.num_demoted = sequence.compression.num_demoted(num_entries);
+  sequence.num_demoted = sequence.compression.num_demoted(point, num_entries);
 }
 
 // Nothing is planned then: no other runs, and this one has no slice.
@@ -468,6 +468,7 @@ bool Scheduler::compress(SequenceId id, FunctionRef<bool(SequenceId kv_sequence)
   state_->refusal.reset();
   if (!sequence.kv_sequence) return false;
   state_->pass_point(sequence, state_->mean_entries(*sequence.kv_sequence));
+  if (sequence.compression.demotes_others) sequence.num_demoted = state_->mean_demoted(*sequence.kv_sequence);
   state_->num_judged_for_room += is_for_room;
   const std::string& policy = sequence.compression.shared_as;
   if (!policy.empty() && sequence.num_computed < sequence.num_prompt_tokens) {

@@ -66,7 +66,8 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
     // Where heads keep different numbers, of all entries or of the demoted ones, the last block of each may be filled
     // less.
     const bool differs = s.compression.is_average || s.compression.demotion;
-    const int64_t uneven = differs && num_dropped > 0 ? kKvBlockSize : 0;
+    const bool is_judged = num_dropped > 0 || (s.compression.demotes_others && num_demoted > 0);
+    const int64_t uneven = differs && is_judged ? kKvBlockSize : 0;
     const int64_t demoted_bytes =
         num_demoted == 0 ? 0 : kv.demoted_bytes(*s.compression.demotion, num_demoted + uneven);
     return kv.bytes_for_entries(so_far - num_dropped - num_demoted + uneven, so_far, chunk) + demoted_bytes;
@@ -84,14 +85,22 @@ int64_t Scheduler::State::peak_bytes(const Sequence& s, int64_t num_tokens, int6
       const int64_t repeated = s.compression.longest_repetition(s.num_repetitions);
       peak = std::max(peak, kv.bytes_for_tokens(point.num_tokens + repeated, std::max(chunk, repeated)));
     }
-    if (!s.compression.may_keep_all) num_dropped = point.num_tokens - point.num_kept;
+    if (!s.compression.may_keep_all && !s.compression.demotes_others) num_dropped = point.num_tokens - point.num_kept;
     // The last time they come back from where they lie, which is free after that.
     peak = std::max(peak, bytes_at(point.num_tokens) + aside_bytes);
     aside_bytes = bytes_aside(s, point);
     if (!s.compression.demotion) continue;
     // Demoted entries take their room before that of the others is free, and what stays of shared blocks is copied.
     const int64_t num_kept = point.num_tokens - num_dropped;
-    const int64_t num_before = std::exchange(num_demoted, s.compression.num_demoted(num_kept));
+    if (s.compression.demotes_others) {
+      const int64_t uneven = s.compression.is_average ? kKvBlockSize : 0;
+      const int64_t rounded_bytes =
+          kv.demoted_bytes(*s.compression.demotion, point.num_tokens - point.num_kept + uneven);
+      peak = std::max(peak, held_bytes + rounded_bytes + (copies ? copied_bytes(s, point) : 0));
+      num_demoted = s.compression.num_demoted(point, num_kept);
+      continue;
+    }
+    const int64_t num_before = std::exchange(num_demoted, s.compression.num_demoted(point, num_kept));
     const int64_t demoted_bytes = kv.demoted_bytes(*s.compression.demotion, num_demoted - num_before);
     peak = std::max(peak,
                     num_before == 0 && copies ? held_bytes + bytes_at(point.num_tokens) : held_bytes + demoted_bytes);
@@ -122,16 +131,29 @@ int64_t Scheduler::State::copied_bytes(const Sequence& s, const KvCompressionPoi
 
 // Of the kv heads that may lose entries, rounded up.
 int32_t Scheduler::State::mean_entries(SequenceId kv_sequence) const {
-  int64_t num_entries = 0;
-  int64_t num_heads = 0;
+  const auto [sum, num_heads] =
+      sum_over_heads([&](int32_t layer, int32_t head) { return kv.num_entries(kv_sequence, layer, head); });
+  if (num_heads == 0) return kv.num_tokens(kv_sequence);
+  return static_cast<int32_t>((sum + num_heads - 1) / num_heads);
+}
+
+// Of the same, rounded down.
+int64_t Scheduler::State::mean_demoted(SequenceId kv_sequence) const {
+  const auto [sum, num_heads] =
+      sum_over_heads([&](int32_t layer, int32_t head) { return kv.num_demoted(kv_sequence, layer, head); });
+  return num_heads == 0 ? 0 : sum / num_heads;
+}
+
+Scheduler::State::HeadSum Scheduler::State::sum_over_heads(
+    FunctionRef<int64_t(int32_t layer, int32_t head)> value) const {
+  HeadSum of_heads;
   for (int32_t layer = 0; layer < std::ssize(kv.config().layers); ++layer) {
     const KvLayerSpec& spec = kv.config().layers[static_cast<size_t>(layer)];
     if (spec.window > 0) continue;
-    for (int32_t head = 0; head < spec.num_kv_heads; ++head) num_entries += kv.num_entries(kv_sequence, layer, head);
-    num_heads += spec.num_kv_heads;
+    for (int32_t head = 0; head < spec.num_kv_heads; ++head) of_heads.sum += value(layer, head);
+    of_heads.num_heads += spec.num_kv_heads;
   }
-  if (num_heads == 0) return kv.num_tokens(kv_sequence);
-  return static_cast<int32_t>((num_entries + num_heads - 1) / num_heads);
+  return of_heads;
 }
 
 // 0 for one that was not refused.
@@ -151,9 +173,11 @@ int64_t Scheduler::final_bytes() const {
       continue;
     }
     const KvCompressionPoint last = compression.points.empty() ? KvCompressionPoint() : compression.points.back();
-    const int32_t num_dropped = compression.may_keep_all ? 0 : last.num_tokens - last.num_kept;
+    const bool drops = !compression.may_keep_all && !compression.demotes_others;
+    const int32_t num_dropped = drops ? last.num_tokens - last.num_kept : 0;
     const int64_t num_entries = sequence->max_entries() - num_dropped;
-    const int64_t num_demoted = compression.num_demoted(last.num_tokens - num_dropped);  // later ones stay as they are
+    // Later ones stay as they are.
+    const int64_t num_demoted = compression.num_demoted(last, last.num_tokens - num_dropped);
     bytes += state_->kv.bytes_for_entries(num_entries - num_demoted, sequence->max_entries(), 1);
     if (num_demoted > 0) bytes += state_->kv.demoted_bytes(*compression.demotion, num_demoted);
   }

@@ -122,6 +122,13 @@ struct Scheduler::State {
   int64_t bytes_aside(const Sequence& sequence, const KvCompressionPoint& point) const;
   int64_t beginning_bytes(const Sequence& sequence, const KvCompressionPoint& point, bool is_first) const;
   int32_t mean_entries(SequenceId kv_sequence) const;
+  int64_t mean_demoted(SequenceId kv_sequence) const;
+  struct HeadSum {
+    int64_t sum = 0;
+    int64_t num_heads = 0;
+  };
+  // Over the kv heads of layers without a window.
+  HeadSum sum_over_heads(FunctionRef<int64_t(int32_t layer, int32_t head)> value) const;
   int64_t missing_since_refusal(const Sequence& sequence) const;
 
   // scheduler_reuse.cpp: the passes of reuse plans.

@@ -97,6 +97,7 @@ TEST(ModelCost, CountsDemotedEntriesAtTheirType) {
   EXPECT_EQ(full.kv_bytes(100, demotion), 2 * (64 * (136 + 264) + 2 * 36 * 512));
   const KvDemotion half{.codecs = {KvCodec::kF16, KvCodec::kF16}, .num_recent = 20, .key_dims = {64, 64}};
   EXPECT_EQ(full.kv_bytes(100, half), 2 * 2 * (64 * 384 + 36 * 512)) << "keys of half their components";
+  EXPECT_EQ(full.kv_bytes(100, demotion, 10), 2 * (10 * (136 + 264) + 2 * 90 * 512)) << "others than the older ones";
   EXPECT_EQ(full.kv_bytes(51, demotion), full.kv_bytes(51)) << "no block is old enough";
 
   const std::string path = test::made_model("gpt-oss", "tiny", DType::kF32);

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -133,6 +135,93 @@ TEST_P(KvDemotionTest, BytesAndEntriesAreReportedAndFreed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KvDemotionTest, testing::ValuesIn(kModels), arch_name);
+
+// Policies that round what does not stay.
+class KvDemotedOthersTest : public KvDemotionTest {
+ protected:
+  static std::vector<std::string> policies() {
+    std::vector<std::string> all = {"snapkv(window=8),tokens=64,", "keydiff,global,keep=0.3,", "h2o,keep=0.45,",
+                                    "pyramidkv(window=8),keep=0.5,", "tova,keep=0.2,guard=0.01,"};
+    for (std::string& policy : all) policy += "action=demote," + smaller_type();
+    if (GetParam().codec == KvCodec::kF16) {
+      all.insert(all.end(),
+                 {"adakv(window=8),keep=0.37,kivi(bits=4),action=demote", "keydiff,global,keep=0.3,kivi,action=demote",
+                  "snapkv(window=8),keep=0.3,think(window=8),action=demote",
+                  "keydiff,adakv,keep=0.3,think(window=40,keep=0.25),k=int2-hadamard,action=demote"});
+    }
+    return all;
+  }
+};
+
+TEST_P(KvDemotedOthersTest, TheAnswerDoesNotDependOnChunksThreadsBatchOrCache) {
+  for (const std::string& policy : policies()) expect_the_same_answer_everywhere(options(), policy);
+}
+
+TEST_P(KvDemotedOthersTest, PreemptionDoesNotChangeAnything) {
+  int64_t num_preemptions = 0;
+  for (const std::string& policy : policies()) {
+    num_preemptions += expect_the_same_answers_in_little_room(options(), policy, preempting_percent());
+  }
+  EXPECT_GT(num_preemptions, 0);
+}
+
+TEST_P(KvDemotedOthersTest, WhereAllStayNothingChanges) {
+  Engine engine(options());
+  const Answer dense = ask(engine, request_for(prompt_tokens(kPrompt, 5), ""));
+  for (const char* all : {"keydiff,keep=1,", "snapkv(window=8),tokens=150,", "tova,tokens=9,guard=1,"}) {
+    const std::string policy = std::string(all) + "action=demote," + smaller_type();
+    EXPECT_EQ(ask(engine, request_for(prompt_tokens(kPrompt, 5), policy)).steps, dense.steps) << policy;
+  }
+}
+
+// 96 of 150 entries are old with the last 54 staying, until 32 more are generated.
+TEST_P(KvDemotedOthersTest, OlderOnesAreRoundedAsForTheirAge) {
+  Engine engine(options());
+  const Answer expected = ask(engine, request_for(prompt_tokens(kPrompt, 5), "residual=54," + smaller_type(), 32));
+  const std::string policy = "streamingllm(sinks=0),tokens=54,action=demote," + smaller_type();
+  const Answer answer = ask(engine, request_for(prompt_tokens(kPrompt, 5), policy, 32));
+  EXPECT_EQ(answer.steps, expected.steps);
+  EXPECT_EQ(answer.usage.kv->demoted, expected.usage.kv->demoted);
+  EXPECT_EQ(answer.usage.kv->bytes, expected.usage.kv->bytes);
+}
+
+TEST_P(KvDemotedOthersTest, AllEntriesAndTheRoundedOnesAreReported) {
+  Engine engine(options());
+  const Answer answer =
+      ask(engine, request_for(prompt_tokens(kPrompt, 5), "keydiff,keep=0.3,action=demote," + smaller_type(), 40));
+  ASSERT_NE(answer.usage.kv, nullptr);
+  const KvCompression& kv = *answer.usage.kv;
+  EXPECT_EQ(kv.num_times, 1);
+  EXPECT_EQ(kv.num_tokens, kPrompt);
+  for (const std::vector<int32_t>& layer : kv.kept) EXPECT_THAT(layer, testing::Each(kPrompt));
+  for (const std::vector<int32_t>& layer : kv.demoted) EXPECT_THAT(layer, testing::Each(kPrompt - 45));
+  EXPECT_LT(kv.bytes_after, kv.bytes_before);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, KvDemotedOthersTest, testing::ValuesIn(kModels), arch_name);
+
+// Whichever they are: 8 bits change next to nothing, where without these entries the answer is another.
+TEST(KvDemotedOthers, AreReadWhereTheyWereInTheText) {
+  Engine engine(small_options());
+  const auto logprobs = [&](const std::string& policy) {
+    const test::Reading reading =
+        test::read(engine, test::reading_request(prompt_tokens(kPrompt, 5), prompt_tokens(60, 31), policy));
+    std::vector<float> all;
+    for (const uint32_t bits : reading.bits) all.push_back(std::bit_cast<float>(bits));
+    return all;
+  };
+  const std::vector<float> dense = logprobs("");
+  const auto distance = [&](const std::string& policy) {
+    const std::vector<float> other = logprobs(policy);
+    double sum = 0;
+    for (size_t i = 0; i < dense.size(); ++i) sum += std::abs(other[i] - dense[i]);
+    return sum / static_cast<double>(dense.size());
+  };
+  for (const std::string policy : {"keydiff,global,keep=0.3", "h2o,keep=0.2", "adakv(window=8),keep=0.25"}) {
+    const double lost = distance(policy);
+    EXPECT_LT(distance(policy + ",action=demote,k=int8-hadamard"), lost / 8) << policy;
+  }
+}
 
 TEST(KvChannels, HalfOfTheChannelsOfOlderKeysAreAQuarterOfTheirBytes) {
   ModelOptions o = options_for(kModels[0]);

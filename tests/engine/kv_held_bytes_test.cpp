@@ -83,6 +83,7 @@ TEST_P(KvHeldBytesTest, AreThoseThatRunningRequestsReportAndThatTokensSinceTake)
                                              "h2o,keep=0.3,generated_tokens=6,every=3",
                                              "tova,tokens=45,residual=16," + less,
                                              "residual=16," + less,
+                                             "keydiff,keep=0.3,action=demote," + less,
                                              has_latents ? "keydiff,global,keep=0.2" : "keydiff,global,merge,keep=0.2"};
   ModelOptions o = options();
   o.prefix_cache = false;

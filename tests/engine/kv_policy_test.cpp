@@ -398,7 +398,7 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
   struct Variant {
     const char* keys;
     bool pinned;
-    int64_t kept;  // of each head, on average, when entries were judged last; -1: everything, by the guard
+    int64_t kept;  // of each head, on average, when entries were judged last; -1: everything, by guard or action
   };
   constexpr int32_t kLength = 100;
   constexpr int32_t kNew = 22;
@@ -409,7 +409,8 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
                               {",tokens=40", true, 40},
                               {",tokens=40,prefill_every=32", false, 40},
                               {",tokens=40,every=8,k=int4-hadamard,residual=8", false, 40},
-                              {",tokens=40,guard=1,k=int4-hadamard,residual=8", false, -1}};
+                              {",tokens=40,guard=1,k=int4-hadamard,residual=8", false, -1},
+                              {",tokens=40,action=demote,k=int4-hadamard", true, -1}};
   const auto text_of = [](const KvPolicyPart& part) {
     const bool has_window = std::ranges::find(kWithWindow, part.name) != std::end(kWithWindow);
     const std::string name(part.name);
@@ -446,8 +447,12 @@ TEST(KvPolicyEngine, AnyTwoPartsAreRefusedOrKeepTheirBudget) {
         const KvCompression& kv = *answer.usage.kv;
         const auto num_heads = std::ssize(kv.kept) * std::ssize(kv.kept[0]);
         EXPECT_EQ(sum_of(kv.kept), num_heads * (v.kept < 0 ? kv.num_tokens : v.kept)) << text;
-        const bool demotes = text.find("residual") != std::string::npos;
+        const bool demotes_others = text.find("action=demote") != std::string::npos;
+        const bool demotes = demotes_others || text.find("residual") != std::string::npos;
         EXPECT_EQ(sum_of(kv.demoted) > 0, demotes) << text;
+        if (demotes_others) {
+          EXPECT_EQ(sum_of(kv.demoted), num_heads * (kLength - 40)) << text;
+        }
         ++num_run;
         num_demoting += demotes ? 1 : 0;
       }

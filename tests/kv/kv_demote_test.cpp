@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -95,6 +96,21 @@ class KvDemote : public test::NaiveModelTest {
       const auto i = static_cast<size_t>(table);
       const auto older = static_cast<int32_t>(model.positions[i].size()) - model.demoted[i] - to_.num_recent;
       if (older > 0) model.demoted[i] += older / kKvBlockSize * kKvBlockSize;
+    }
+    return true;
+  }
+
+  bool demote_others(KvCache& cache, Model& model, const std::vector<std::vector<int32_t>>& kept) const {
+    ThreadPool threads(2);
+    if (!to_.key_dims.empty() && !cache.has_channels(model.id)) cache.choose_channels(model.id, kChannels);
+    if (!cache.demote_others(model.id, kept, to_, Isa::kReference, threads)) return false;
+    for (int32_t table = 0; table < kTables; ++table) {
+      const auto i = static_cast<size_t>(table);
+      if (has_window(cache, table) || (codec_of(table) == KvCodec::kF32 && channels_of(table).empty())) continue;
+      std::vector<int32_t>& positions = model.positions[i];
+      const auto is_other = [&](int32_t position) { return !std::ranges::binary_search(kept[i], position); };
+      std::ranges::stable_partition(positions, is_other);
+      model.demoted[i] = static_cast<int32_t>(positions.size() - kept[i].size());
     }
     return true;
   }
@@ -239,6 +255,96 @@ TEST_F(KvDemote, LayersWithAWindowKeepWhatTheyHave) {
   cache.check_integrity();
 }
 
+TEST_F(KvDemote, OthersAreRoundedAndComeBeforeWhatStays) {
+  for (const KvDemotion& to : {kTo, kToHalf}) {
+    to_ = to;
+    MemoryPool pool(size_t{64} << 20);
+    KvCache cache(pool, config_of(100));
+    Model model = start(cache, make_tokens(321, 1));
+    const int64_t bytes = cache.held_bytes(model.id);
+    ASSERT_TRUE(demote_others(cache, model, {range(0, 321, 3), range(270, 300), {}}));
+    EXPECT_EQ(model.demoted, (std::vector<int32_t>{214, 291, 321}));
+    EXPECT_LT(cache.held_bytes(model.id), bytes);
+    check(cache, model);
+    ASSERT_TRUE(extend(cache, model, make_tokens(100, 2)));
+    check(cache, model);
+    cache.release(model.id);
+    cache.check_integrity();
+  }
+}
+
+// 31 rounded entries and 33 that stay are three blocks where there were two.
+TEST_F(KvDemote, OthersMayTakeABlockMoreThanThereWas) {
+  to_ = {.codecs = {KvCodec::kHadamard4, KvCodec::kF32}};
+  MemoryPool pool(size_t{64} << 20);
+  KvCacheConfig config = config_of(100);
+  config.prefix_cache = false;
+  KvCache cache(pool, config);
+  Model model = start(cache, make_tokens(64, 1));
+  ASSERT_TRUE(demote_others(cache, model, {range(31, 64), range(0, 64), range(0, 10)}));
+  EXPECT_EQ(model.demoted, (std::vector<int32_t>{31, 0, 0})) << "entries of the second layer have that type already";
+  check(cache, model);
+  ASSERT_TRUE(extend(cache, model, make_tokens(40, 2)));
+  check(cache, model);
+}
+
+TEST_F(KvDemote, WithoutOthersNothingChanges) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config_of(100));
+  const Tokens tokens = make_tokens(100, 1);
+  Model model = start(cache, tokens);
+  ASSERT_TRUE(demote_others(cache, model, {range(0, 100), range(0, 100), range(0, 100)}));
+  EXPECT_EQ(cache.view(model.id, 0, 0, 100).positions, nullptr);
+  check(cache, model);
+  ASSERT_TRUE(extend(cache, model, make_tokens(30, 2)));
+  Model other = attach(cache, model.tokens);
+  EXPECT_EQ(other.tokens.size(), 128) << "its blocks still become prefix blocks";
+}
+
+TEST_F(KvDemote, OthersOfSharedBlocksStayAsTheyWere) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config_of(100));
+  const Tokens tokens = make_tokens(200, 1);
+  Model dense = start(cache, tokens);
+  Model model = attach(cache, tokens);
+  ASSERT_TRUE(extend_to(cache, model, tokens));
+  ASSERT_TRUE(demote_others(cache, model, {range(0, 200, 2), range(150, 200), range(3, 60)}));
+  check(cache, model);
+  check(cache, dense);
+  cache.release(dense.id);
+  check(cache, model);
+  ASSERT_TRUE(extend(cache, model, make_tokens(100, 3)));
+  check(cache, model);
+  cache.release(model.id);
+  const SequenceId other = cache.create();
+  EXPECT_EQ(cache.attach_prefix(other, ids_of(model.tokens), roles_of(model.tokens)), 192);
+  cache.check_integrity();
+}
+
+TEST_F(KvDemote, WithoutRoomForOthersNothingChanges) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config_of(10));
+  Model model = start(cache, make_tokens(320, 1));  // every block is held
+  const std::vector<std::vector<int32_t>> kept(kTables, range(0, 320, 2));
+  EXPECT_FALSE(demote_others(cache, model, kept));
+  check(cache, model);
+  cache.release(model.id);
+  Model shorter = start(cache, make_tokens(200, 2));
+  EXPECT_TRUE(demote_others(cache, shorter, std::vector<std::vector<int32_t>>(kTables, range(0, 200, 2))));
+  check(cache, shorter);
+}
+
+TEST_F(KvDemote, LayersWithAWindowKeepOthersToo) {
+  MemoryPool pool(size_t{64} << 20);
+  KvCache cache(pool, config_of(100, 70));
+  Model model = start(cache, make_tokens(300, 1));
+  ASSERT_TRUE(demote_others(cache, model, {range(0, 100), range(200, 300), {}}));
+  EXPECT_EQ(model.demoted, (std::vector<int32_t>{200, 200, 0}));
+  check(cache, model);
+  ASSERT_TRUE(extend(cache, model, make_tokens(133, 10)));
+  check(cache, model);
+}
+
 TEST_F(KvDemote, WrongTypesAreRefusedByName) {
   MemoryPool pool(size_t{64} << 20);
   KvCacheConfig config = config_of(10);
@@ -308,6 +414,26 @@ TEST_F(KvDemote, RandomOperationsAgreeWithANaiveModel) {
       }
     });
     EXPECT_GT(num_demoted, 30);
+    EXPECT_GT(num_refused, 0);
+  }
+}
+
+TEST_F(KvDemote, RandomOperationsWithOthersAgreeWithANaiveModel) {
+  struct Case {
+    int32_t window;
+    const KvDemotion& to;
+  };
+  for (const auto& [window, to] : {Case{0, kTo}, Case{50, kTo}, Case{0, kToHalf}}) {
+    to_ = to;
+    MemoryPool pool(size_t{64} << 20);
+    KvCache cache(pool, config_of(14, window));
+    int num_demoted = 0;
+    int num_refused = 0;
+    operate_at_random(cache, 500, 5, [&](Model& model, int32_t, const Below& below) {
+      if (model.demoted != std::vector<int32_t>(kTables, 0)) return;
+      (demote_others(cache, model, random_entries(model, below)) ? num_demoted : num_refused) += 1;
+    });
+    EXPECT_GT(num_demoted, 15);  // each sequence once
     EXPECT_GT(num_refused, 0);
   }
 }

@@ -97,6 +97,10 @@ class Sequences {
         slice.sequence,
         [&](SequenceId kv_sequence) {
           if (plan.aside) return set_aside(kv_sequence, *plan.aside, *point, std::vector(kHeads + 1, kept));
+          if (plan.demotes_others) {
+            return kv_.demote_others(kv_sequence, std::vector(kHeads + 1, kept), *plan.demotion, Isa::kReference,
+                                     threads);
+          }
           return (!slice.judges || kv_.keep(kv_sequence, std::vector(kHeads + 1, kept))) &&
                  kv_.demote(kv_sequence, *plan.demotion, Isa::kReference, threads);
         },
@@ -135,6 +139,13 @@ CompressionPlan guarded(CompressionPlan plan) {
   return plan;
 }
 
+// What is not kept is demoted.
+CompressionPlan others_plan(std::vector<KvCompressionPoint> points) {
+  CompressionPlan plan = plan_of(std::move(points), 0);
+  plan.demotes_others = true;
+  return plan;
+}
+
 // What is not kept at 200 and 232 tokens lies aside from the first to the second.
 CompressionPlan aside_plan(KvAside where) {
   return {.points = {{.num_tokens = 200, .num_kept = 100, .num_aside = 232}, {.num_tokens = 232, .num_kept = 116}},
@@ -169,6 +180,10 @@ std::vector<Case> cases() {
       // What stays of shared blocks is copied beside them.
       {"shared_blocks", 200, 20, plan_of({{200, 200, false}}, 40), bytes_of(7, 0, 3) + bytes_of(2, 5, 3),
        bytes_of(2, 5, 3), true},
+      // 120 of 200 entries go to 4 blocks while their 7 are held; 99 are as they were in the end.
+      {"others", 200, 20, others_plan({{200, 80}}), bytes_of(7, 4, 3), bytes_of(4, 4, 3)},
+      {"others_of_shared_blocks", 200, 20, others_plan({{200, 80}}), bytes_of(7 + 3, 4, 6), bytes_of(4, 4, 3), true},
+      {"others_with_a_guard", 200, 20, guarded(others_plan({{200, 80}})), bytes_of(7, 4, 3), bytes_of(7, 0, 3)},
       // 232 entries in 8 blocks aside, beside 132 that are read by then; 143 are left in the end.
       {"hidden", 200, 60, aside_plan(KvAside::kBlocks), bytes_of(8 + 5, 0, 3), bytes_of(5, 0, 3), false,
        bytes_of(8 + 5, 0, 3)},

@@ -91,7 +91,7 @@ int32_t KvPolicy::num_generated_kept(int32_t num_generated_tokens) const {
 
 int32_t KvPolicy::num_entries(int32_t num_prompt_tokens, int32_t num_tokens) const {
   const std::vector<KvCompressionPoint> points = compression_points(num_prompt_tokens, num_tokens);
-  return points.empty() ? num_tokens : points.back().num_kept + num_tokens - points.back().num_tokens;
+  return points.empty() || demotes_others ? num_tokens : points.back().num_kept + num_tokens - points.back().num_tokens;
 }
 
 KvDemotion KvDemotionRule::of(std::span<const KvLayerSpec> layers, KvCodec own) const {
@@ -152,7 +152,7 @@ std::vector<int32_t> KvPolicy::times_in_prompt(int32_t num_prompt_tokens, int32_
 
 std::vector<KvCompressionPoint> KvPolicy::compression_points(int32_t num_prompt_tokens, int32_t num_tokens) const {
   std::vector<KvCompressionPoint> judged = judgements(num_prompt_tokens, num_tokens);
-  if (!demotion) return judged;
+  if (!demotion || demotes_others) return judged;
   std::vector<int32_t> times = times_in_prompt(num_prompt_tokens, num_tokens);
   for (int64_t so_far = num_prompt_tokens; so_far <= num_tokens; so_far += kKvBlockSize) {
     times.push_back(static_cast<int32_t>(so_far));

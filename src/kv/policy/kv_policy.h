@@ -133,6 +133,7 @@ struct KvPolicy {
   std::optional<KvPageReader> pages;
   std::optional<KvMerging> merging;        // of what is dropped; none: it is lost
   std::optional<KvDemotionRule> demotion;  // of what stays, older entries
+  bool demotes_others = false;             // but of what does not stay, all entries, which are not dropped then
   std::optional<KvReuse> reuse;            // of documents in the prompt
 
   // What becomes of entries that do not stay: they lie there, not read, and may come back when entries are judged

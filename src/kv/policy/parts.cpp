@@ -217,6 +217,27 @@ void add_entry_types(PolicyBuilder& builder, Arguments& keys) {
   }
 }
 
+// Entries are demoted for good, and once.
+void check_demotion_of_others(const KvPolicy& policy) {
+  if (!policy.demotes_others) return;
+  const auto refuse = [](std::string_view what) {
+    fail(ErrorCode::kInvalidArgument, "{} cannot be combined with action=demote", what);
+  };
+  if (policy.automatic) refuse("auto, which chooses among methods that evict,");
+  if (!policy.demotion) {
+    fail(
+        ErrorCode::kInvalidArgument,
+        "action=demote makes the entries that do not stay smaller; say what becomes of them, by k=int4-hadamard, kivi, "
+        "kvtuner or think");
+  }
+  if (policy.under_pressure) refuse("when=pressure, which is to free the room of entries for good,");
+  if (policy.judges_again() || policy.generated_budget) {
+    refuse("judging entries again and again (every, prefill_every, rkv, generated_keep, generated_tokens)");
+  }
+  if (policy.merging) refuse("merging (merge, cam), which is of entries that are lost,");
+  if (policy.pages) refuse("reading by pages (quest, rocketkv), which are of neighbouring entries,");
+}
+
 // Entries are demoted for good.
 void check_demotion(const KvPolicy& policy) {
   constexpr std::string_view kAgain =
@@ -267,10 +288,10 @@ void check_reuse(const KvPolicy& policy) {
   }
 }
 
-std::optional<KvAside> read_action(PartArguments& arguments) {
-  const std::string_view action = arguments.choice("action", {"evict", "hide", "offload"});
-  if (action == "evict") return std::nullopt;
-  return action == "hide" ? KvAside::kBlocks : KvAside::kFile;
+std::optional<KvAside> aside_of(std::string_view action) {
+  if (action == "hide") return KvAside::kBlocks;
+  if (action == "offload") return KvAside::kFile;
+  return std::nullopt;
 }
 
 // What lies aside is as it was computed, and comes back when all entries are judged again.
@@ -329,7 +350,9 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   policy.num_recent = arguments.integer("recent", policy.num_recent, 0, kMost);
   policy.generated_grows = arguments.choice("generated_growth", {"none", "adaptive"}) == "adaptive";
   policy.guard = arguments.number("guard", 0.0, 0.0, 1.0);
-  policy.aside = read_action(arguments);
+  const std::string_view action = arguments.choice("action", {"evict", "demote", "hide", "offload"});
+  policy.aside = aside_of(action);
+  policy.demotes_others = action == "demote";
   policy.under_pressure = arguments.choice("when", {"prompt", "pressure"}) == "pressure";
   const bool has_every = policy.every > 0 || policy.generated_budget || policy.under_pressure;
   policy.every = arguments.integer("every", has_every && policy.every == 0 ? 64 : policy.every, 1, kMost);
@@ -383,12 +406,16 @@ KvPolicy parse_kv_policy(std::string_view text) {
     }
   }
   add_entry_types(builder, keys);
+  if (const auto action = keys.find("action"); action != keys.end() && action->second == "demote") {
+    builder.choose_recent(PartArguments("action=demote", {}));
+  }
   KvPolicy policy = builder.finish();
   set_budget(policy, keys);
   check_pressure(policy);
   check_growth(policy);
   check_aside(policy);
   check_reuse(policy);
+  check_demotion_of_others(policy);
   check_demotion(policy);
   if (!policy.span_separator.empty() && policy.every > 0 && !policy.generated_budget) {
     fail(ErrorCode::kInvalidArgument,

@@ -173,9 +173,11 @@ void PolicyBuilder::choose_channels(const PartArguments& by, double key_share, i
 void PolicyBuilder::choose_residual(PartArguments& by) {
   const int32_t num_recent = by.integer("residual", -1, 0, 1 << 30);
   if (num_recent < 0) return;
-  claim("how many recent entries stay as they are", by);
+  choose_recent(by);
   demotion().num_recent = num_recent;
 }
+
+void PolicyBuilder::choose_recent(const PartArguments& by) { claim("how many recent entries stay as they are", by); }
 
 void PolicyBuilder::choose_reuse(const PartArguments& by, const KvReuse& reuse) {
   claim("which tokens of documents are computed again", by);

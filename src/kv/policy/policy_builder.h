@@ -65,6 +65,7 @@ class PolicyBuilder {
   void choose_channels(const PartArguments& by, double key_share, int32_t num_query_tokens);
   void choose_reuse(const PartArguments& by, const KvReuse& reuse);
   void choose_residual(PartArguments& by);  // its argument `residual`, if it is given
+  void choose_recent(const PartArguments& by);
   // Leaves all of these to be chosen when a request arrives.
   void choose_later(const PartArguments& by, double floor);
   void protect(int32_t num_sinks, int32_t num_recent);  // at least so many

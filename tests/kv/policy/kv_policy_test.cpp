@@ -535,8 +535,39 @@ TEST(KvPolicy, EntriesThatAreSetAsideComeBackWhereTheyAreJudgedAgain) {
   }
   EXPECT_THAT(error_of("snapkv,keep=0.5,action=hide"),
               HasSubstr("action=hide: what is set aside comes back where entries are judged again; say when"));
-  EXPECT_THAT(error_of("snapkv,keep=0.5,every=8,action=sell"), HasSubstr("one of evict, hide, offload, not 'sell'"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,every=8,action=sell"),
+              HasSubstr("one of evict, demote, hide, offload, not 'sell'"));
   EXPECT_THAT(error_of("k=int8-hadamard,action=hide"), HasSubstr("no part says which entries stay"));
+}
+
+TEST(KvPolicy, WhatDoesNotStayMayBeRoundedInsteadOfLost) {
+  const KvPolicy policy = parse_kv_policy("adakv,keep=0.4,action=demote,k=int8-hadamard,v=int4");
+  EXPECT_TRUE(policy.demotes_others);
+  EXPECT_EQ(policy.demotion->codecs, std::vector{KvCodec::kHadamard8Value4});
+  EXPECT_EQ(policy.compression_points(100, 300), (Points{{.num_tokens = 100, .num_kept = 40}})) << "and none for age";
+  EXPECT_EQ(policy.num_entries(100, 300), 300);
+  EXPECT_TRUE(parse_kv_policy("simlayerkv,think,action=demote").demotes_others);
+  EXPECT_TRUE(parse_kv_policy("kvzip,tokens=9,guard=0.5,kivi,action=demote").demotes_others);
+  for (const auto& [policy_text, part] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"auto,keep=0.5", "auto"},
+           {"snapkv,keep=0.5,kivi,when=pressure", "making older entries smaller"},
+           {"snapkv,generated_tokens=64,kivi", "judging entries again and again"},
+           {"snapkv,keep=0.5,every=8,kivi", "judging entries again and again"},
+           {"snapkv,keep=0.5,prefill_every=64,kivi", "judging entries again and again"},
+           {"rkv,keep=0.5,kivi", "judging entries again and again"},
+           {"snapkv,merge,keep=0.5,kivi", "merging"},
+           {"snapkv,cam,keep=0.5,kivi", "merging"},
+           {"rocketkv,keep=0.5,kivi", "reading by pages"},
+           {"snapkv,quest,keep=0.5,kivi", "reading by pages"}}) {
+    EXPECT_THAT(error_of(fmt::format("{},action=demote", policy_text)),
+                AllOf(testing::StartsWith(part), HasSubstr("cannot be combined with")));
+  }
+  EXPECT_THAT(error_of("snapkv,keep=0.5,action=demote"), HasSubstr("say what becomes of them, by k=int4-hadamard"));
+  EXPECT_THAT(error_of("kivi,action=demote"), HasSubstr("no part says which entries stay"));
+  for (const char* residual : {"kivi(residual=8)", "k=int8-hadamard,residual=8", "think(residual=8)"}) {
+    EXPECT_THAT(error_of(fmt::format("snapkv,keep=0.5,action=demote,{}", residual)),
+                HasSubstr("action=demote cannot be combined: each decides how many recent entries stay as they are"));
+  }
 }
 
 // All entries are there again each time, so that a text within its budget of tokens so far may lose some later.
