@@ -267,10 +267,18 @@ std::string_view kv_codec_name(KvCodec codec) {
       return "int8-hadamard";
     case KvCodec::kHadamard8Value4:
       return "k8v4-hadamard";
+    case KvCodec::kHadamard8Value2:
+      return "k8v2-hadamard";
+    case KvCodec::kHadamard4Value8:
+      return "k4v8-hadamard";
     case KvCodec::kHadamard4:
       return "int4-hadamard";
     case KvCodec::kHadamard4Value2:
       return "k4v2-hadamard";
+    case KvCodec::kHadamard2Value8:
+      return "k2v8-hadamard";
+    case KvCodec::kHadamard2Value4:
+      return "k2v4-hadamard";
     case KvCodec::kHadamard2:
       return "int2-hadamard";
     case KvCodec::kLatent8:
@@ -306,10 +314,18 @@ KvHadamardBits kv_hadamard_bits(KvCodec codec) {
       return {8, 8};
     case KvCodec::kHadamard8Value4:
       return {8, 4};
+    case KvCodec::kHadamard8Value2:
+      return {8, 2};
+    case KvCodec::kHadamard4Value8:
+      return {4, 8};
     case KvCodec::kHadamard4:
       return {4, 4};
     case KvCodec::kHadamard4Value2:
       return {4, 2};
+    case KvCodec::kHadamard2Value8:
+      return {2, 8};
+    case KvCodec::kHadamard2Value4:
+      return {2, 4};
     case KvCodec::kHadamard2:
       return {2, 2};
     default:

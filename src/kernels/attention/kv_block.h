@@ -71,24 +71,38 @@ enum class KvCodec : uint8_t {
   kQ8,
   kHadamard8,
   kHadamard8Value4,  // keys of 8 bits, values of 4
+  kHadamard8Value2,
+  kHadamard4Value8,
   kHadamard4,
   kHadamard4Value2,
+  kHadamard2Value8,
+  kHadamard2Value4,
   kHadamard2,
   kLatent8,
   kLatent4,
   kKivi4,
   kKivi2
 };
-inline constexpr KvCodec kKvCodecs[] = {KvCodec::kF32,       KvCodec::kF16,
-                                        KvCodec::kBF16,      KvCodec::kQ8,
-                                        KvCodec::kHadamard8, KvCodec::kHadamard8Value4,
-                                        KvCodec::kHadamard4, KvCodec::kHadamard4Value2,
-                                        KvCodec::kHadamard2, KvCodec::kLatent8,
-                                        KvCodec::kLatent4,   KvCodec::kKivi4,
+inline constexpr KvCodec kKvCodecs[] = {KvCodec::kF32,
+                                        KvCodec::kF16,
+                                        KvCodec::kBF16,
+                                        KvCodec::kQ8,
+                                        KvCodec::kHadamard8,
+                                        KvCodec::kHadamard8Value4,
+                                        KvCodec::kHadamard8Value2,
+                                        KvCodec::kHadamard4Value8,
+                                        KvCodec::kHadamard4,
+                                        KvCodec::kHadamard4Value2,
+                                        KvCodec::kHadamard2Value8,
+                                        KvCodec::kHadamard2Value4,
+                                        KvCodec::kHadamard2,
+                                        KvCodec::kLatent8,
+                                        KvCodec::kLatent4,
+                                        KvCodec::kKivi4,
                                         KvCodec::kKivi2};
 
-// "f32", "f16", "bf16", "q8_0", "int8-hadamard", "k8v4-hadamard", "int4-hadamard", "k4v2-hadamard", "int2-hadamard",
-// "int8-latent", "int4-latent", "int4-kivi", "int2-kivi".
+// "f32", "f16", "bf16", "q8_0", "int8-hadamard", "k8v4-hadamard" and the like where keys and values differ,
+// "int4-hadamard", "int2-hadamard", "int8-latent", "int4-latent", "int4-kivi", "int2-kivi".
 std::string_view kv_codec_name(KvCodec codec);
 
 // The codec whose keys and values are of these types: "bf16" and "bf16", "int8-hadamard" and "int4-hadamard" (also said

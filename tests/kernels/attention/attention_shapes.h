@@ -31,9 +31,10 @@ inline KvBlockFormat format_of(const Dims& dims, KvCodec codec) {
 }
 
 // One of each way to store and to multiply entries.
-inline constexpr KvCodec kSomeCodecs[] = {
-    KvCodec::kF16,       KvCodec::kBF16,    KvCodec::kQ8,   KvCodec::kHadamard8Value4,
-    KvCodec::kHadamard2, KvCodec::kLatent4, KvCodec::kKivi2};
+inline constexpr KvCodec kSomeCodecs[] = {KvCodec::kF16,       KvCodec::kBF16,
+                                          KvCodec::kQ8,        KvCodec::kHadamard8Value4,
+                                          KvCodec::kHadamard2, KvCodec::kHadamard2Value8,
+                                          KvCodec::kLatent4,   KvCodec::kKivi2};
 
 // The dimensions, or of a latent within its key where the codec is for these.
 inline Dims fitting(const Dims& dims, KvCodec codec) {

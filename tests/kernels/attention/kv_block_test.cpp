@@ -22,8 +22,9 @@ namespace {
 
 // Those that store components as they are; see the KvBlockHadamard tests for the others.
 constexpr KvCodec kPlainCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16, KvCodec::kQ8};
-constexpr KvCodec kHadamardCodecs[] = {KvCodec::kHadamard8, KvCodec::kHadamard8Value4, KvCodec::kHadamard4,
-                                       KvCodec::kHadamard4Value2, KvCodec::kHadamard2};
+constexpr KvCodec kHadamardCodecs[] = {KvCodec::kHadamard8,       KvCodec::kHadamard8Value4, KvCodec::kHadamard8Value2,
+                                       KvCodec::kHadamard4Value8, KvCodec::kHadamard4,       KvCodec::kHadamard4Value2,
+                                       KvCodec::kHadamard2Value8, KvCodec::kHadamard2Value4, KvCodec::kHadamard2};
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Entry {
@@ -89,6 +90,10 @@ TEST(KvBlock, BytesCoverElementsAndScalesInLinesOf64) {
       {{KvCodec::kHadamard4Value2, 40, 80, false},
        32 * (32 + 4),
        32 * (32 + 4) + 32 * (32 + 4)},  // keys of 64, values of 128
+      {{KvCodec::kHadamard8Value2, 128, 128, false}, 32 * (128 + 4), 32 * (128 + 4) + 32 * (32 + 4)},
+      {{KvCodec::kHadamard4Value8, 128, 128, false}, 32 * (64 + 4), 32 * (64 + 4) + 32 * (128 + 4)},
+      {{KvCodec::kHadamard2Value8, 128, 128, false}, 32 * (32 + 4), 32 * (32 + 4) + 32 * (128 + 4)},
+      {{KvCodec::kHadamard2Value4, 128, 128, false}, 32 * (32 + 4), 32 * (32 + 4) + 32 * (64 + 4)},
       {{KvCodec::kHadamard2, 128, 128, false}, 32 * (32 + 4), 2 * 32 * (32 + 4)},
       {{KvCodec::kLatent8, 576, 512, true}, 32 * (512 + 16 + 128), 32 * (512 + 16 + 128)},
       {{KvCodec::kLatent4, 576, 512, true}, 32 * (256 + 16 + 128), 32 * (256 + 16 + 128)},

@@ -49,6 +49,8 @@ TEST(KvPolicy, TypesOfOlderEntriesAreChosenForKeysAndValues) {
   EXPECT_EQ(codecs_of("k=int4-hadamard"), Codecs{KvCodec::kHadamard4});
   EXPECT_EQ(codecs_of("k=int8-hadamard,v=int4-hadamard"), Codecs{KvCodec::kHadamard8Value4});
   EXPECT_EQ(codecs_of("k=int4-hadamard,v=int2"), Codecs{KvCodec::kHadamard4Value2});
+  EXPECT_EQ(codecs_of("k=int2-hadamard,v=int8"), Codecs{KvCodec::kHadamard2Value8});
+  EXPECT_EQ(codecs_of("k=int4-hadamard,v=int8-hadamard"), Codecs{KvCodec::kHadamard4Value8});
   EXPECT_EQ(codecs_of("k=q8_0,v=q8_0"), Codecs{KvCodec::kQ8});
   EXPECT_EQ(codecs_of("kvtuner(layers=k8v4-hadamard/int4-hadamard*2)"),
             (Codecs{KvCodec::kHadamard8Value4, KvCodec::kHadamard4, KvCodec::kHadamard4}));
