@@ -299,8 +299,8 @@ def _suffering(sweep):
                 [(text(task_name(task)), *(f"{100 * mean:.0f} %" for mean in means)) for task, means in rows])
 
 
-def _length(sweep, run):
-    """Of replies, over that of dense ones."""
+def length_over_dense(sweep, run):
+    """Of replies in tokens, over that of dense ones; in text."""
     dense = sweep.dense.all().mean_tokens
     return f"{run.all().mean_tokens / dense:.2f}" if dense and run.all().mean_tokens is not None else "–"
 
@@ -311,7 +311,7 @@ def _completion(sweep):
                "tokens, over that of dense ones.")  # fmt: skip
     rows = [("dense", *[f"{percent(sweep.dense.all().given)}<br>1.00"] * len(sweep.budgets()))]
     for method in sweep.methods():
-        by_budget = {run.budget: f"{percent(run.all().given)}<br>{_length(sweep, run)}"
+        by_budget = {run.budget: f"{percent(run.all().given)}<br>{length_over_dense(sweep, run)}"
                      for run in sweep.runs if run.method == method}  # fmt: skip
         rows.append((_method(method), *(by_budget.get(budget, "–") for budget in sweep.budgets())))
     yield table("Completion and length of replies", ("method", *map(budget_name, sweep.budgets())), rows)
@@ -327,8 +327,8 @@ def _schedules(sweep):
     rows = []
     for method, by_budget in found.items():
         judged = kv_advice.schedule(next(iter(by_budget.values())).policy)
-        cells = [f"{100 * by_budget[budget].mean():.1f} %<br>{_length(sweep, by_budget[budget])}" if budget in by_budget else "–"
-                 for budget in sweep.budgets()]  # fmt: skip
+        told = {budget: f"{100 * run.mean():.1f} %<br>{length_over_dense(sweep, run)}" for budget, run in by_budget.items()}
+        cells = [told.get(budget, "–") for budget in sweep.budgets()]
         rows.append((_method(method), text(judged), *cells))
     yield table("When entries are judged", ("method", "judged", *map(budget_name, sweep.budgets())), rows)
 
@@ -345,7 +345,7 @@ def _methods(sweep):
         for run in [sweep.dense, *sorted(sweep.at(budget), key=lambda run: -run.mean())]:
             tally = run.all()
             rows.append((_method(run.method), f"{100 * run.mean():.1f} %", *(percent(run.by_task[task].right) for task in tasks),
-                         percent(tally.given), _length(sweep, run), number(tally.num_cut_off),
+                         percent(tally.given), length_over_dense(sweep, run), number(tally.num_cut_off),
                          f"{100 * run.bytes_kept():.0f} %",
                          "–" if run.bytes_read() is None else f"{100 * run.bytes_read():.0f} %"))  # fmt: skip
         yield f"<h3>{budget_name(budget)}</h3>"

@@ -34,6 +34,7 @@ class Sample:
     kv_reuse: dict | None = None  # what it reused of documents
     first_token_seconds: float | None = None  # since it was submitted; None of earlier releases
     kv_read: dict | None = None  # what generated tokens read, where they choose
+    prompt_tokens: int | None = None
 
     def share_right(self):
         return self.correct.count(True) / len(self.correct)
@@ -118,6 +119,7 @@ _SAMPLE = {
     "kv_read": lambda value: value is None or _is_kv_read(value),
     "kv_reuse": lambda value: value is None or _is_kv_reuse(value),
     "first_token_seconds": lambda value: value is None or _is_number(value) and value >= 0,
+    "prompt_tokens": lambda value: value is None or _is_count(value),
 }
 _NOT_RUN = {"id": _is_text, "error": _is_text}
 _PERPLEXITY = {
@@ -128,7 +130,7 @@ _PERPLEXITY = {
     "value": lambda value: value is None or _is_number(value),
 }
 _DEFAULTS = {"task": "", "variant": "", "length": 0, "positions": [], "kv": None, "kv_read": None,
-             "kv_reuse": None, "first_token_seconds": None}  # fmt: skip
+             "kv_reuse": None, "first_token_seconds": None, "prompt_tokens": None}  # fmt: skip
 
 
 def _fields(value, checks):

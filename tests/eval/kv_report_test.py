@@ -1,4 +1,4 @@
-"""eval/kv_sweep and eval/kv_report: what runs, what is counted, and what is said about wrong input.
+"""eval/kv_sweep, eval/kv_report and eval/kv_table: what runs, what is counted, and what is said about wrong input.
 
 The first argument is the witan program.
 """
@@ -159,6 +159,60 @@ class ReportTest(FolderTest):
         os.remove(self.folder / "dense.jsonl")
         self.assertIn("no dense.jsonl", self.run_tool("kv_report", self.folder, "--out", page, fails=True))
         self.assertFalse(page.exists())
+
+
+class TableTest(FolderTest):
+    """eval/kv_table, of two folders as of two seeds."""
+
+    def setUp(self):
+        super().setUp()
+        few = [[10, 30], [20, 20]]
+        self.folders = [self.folder / name for name in ("three", "seventeen")]
+        for number, folder in enumerate(self.folders):
+            folder.mkdir()
+            right = number == 0
+            self.write(f"{folder.name}/dense", sample("a", [True], "retrieval", prompt_tokens=100),
+                       sample("b", [True, True], "lists", prompt_tokens=20))  # fmt: skip
+            self.write(f"{folder.name}/snapkv@0.2", sample("a", [right], "retrieval", few, prompt_tokens=100, generated_tokens=5),
+                       sample("b", [None, right], "lists", prompt_tokens=20, generated_tokens=10))  # fmt: skip
+            self.write(f"{folder.name}/snapkv@20", sample("a", [right], "retrieval", few, prompt_tokens=100),
+                       sample("b", [True, right], "lists", prompt_tokens=20))  # fmt: skip
+        self.write("three/tova@20", sample("a", [True], "retrieval", few), sample("b", [True, True], "lists"))
+
+    def table(self, *args):
+        done = subprocess.run([REPOSITORY / "eval" / "kv_table", *self.folders, *map(str, args)], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout.splitlines()
+
+    def test_folders_are_joined_where_all_have_a_run(self):
+        self.assertEqual(self.table(), ["| method | 20 % | 20 tokens |", "|---|---|---|", "| `snapkv` | 38 | 62 |"])
+        self.assertEqual(self.table("--methods", "snapkv", "--budgets", "20")[2:], ["| `snapkv` | 62 |"])
+        self.assertIn("no tova in all of the folders; there are snapkv",
+                      self.run_tool("kv_table", *self.folders, "--methods", "tova", fails=True))  # fmt: skip
+        self.assertIn("no 0.5 in all", self.run_tool("kv_table", *self.folders, "--budgets", "0.5", fails=True))
+
+    def test_a_row_for_each_run_tells_tasks_lengths_entries_and_bytes(self):
+        self.assertEqual(self.table("--rows", "tasks"), [
+            "|  | mean | retrieval | lists | given | length | entries | bytes |",
+            "|---|---|---|---|---|---|---|---|",
+            "| every entry | 100 | 100 | 100 | 100 | 1.00 | 60 | 100 |",
+            "| `snapkv`, 20 % | 38 | 50 | 25 | 67 | 0.75 | 20 | 60 |",
+            "| `snapkv`, 20 tokens | 62 | 50 | 75 | 100 | 1.00 | 20 | 60 |",
+        ])  # fmt: skip
+
+    def test_prompts_are_told_by_length(self):
+        self.assertEqual(self.table("--rows", "prompts", "--lengths", "20,50"), [
+            "| right (bytes) | to 20 | to 50 | above 50 |",
+            "|---|---|---|---|",
+            "| every entry | 100 (100) |  | 100 (100) |",
+            "| `snapkv`, 20 % | 25 (100) |  | 50 (20) |",
+            "| `snapkv`, 20 tokens | 75 (100) |  | 50 (20) |",
+        ])  # fmt: skip
+        self.write("three/dense", sample("a", [True], "retrieval"), sample("b", [True, True], "lists"))
+        self.assertIn("does not tell how many tokens",
+                      self.run_tool("kv_table", *self.folders, "--rows", "prompts", fails=True))  # fmt: skip
+        self.assertIn("expected rising numbers",
+                      self.run_tool("kv_table", *self.folders, "--lengths", "20,20", fails=True))  # fmt: skip
 
 
 class AdviceTest(FolderTest):
