@@ -193,12 +193,21 @@ class TableTest(FolderTest):
 
     def test_a_row_for_each_run_tells_tasks_lengths_entries_and_bytes(self):
         self.assertEqual(self.table("--rows", "tasks"), [
-            "|  | mean | retrieval | lists | given | length | entries | bytes |",
-            "|---|---|---|---|---|---|---|---|",
-            "| every entry | 100 | 100 | 100 | 100 | 1.00 | 60 | 100 |",
-            "| `snapkv`, 20 % | 38 | 50 | 25 | 67 | 0.75 | 20 | 60 |",
-            "| `snapkv`, 20 tokens | 62 | 50 | 75 | 100 | 1.00 | 20 | 60 |",
+            "|  | mean | retrieval | lists | given | length | entries | at the end | bytes |",
+            "|---|---|---|---|---|---|---|---|---|",
+            "| every entry | 100 | 100 | 100 | 100 | 1.00 | 60 | 70 | 100 |",
+            "| `snapkv`, 20 % | 38 | 50 | 25 | 67 | 0.75 | 20 | 28 | 60 |",
+            "| `snapkv`, 20 tokens | 62 | 50 | 75 | 100 | 1.00 | 20 | 30 | 60 |",
         ])  # fmt: skip
+
+    def test_tasks_can_be_chosen(self):
+        self.assertEqual(self.table("--rows", "tasks", "--tasks", "lists")[2:], [
+            "| every entry | 100 | 100 | 100 | 1.00 | 20 | 30 | 100 |",
+            "| `snapkv`, 20 % | 25 | 25 | 50 | 1.00 | 20 | 30 | 100 |",
+            "| `snapkv`, 20 tokens | 75 | 75 | 100 | 1.00 | 20 | 30 | 100 |",
+        ])  # fmt: skip
+        self.assertIn("no task sums; there are retrieval, lists",
+                      self.run_tool("kv_table", *self.folders, "--tasks", "sums", fails=True))  # fmt: skip
 
     def test_prompts_are_told_by_length(self):
         self.assertEqual(self.table("--rows", "prompts", "--lengths", "20,50"), [
