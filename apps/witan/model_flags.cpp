@@ -98,7 +98,8 @@ void add_memory_flags(CLI::App& app, ModelFlags& flags, const std::string& defau
          "Type of the KV cache: auto (bf16 where the CPU multiplies it and --exact is not given, else f16), f32, f16, "
          "bf16, q8_0 (lossy: 8 bits with a scale per 32 values), or, lossy too, keys and values turned by a Hadamard "
          "matrix: int8-hadamard, int4-hadamard, int2-hadamard, k8v4-hadamard (keys of 8 bits, values of 4) and the "
-         "other pairs of 8, 4 and 2; for models that cache latents (MLA) instead of these int8-latent and int4-latent, which keep "
+         "other pairs of 8, 4 and 2; for models that cache latents (MLA) instead of these int8-latent and int4-latent, "
+         "which keep "
          "the part of RoPE as bf16")
       ->type_name("TYPE")
       ->check(CLI::IsMember(kCodecs).description(""))

@@ -148,12 +148,13 @@ class Workspace {
   std::byte* scratch() { return scratch_->data(); }
 
   // All splits of a view, merged.
-  void attend(Isa isa, Precision precision, const KvView& view, const AttentionRows& rows, float* out) {
+  void attend(Isa isa, Precision precision, const KvView& view, AttentionRows rows, float* out) {
     for (int32_t r = 0; r < rows.num_rows; ++r) {
       std::fill_n(total(r), stride_, 0.0f);
       total(r)[0] = -std::numeric_limits<float>::infinity();
     }
     for (int32_t split = 0; split < view.num_splits(); ++split) {
+      rows.same_as_before = split > 0;
       attention_split(isa, precision, view, rows, split, next(), scratch());
       for (int32_t r = 0; r < rows.num_rows; ++r) merge_attention_state(isa, total(r), next_[r], value_dim_);
     }
@@ -188,7 +189,9 @@ void decode(benchmark::State& state, const Case& test, int num_threads) {
       Workspace& own = workspaces[static_cast<size_t>(thread)];
       const double start = thread_seconds();
       for (int64_t i = item * kSplitsPerItem; i < (item + 1) * kSplitsPerItem; ++i) {
-        attention_split(isa, test.precision, entries.view(i / num_splits, test.num_entries), rows.rows(),
+        AttentionRows query = rows.rows();
+        query.same_as_before = i > item * kSplitsPerItem && i % num_splits != 0;
+        attention_split(isa, test.precision, entries.view(i / num_splits, test.num_entries), query,
                         static_cast<int32_t>(i % num_splits), own.next(), own.scratch());
       }
       busy[static_cast<size_t>(thread)] += thread_seconds() - start;

@@ -259,7 +259,7 @@ void walk_tiles(const AttentionTask& task) {
   auto** next_rows = compute.scratch.allocate<float*>(rows * num_threads);
   compute.threads.parallel_for(std::ssize(task.tiles), [&](int64_t i, int thread) {
     const Tile& tile = task.tiles[i];
-    const AttentionRows query = task.rows(tile);
+    AttentionRows query = task.rows(tile);
     float* total = states + thread * 2 * rows * task.state_floats;
     float* next = total + rows * task.state_floats;
     float** next_of = next_rows + thread * rows;
@@ -268,6 +268,7 @@ void walk_tiles(const AttentionTask& task) {
       next_of[r] = next + r * task.state_floats;
     }
     for (int32_t split = tile.first_split; split < tile.view.num_splits(); ++split) {
+      query.same_as_before = split > tile.first_split && split != tile.view.num_demoted_splits();
       attention_split(compute.isa, compute.precision, tile.view, query, split, next_of,
                       scratch + thread * task.scratch_bytes);
       for (int32_t r = 0; r < query.num_rows; ++r) {
@@ -306,9 +307,13 @@ void walk_splits(const AttentionTask& task, int64_t num_items) {
   // A split prefetches what the next one begins with, so neighbours go to the same thread.
   const int64_t turn = std::clamp<int64_t>(count / (kMinTurns * compute.threads.num_threads()), 1, kMaxNeighbours);
   compute.threads.parallel_for((count + turn - 1) / turn, [&](int64_t i, int thread) {
-    for (const Item* item = items + i * turn; item < items + std::min(count, (i + 1) * turn); ++item) {
-      attention_split(compute.isa, compute.precision, item->tile->view, task.rows(*item->tile), item->split,
-                      item->states, scratch + thread * task.scratch_bytes);
+    const Item* const first = items + i * turn;
+    for (const Item* item = first; item < items + std::min(count, (i + 1) * turn); ++item) {
+      AttentionRows query = task.rows(*item->tile);
+      query.same_as_before =
+          item > first && item->tile == item[-1].tile && item->split != item->tile->view.num_demoted_splits();
+      attention_split(compute.isa, compute.precision, item->tile->view, query, item->split, item->states,
+                      scratch + thread * task.scratch_bytes);
     }
   });
   auto* totals = compute.scratch.allocate<float>(task.state_floats * compute.threads.num_threads());

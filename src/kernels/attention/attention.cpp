@@ -175,7 +175,7 @@ const float* const* choose_channels(const AttentionRows& rows, const int32_t* ch
   auto** chosen = reinterpret_cast<float**>(scratch + layout.chosen_queries);
   auto* floats =
       reinterpret_cast<float*>(scratch + layout.chosen_queries + ScratchLayout::pointer_bytes(rows.num_rows));
-  for (int32_t r = 0; r < rows.num_rows; ++r) {
+  for (int32_t r = 0; r < rows.num_rows && !rows.same_as_before; ++r) {
     chosen[r] = floats + r * layout.chosen_stride;
     for (int32_t i = 0; i < key_dim; ++i) chosen[r][i] = rows.queries[r][channels[i]];
   }
@@ -221,6 +221,7 @@ SplitTask make_task(const KvView& view, const AttentionRows& rows, int32_t split
           .num_query_words = num_int8_words(format),
           .num_key_groups = num_int8_groups(format, format.key_dim),
           .query_stride = layout.query_stride,
+          .has_queries = rows.same_as_before,
           .turned_queries = reinterpret_cast<const float**>(scratch + layout.turned_queries),
           .num_value_groups = num_int8_groups(format, format.value_dim),
           .weight_words = reinterpret_cast<uint32_t*>(scratch + layout.weight_words),

@@ -138,6 +138,9 @@ struct AttentionRows {
   // [num_rows] pointers to floats that are added to the scaled scores, one per entry and readable to the end of the
   // last entry's block; nullptr: none. Relative position biases (T5).
   const float* const* biases = nullptr;
+  // For attention_split: its last call with the same scratch was of these rows, and of entries of the same format, so
+  // that what it made of the queries, turned and rounded, is still there.
+  bool same_as_before = false;
 };
 
 // The running softmax of one row over the entries seen so far: a reference, the sum of exp(score - reference), and the

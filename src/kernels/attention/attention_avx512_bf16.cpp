@@ -53,6 +53,7 @@ inline int64_t num_query_pairs(const SplitTask& task) { return (task.format.key_
 
 // Rounds the queries, which may lie where their words go; behind an odd number of components comes a 0.
 inline void round_queries(const SplitTask& task) {
+  if (task.has_queries) return;
   const int64_t key_dim = task.format.key_dim;
   for (int32_t r = 0; r < task.num_rows; ++r) {
     uint32_t* pairs = task.query_words + r * task.query_stride;

@@ -29,6 +29,7 @@ constexpr int kMaxRows = 8;
 constexpr int64_t kGroupWords = kKvQ8Group / 4;  // of a query or of keys
 
 inline void round_queries(const SplitTask& task) {
+  if (task.has_queries) return;
   for (int32_t r = 0; r < task.num_rows; ++r) {
     uint32_t* words = task.query_words + r * task.query_stride;
     auto* scales = reinterpret_cast<float*>(words + task.num_query_words);

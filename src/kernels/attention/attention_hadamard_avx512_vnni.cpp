@@ -29,6 +29,7 @@ constexpr int kMaxRows = 8;
 #include "kernels/attention/vnni_values.inl"
 
 inline void round_queries(const SplitTask& task) {
+  if (task.has_queries) return;
   for (int32_t r = 0; r < task.num_rows; ++r) {
     turn(task.queries[r], task.format.key_dim, task.key_rotation, task.tile);
     uint32_t* words = task.query_words + r * task.query_stride;

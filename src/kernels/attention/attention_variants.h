@@ -56,6 +56,7 @@ struct SplitTask {
   int64_t num_query_words = 0;  // kInt8: before the scales
   int64_t num_key_groups = 0;   // kInt8
   int64_t query_stride = 0;
+  bool has_queries = false;                // they are there, and turned_queries too: see AttentionRows::same_as_before
   const float** turned_queries = nullptr;  // [num_rows] for pointers to them
   // kInt8: of a step (kWeightStep entries), the rounded weights, four entries to a word, [num_value_groups][num_rows]
   // [kWeightStep / 4], and their units, [num_value_groups][num_rows]; of the steps so far, the denominators in 16

@@ -1,5 +1,5 @@
 // attention_split for a file that rounds queries and weights. Included after tiles.inl and these of the file:
-//   round_queries(task)
+//   round_queries(task)             unless the task has them
 //   score_rows<kRows>(tile, keys)   scores kRows rows against the keys of a block
 //   weigh(task, seen)               turns all rows' scores into weights and writes their states' first two numbers
 //   add_blocks(task, seen)          adds the values of the blocks to the weighted sums

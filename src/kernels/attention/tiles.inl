@@ -47,7 +47,7 @@ inline SplitTask with_turned_queries(const SplitTask& task) {
   if (task.turned_key_dim == 0) return task;
   SplitTask turned = task;
   const int64_t num_plain = task.format.key_dim - task.turned_key_dim;
-  for (int32_t r = 0; r < task.num_rows; ++r) {
+  for (int32_t r = 0; r < task.num_rows && !task.has_queries; ++r) {
     auto* query = reinterpret_cast<float*>(task.query_words + r * task.query_stride);
     turn(task.queries[r], task.turned_key_dim, task.key_rotation, query);
     __builtin_memcpy(query + task.turned_key_dim, task.queries[r] + task.turned_key_dim,

@@ -1,6 +1,6 @@
 // attention_split in AttentionArithmetic::kInt8: steps of kWeightStep entries one after the other, their keys, then
 // their values, so that memory is read nearly in its order. Included after vnni_values.inl and these of the file:
-//   round_queries(task)
+//   round_queries(task)             unless the task has them
 //   score_rows<kRows>(tile, keys)   scores kRows rows against the keys of a block
 //   add_values(task, step)          adds the values of the step, times rounded weights, to the sums
 

@@ -190,6 +190,29 @@ TEST(Attention, OneThreadWalkingEqualsSplitsTakenInAnyOrderAndTile) {
   }
 }
 
+TEST(Attention, WhatWasMadeOfQueriesServesTheNextSplits) {
+  for (KvCodec codec : kKvCodecs) {
+    const KvEntries entries(format_of(fitting({64, 64, false}, codec), codec), 1500);
+    const Queries queries(64, last_positions(9, 3, 1500));
+    for (const Variant& variant : test::variants(entries.format)) {
+      if (variant.isa == Isa::kReference) continue;
+      const KvView view = entries.view();
+      AttentionRows rows = queries.tile(0, 9);
+      const test::AlignedBytes scratch = test::poisoned_bytes(attention_scratch_bytes(view, rows.num_rows));
+      const auto num_floats = static_cast<size_t>(attention_state_floats(view.format.value_dim));
+      std::vector<State> states(9, State(num_floats));
+      std::vector<float*> pointers;
+      for (State& state : states) pointers.push_back(state.data());
+      for (int32_t split = 0; split < view.num_splits(); ++split) {
+        rows.same_as_before = split > 0;
+        attention_split(variant.isa, variant.precision, view, rows, split, pointers.data(), scratch.get());
+        rows.same_as_before = false;
+        EXPECT_EQ(states, test::split_states(variant, view, rows, split)) << describe(variant, entries.format, 1500);
+      }
+    }
+  }
+}
+
 TEST(Attention, PositionsDecideWhatIsSeenNotTheOrderOfEntries) {
   for (KvCodec codec : {KvCodec::kBF16, KvCodec::kLatent8, KvCodec::kKivi4}) {
     for (int32_t num_entries : {40, 600}) {
