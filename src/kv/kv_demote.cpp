@@ -34,12 +34,12 @@ class BlockFloats {
         values_(format.value_in_key ? 0 : static_cast<size_t>(kKvBlockSize) * static_cast<size_t>(format.value_dim)) {}
 
   void load(const std::byte* block) {
-    for (int32_t i = 0; i < kKvBlockSize; ++i) load(i, {.block = const_cast<std::byte*>(block), .slot = i});
+    for (int32_t i = 0; i < kKvBlockSize; ++i) load(i, block, i);
   }
-  void load(int32_t i, const KvCache::Slot& from) {
+  void load(int32_t i, const std::byte* block, int32_t slot) {
     float* of_value = values_.empty() ? nullptr : values_.data() + int64_t{i} * format_.value_dim;
     float* of_key = keys_.data() + int64_t{i} * format_.key_dim;
-    kv_load(format_, from.block, from.slot, of_key, of_value);
+    kv_load(format_, block, slot, of_key, of_value);
     std::ranges::transform(channels_, of_key, [&](int32_t channel) { return of_key[channel]; });  // they ascend
   }
 
@@ -274,8 +274,9 @@ std::vector<KvCache::State::Rounded> KvCache::State::round_others(const KvSequen
       const int64_t last = std::ssize(rounded.entries) - 1;
       for (int32_t slot = 0; slot < kKvBlockSize; ++slot) {
         // What is left of the last block is of its last entry again, which no range of a whole block changes by.
-        const int32_t entry = rounded.entries[std::min(block * kKvBlockSize + slot, last)];
-        floats.load(slot, sequence.tables.slot(table, entry));
+        const KvCache::Slot from =
+            sequence.tables.slot(table, rounded.entries[std::min(block * kKvBlockSize + slot, last)]);
+        floats.load(slot, from.block, from.slot);
       }
       kv_store_block(isa, pool.format, pool.blocks.data(rounded.blocks[block]), kKvBlockSize, floats.rows());
     }
