@@ -51,10 +51,18 @@ function(witan_isa_flags isa)
   set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "${WITAN_FLAGS_${isa}}")
 endfunction()
 
-# witan_test(NAME SOURCES ... DEPENDS ... [LABELS ...]): a GoogleTest program, one ctest test per TEST.
+# witan_test(NAME SOURCES ... [MORE_SOURCES ...] [ALONE ...] DEPENDS ... [LABELS ...]): a GoogleTest program, one ctest
+# test per TEST. SOURCES are compiled as one file, which takes a third of the time, and so are MORE_SOURCES, whose names
+# clash with those of SOURCES; each file of ALONE is compiled by itself.
+option(WITAN_UNITY_TESTS "Compile the sources of a test program together" ON)
 function(witan_test name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;LABELS" ${ARGN})
-  add_executable(${name} ${ARG_SOURCES})
+  cmake_parse_arguments(ARG "" "" "SOURCES;MORE_SOURCES;ALONE;DEPENDS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES} ${ARG_MORE_SOURCES} ${ARG_ALONE})
+  set_target_properties(${name} PROPERTIES UNITY_BUILD ${WITAN_UNITY_TESTS} UNITY_BUILD_MODE GROUP)
+  set_source_files_properties(${ARG_SOURCES} PROPERTIES UNITY_GROUP sources)
+  set_source_files_properties(${ARG_MORE_SOURCES} PROPERTIES UNITY_GROUP more_sources)
+  # A third less to compile, and what is tested is linked: the layers keep their -O3.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gmock GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE

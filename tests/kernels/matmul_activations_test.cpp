@@ -2,18 +2,18 @@
 
 #include <bit>
 #include <cstring>
-#include <limits>
 #include <numeric>
 
 #include "kernels/matmul/layout.h"
 #include "kernels/matmul_fixture.h"
+#include "support/special_floats.h"
 #include "tensor/half.h"
 
 namespace witan {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+using test::kInfinity;
+using test::kNaN;
 
 std::vector<std::byte> store(Isa isa, ActivationFormat format, const std::vector<float>& x) {
   const int64_t bytes = activation_bytes(format, std::ssize(x));

@@ -5,13 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "kernels/attention/attention_fixture.h"
 #include "kernels/attention/attention_shapes.h"
 #include "kernels/supported_isas.h"
+#include "support/special_floats.h"
 
 namespace witan {
 namespace {
@@ -32,8 +32,8 @@ using test::State;
 using test::Variant;
 using test::without_channels;
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+using test::kInfinity;
+using test::kNaN;
 
 TEST(Attention, MatchesTheOracleForEveryShapeAndCodec) {
   for (const Dims& dims : kDims) {

@@ -6,13 +6,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "kernels/attention/attention_fixture.h"
 #include "kernels/attention/attention_shapes.h"
 #include "kernels/supported_isas.h"
+#include "support/special_floats.h"
 #include "tensor/half.h"
 
 namespace witan {
@@ -29,9 +29,9 @@ using test::State;
 using test::Variant;
 using test::without_channels;
 
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+using test::kNaN;
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+using test::kInfinity;
 
 // [rows][kAttentionSplit] and the rows' states, every row computed with all others.
 struct Weights {

@@ -3,13 +3,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "kernels/attention/attention_fixture.h"
 #include "kernels/attention/hadamard.h"
 #include "kernels/attention/kv_block.h"
+#include "support/special_floats.h"
 #include "tensor/half.h"
 #include "tensor/random_bits.h"
 
@@ -18,8 +18,8 @@ namespace {
 
 constexpr KvCodec kLatentCodecs[] = {KvCodec::kLatent8, KvCodec::kLatent4};
 constexpr KvCodec kKiviCodecs[] = {KvCodec::kKivi4, KvCodec::kKivi2};
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+using test::kInfinity;
+using test::kNaN;
 
 using Vectors = std::vector<std::vector<float>>;
 

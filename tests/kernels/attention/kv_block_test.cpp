@@ -14,6 +14,7 @@
 
 #include "kernels/attention/hadamard.h"
 #include "kernels/supported_isas.h"
+#include "support/special_floats.h"
 #include "tensor/half.h"
 #include "tensor/random_bits.h"
 
@@ -25,7 +26,7 @@ constexpr KvCodec kPlainCodecs[] = {KvCodec::kF32, KvCodec::kF16, KvCodec::kBF16
 constexpr KvCodec kHadamardCodecs[] = {KvCodec::kHadamard8,       KvCodec::kHadamard8Value4, KvCodec::kHadamard8Value2,
                                        KvCodec::kHadamard4Value8, KvCodec::kHadamard4,       KvCodec::kHadamard4Value2,
                                        KvCodec::kHadamard2Value8, KvCodec::kHadamard2Value4, KvCodec::kHadamard2};
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+using test::kInfinity;
 
 struct Entry {
   std::vector<float> key;

@@ -8,14 +8,15 @@
 #include <vector>
 
 #include "kernels/supported_isas.h"
+#include "support/special_floats.h"
 #include "tensor/random_bits.h"
 
 namespace witan {
 namespace {
 
 constexpr double kEps = std::numeric_limits<float>::epsilon();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+using test::kInfinity;
+using test::kNaN;
 constexpr int64_t kLengths[] = {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 60, 64, 100, 128, 256, 1000};
 
 std::vector<float> random_floats(int64_t n, float magnitude, uint64_t seed) {
