@@ -11,11 +11,12 @@ class BenchTest(program.WitanTestCase):
         super().setUp()
         self.model = made_model("qwen3moe")
 
-    def bench(self, *flags):
-        return json.loads(self.succeeds("bench", "-m", self.model, "-t", "1", "-r", "2", "--json", *flags).out)
+    def bench(self, *flags, rounds=1):  # each takes most of a second to find the machine's limits
+        flags = ["-t", "1", "-r", rounds, "--json", *flags]
+        return json.loads(self.succeeds("bench", "-m", self.model, *flags).out)
 
     def test_cases_are_prompts_and_depths_by_batches(self):
-        result = self.bench("-p", "20,40", "-d", "0,50", "-b", "1,3", "-n", "4")
+        result = self.bench("-p", "20,40", "-d", "0,50", "-b", "1,3", "-n", "4", rounds=2)
         self.assertEqual(
             [c["name"] for c in result["cases"]],
             ["prompt 20", "prompt 40", "generate, 1 x 0 deep", "generate, 3 x 0 deep", "generate, 1 x 50 deep",
