@@ -24,6 +24,16 @@ if(WITAN_SANITIZE)
   endif()
 endif()
 
+# witan_together(TARGET [ALONE ...]): in builds with sanitizers the sources of TARGET are compiled together, which saves
+# minutes, but for those of ALONE, whose names clash with others'.
+function(witan_together target)
+  cmake_parse_arguments(ARG "" "" "ALONE" ${ARGN})
+  if(WITAN_SANITIZE)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 12)
+    set_source_files_properties(${ARG_ALONE} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  endif()
+endfunction()
+
 # witan_layer(NAME SOURCES ... DEPENDS ...): the static library witan_NAME of src/NAME.
 function(witan_layer name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS;PRIVATE_DEPENDS" ${ARGN})
