@@ -85,9 +85,10 @@ struct Measurement {
 
 // The machine's limits, at this moment.
 struct Limits {
-  double bandwidth = 0;              // bytes per second, all threads
-  double bandwidth_of_one = 0;       // one thread
-  std::array<double, 3> per_core{};  // operations per second, by Arithmetic; 0: unknown
+  double bandwidth = 0;         // bytes per second, all threads
+  double bandwidth_of_one = 0;  // one thread
+  // Operations per second, by Arithmetic; 0: unknown. Kernels that do not multiply BF16 do float32 instead.
+  std::array<double, 3> per_core{};
 
   // Seconds that the machine needs for this at least, on so many cores.
   std::optional<double> seconds(const Operations& operations, int num_threads) const {
@@ -115,7 +116,7 @@ class LimitProbe {
     const std::span<const std::byte> memory(region_->data(), kBytes);
     return {.bandwidth = read_bandwidth(all_, memory),
             .bandwidth_of_one = read_bandwidth(one_, memory.first(kBytes / 2)),
-            .per_core = {int8_peak(), bf16_peak(), f32_peak()}};
+            .per_core = {int8_peak(), select_isa() == Isa::kAvx512Bf16 ? bf16_peak() : f32_peak(), f32_peak()}};
   }
 
  private:

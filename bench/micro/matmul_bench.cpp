@@ -1,10 +1,10 @@
-// Products with packed weights against the memory bandwidth and the int8 and bf16 peaks of the machine.
+// Products with packed weights against the memory bandwidth and the peaks of the machine's instructions.
 //
 //   decode/TYPE/PRECISION/N/K/M   --decode_threads threads (default 2) over 1 GiB of panels, so that weights come from
 //   memory:
 //                                 bandwidth = bytes of weights per second / read_bandwidth() just before
 //   prefill/TYPE/PRECISION/N/K/M  1 thread, one matrix:
-//                                 int8_peak or bf16_peak = operations per second / the probe just before
+//                                 int8_peak, bf16_peak or f32_peak = operations per second / the probe just before
 //
 // Times are CPU times (see thread_seconds()) and each line is the best of several passes: on a shared machine the
 // fastest is the least disturbed. WITAN_ISA chooses the instruction set.
@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "bench/machine_probe.h"
@@ -124,8 +125,11 @@ void prefill(benchmark::State& state, const Case& test) {
   const Buffer set(panel_bytes(test.type, test.shape.cols) * (test.shape.rows / kPanelRows));
   const PackedMatrix matrix = fill_with_panels(test.type, test.shape, set);
   const Rows rows(isa, format, test.num_rows, test.shape.cols, matrix.rows);
-  const bool floats = format == ActivationFormat::kBF16 || format == ActivationFormat::kF32;
-  const double peak = floats ? bf16_peak() : int8_peak();
+  const bool in_bf16 = format == ActivationFormat::kBF16 && isa == Isa::kAvx512Bf16;
+  const bool in_f32 = format == ActivationFormat::kF32 || (format == ActivationFormat::kBF16 && !in_bf16);
+  const auto [peak, peak_name] = in_bf16  ? std::pair(bf16_peak(), "bf16_peak")
+                                 : in_f32 ? std::pair(f32_peak(), "f32_peak")
+                                          : std::pair(int8_peak(), "int8_peak");
   double best = 1e30;
   for (auto _ : state) {
     const double start = thread_seconds();
@@ -135,7 +139,7 @@ void prefill(benchmark::State& state, const Case& test) {
     best = std::min(best, seconds);
   }
   state.counters["GOPS"] = operations(matrix, test.num_rows) / best / 1e9;
-  if (peak > 0) state.counters[floats ? "bf16_peak" : "int8_peak"] = operations(matrix, test.num_rows) / best / peak;
+  if (peak > 0) state.counters[peak_name] = operations(matrix, test.num_rows) / best / peak;
 }
 
 void store(benchmark::State& state, ActivationFormat format) {

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
+#include <sstream>
+#include <string>
 
 #include "base/error.h"
 
@@ -44,7 +47,22 @@ TEST_F(IsaTest, DefaultIsTheStrongestThatTheCpuHas) {
   unsetenv("WITAN_ISA");
   const Isa best = select_isa();
   EXPECT_TRUE(cpu_supports(best));
-  for (Isa isa : kAllIsas) EXPECT_TRUE(isa <= best || !cpu_supports(isa)) << isa_name(isa);
+  for (Isa isa : kAllIsas) {
+    if (isa == Isa::kAvx512Bf16 && best == Isa::kAvx512Vnni) continue;  // see below
+    EXPECT_TRUE(isa <= best || !cpu_supports(isa)) << isa_name(isa);
+  }
+}
+
+TEST_F(IsaTest, Bf16IsMultipliedByDefaultWhereThatIsFast) {
+  if (!cpu_supports(Isa::kAvx512Bf16)) GTEST_SKIP() << "needs avx512_bf16";
+  std::stringstream info;
+  info << std::ifstream("/proc/cpuinfo").rdbuf();
+  const bool is_slow =
+      info.str().find("GenuineIntel") != std::string::npos && info.str().find(" avx512_fp16 ") != std::string::npos;
+  unsetenv("WITAN_ISA");
+  EXPECT_EQ(select_isa(), is_slow ? Isa::kAvx512Vnni : Isa::kAvx512Bf16);
+  setenv("WITAN_ISA", "avx512_bf16", 1);
+  EXPECT_EQ(select_isa(), Isa::kAvx512Bf16);
 }
 
 }  // namespace
