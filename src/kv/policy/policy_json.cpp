@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -12,6 +14,41 @@ namespace witan {
 namespace {
 
 using nlohmann::json;
+
+constexpr int kMaxDepth = 3;  // the object, its parts, a part
+
+// The parsed object. A key that is there twice, whichever of its values was meant, is refused, as it is in a text.
+json parse_object(std::string_view text) {
+  std::vector<std::set<std::string>> keys;  // of the objects that the parser is in
+  const auto check = [&](int depth, json::parse_event_t event, const json& parsed) {
+    switch (event) {
+      case json::parse_event_t::object_start:
+      case json::parse_event_t::array_start:
+        if (depth >= kMaxDepth) {
+          fail(ErrorCode::kInvalidArgument, "a KV policy in JSON: objects and lists lie more than {} deep", kMaxDepth);
+        }
+        if (event == json::parse_event_t::object_start) keys.emplace_back();
+        break;
+      case json::parse_event_t::key: {
+        const auto key = parsed.get<std::string>();
+        if (key.empty() || key.find_first_of(",()= ") != std::string::npos) {
+          fail(ErrorCode::kInvalidArgument, "a KV policy in JSON: \"{}\" is no name", key);
+        }
+        if (!keys.back().insert(key).second) {
+          fail(ErrorCode::kInvalidArgument, "a KV policy in JSON: \"{}\" is given twice", key);
+        }
+        break;
+      }
+      case json::parse_event_t::object_end:
+        keys.pop_back();
+        break;
+      default:
+        break;
+    }
+    return true;
+  };
+  return json::parse(text, check, false);
+}
 
 // A name or a value, which must not look like more than that in a text.
 std::string plain(const json& value, const std::string& what) {
@@ -38,7 +75,7 @@ std::string part_text(const json& part) {
 }  // namespace
 
 std::string kv_policy_text_of_json(std::string_view text) {
-  const json object = json::parse(text, nullptr, false);
+  const json object = parse_object(text);
   if (!object.is_object()) fail(ErrorCode::kInvalidArgument, "a KV policy begins as JSON, but is no JSON object");
   if (!object.contains("parts") || !object["parts"].is_array()) {
     fail(ErrorCode::kInvalidArgument, "a KV policy in JSON: no list \"parts\"");

@@ -346,6 +346,25 @@ TEST(KvPolicy, JsonSaysTheSameAsText) {
   EXPECT_THAT(error_of(R"({"parts": ["snipkv"], "keep": 0.5})"), HasSubstr("'snipkv' is no part"));
 }
 
+TEST(KvPolicy, JsonHidesNothing) {
+  EXPECT_THAT(error_of(R"({"parts": ["snapkv"], "keep": 0.9, "keep": 0.1})"), HasSubstr("\"keep\" is given twice"));
+  EXPECT_THAT(error_of(R"({"parts": ["snapkv"], "parts": ["h2o"], "keep": 0.1})"),
+              HasSubstr("\"parts\" is given twice"));
+  EXPECT_THAT(error_of(R"({"parts": [{"part": "snapkv", "window": 16, "window": 4}], "keep": 0.5})"),
+              HasSubstr("\"window\" is given twice"));
+  EXPECT_THAT(error_of(R"({"parts": ["snapkv"], "recent": 3, "k=int4-hadamard,keep": 0.5})"),
+              HasSubstr("\"k=int4-hadamard,keep\" is no name"));
+  EXPECT_THAT(error_of(R"({"parts": ["snapkv"], "": 3})"), HasSubstr("\"\" is no name"));
+  for (const size_t depth : {size_t{3}, size_t{60'000}}) {
+    const std::string deep =
+        fmt::format(R"({{"parts": [{}{}], "keep": 0.5}})", std::string(depth, '['), std::string(depth, ']'));
+    EXPECT_THAT(error_of(deep), HasSubstr("lie more than 3 deep"));
+  }
+  // The same key in two parts is another key.
+  EXPECT_EQ(parse_kv_policy(R"({"parts": [{"part": "snapkv"}, {"part": "adakv"}], "keep": 0.5})").scope,
+            KvScope::kLayer);
+}
+
 TEST(KvPolicy, LazyLayersAndKindsOfHeadsNeedNoBudget) {
   const KvPolicy lazy = parse_kv_policy("simlayerkv(threshold=0.8,sinks=2,recent=50)");
   EXPECT_EQ(lazy.layers, KvLayerBudget::kLazy);
