@@ -117,6 +117,54 @@ TEST_P(KvHeldBytesTest, AreThoseThatRunningRequestsReportAndThatTokensSinceTake)
   EXPECT_EQ(engine.stats().kv.block_bytes_held, 0);
 }
 
+// Every kind of action, schedule, reader and type, and documents, in one batch: each answer is that of the request
+// alone.
+TEST_P(KvHeldBytesTest, EveryPolicyOfABatchGivesWhatItGivesAlone) {
+  const bool has_latents = std::string_view(GetParam().arch) == "deepseek2";
+  const std::string less = has_latents ? "k=int4-latent" : "k=int2-hadamard";
+  std::vector<std::string> policies = {"",
+                                       "kvzip,keep=0.4",
+                                       "quest(tokens=32,dense=0)",
+                                       "snapkv(window=8),keep=0.3,every=8,action=hide",
+                                       "h2o,keep=0.3,generated_tokens=16,every=4",
+                                       "tova,tokens=45,residual=16," + less,
+                                       "keydiff,keep=0.3,action=demote," + less,
+                                       "expectedattention,keep=0.5,prefill_every=64",
+                                       "rkv(window=8),tokens=48,every=16",
+                                       "snapkv(window=8),keep=0.5,when=pressure",
+                                       "chunkkv(window=8,reuse=2),keep=0.3"};
+  if (!has_latents) {
+    policies.insert(policies.end(), {"kivi,residual=32", "think,residual=32,k=int2-hadamard",
+                                     "keydiff,global,merge,keep=0.3", "snapkv(window=8),cam,adakv,keep=0.4"});
+  }
+  const size_t num_without_documents = policies.size();
+  // Layers with a sliding window do not keep all of a document.
+  if (GetParam().arch != std::string_view("gpt-oss")) {
+    policies.insert(policies.end(), {"cacheblend(recompute=0.2)", "epic(first=4),keydiff,keep=0.5"});
+  }
+  const auto request_of = [&](size_t i) {
+    const int32_t length = 90 + 7 * static_cast<int32_t>(i);
+    GenerationRequest request = request_for(prompt_tokens(length, static_cast<int32_t>(i)), policies[i], 40);
+    if (i >= num_without_documents) request.kv_documents = {{8, 40}, {40, 72}};
+    return request;
+  };
+  ModelOptions o = options();
+  o.prefix_cache = false;
+  o.max_step_tokens = 57;  // prompts meet tokens that others generate
+  Engine engine(o);
+  std::vector<Answer> answers(policies.size());
+  for (size_t i = 0; i < policies.size(); ++i) {
+    engine.submit(request_of(i), [&answers, i](const GenerationOutput& output) { answers[i].take(output); });
+  }
+  run_all(engine);
+  Engine alone(o);
+  for (size_t i = 0; i < policies.size(); ++i) {
+    EXPECT_EQ(answers[i].error, "") << policies[i];
+    EXPECT_EQ(answers[i].steps.size(), size_t{40}) << policies[i];
+    EXPECT_EQ(answers[i].steps, ask(alone, request_of(i)).steps) << policies[i];
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, KvHeldBytesTest, testing::ValuesIn(kModels), arch_name);
 
 // One more than whole blocks in every head, where heads keep equally many: the most that stands idle.
