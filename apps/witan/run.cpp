@@ -45,6 +45,7 @@ struct Prompt {
   std::string name;
   std::string text;
   std::vector<TokenId> tokens;  // instead of a text
+  std::optional<KvPolicy> kv_policy = {};
 };
 
 // One answer as it grows.
@@ -61,7 +62,16 @@ constexpr int kInterruptedExitCode = 130;  // what shells report of a process th
 
 std::string dump(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace); }
 
-std::vector<Prompt> read_jsonl(const std::string& path) {
+// The policy of a line, --kv's where it names none.
+std::optional<KvPolicy> kv_policy_of(const json& line, const std::optional<KvPolicy>& otherwise) {
+  if (!line.contains("kv")) return otherwise;
+  const json& policy = line["kv"];
+  if (policy.is_null()) return std::nullopt;
+  if (!policy.is_string()) fail(ErrorCode::kInvalidArgument, "\"kv\" is no text that --kv takes, nor null");
+  return parse_kv_policy(policy.get<std::string>());
+}
+
+std::vector<Prompt> read_jsonl(const std::string& path, const std::optional<KvPolicy>& kv_policy) {
   std::vector<Prompt> prompts;
   std::istringstream lines(read_text_file(path));
   std::string line;
@@ -72,24 +82,32 @@ std::vector<Prompt> read_jsonl(const std::string& path) {
       fail(ErrorCode::kInvalidArgument, "{}: line {}: expected a JSON object with a string \"prompt\"", path, number);
     }
     prompts.push_back({.name = fmt::format("{}:{}", path, number), .text = object["prompt"], .tokens = {}});
+    try {
+      prompts.back().kv_policy = kv_policy_of(object, kv_policy);
+    } catch (const Error& error) {
+      fail(error.code(), "{}: line {}: {}", path, number, error.what());
+    }
   }
   if (prompts.empty()) fail(ErrorCode::kInvalidArgument, "{}: no prompts in it", path);
   return prompts;
 }
 
 std::vector<Prompt> read_prompts(const RunFlags& flags) {
+  const std::optional<KvPolicy>& kv_policy = flags.generation.request.kv_policy;
   std::vector<Prompt> prompts;
   for (const std::string& text : flags.texts) {
     std::string name = flags.texts.size() == 1 ? "prompt" : fmt::format("prompt {}", prompts.size() + 1);
-    prompts.push_back({.name = std::move(name), .text = text, .tokens = {}});
+    prompts.push_back({.name = std::move(name), .text = text, .tokens = {}, .kv_policy = kv_policy});
   }
   for (const std::string& path : flags.files) {
-    prompts.push_back({.name = path, .text = read_text_file(path), .tokens = {}});
+    prompts.push_back({.name = path, .text = read_text_file(path), .tokens = {}, .kv_policy = kv_policy});
   }
   for (const std::string& path : flags.token_files) {
-    prompts.push_back({.name = path, .text = {}, .tokens = read_token_file(path)});
+    prompts.push_back({.name = path, .text = {}, .tokens = read_token_file(path), .kv_policy = kv_policy});
   }
-  for (const std::string& path : flags.jsonl_files) std::ranges::move(read_jsonl(path), std::back_inserter(prompts));
+  for (const std::string& path : flags.jsonl_files) {
+    std::ranges::move(read_jsonl(path, kv_policy), std::back_inserter(prompts));
+  }
   for (const Prompt& prompt : prompts) {
     if (prompt.text.empty() && prompt.tokens.empty()) {
       fail(ErrorCode::kInvalidArgument, "{}: the prompt is empty", prompt.name);
@@ -306,6 +324,7 @@ void run_prompts(const RunFlags& flags) {
     };
     try {
       GenerationRequest request = generation.finished(std::move(prompt.tokens));
+      request.kv_policy = prompts[i].kv_policy;
       request.kv_documents = std::move(prompt.documents);
       for (const std::string& text : generation.kv_pin_texts) {
         pin_text(engine->tokenizer(), text, request);
@@ -349,7 +368,8 @@ void add_run_command(CLI::App& app) {
   add_prompts("-f,--file", flags->files, "FILE", "File of text, taken as it is; -: standard input; may be repeated");
   add_prompts("--tokens", flags->token_files, "FILE", "File of token ids separated by white space; may be repeated");
   add_prompts("--jsonl", flags->jsonl_files, "FILE",
-              "File of {\"prompt\"} lines, a prompt each; other keys are ignored; may be repeated");
+              "File of {\"prompt\"} lines, a prompt each, with a policy of its own by \"kv\" (null: none); other keys "
+              "are ignored; may be repeated");
   add_texts(*command, "--document", flags->document_files,
             "File of text that comes before each prompt, tokenised by itself; -: standard input; may be repeated. A "
             "KV policy may reuse its entries where other prompts have it elsewhere")

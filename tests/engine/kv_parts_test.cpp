@@ -28,13 +28,14 @@ using test::prompt_tokens;
 using test::request_for;
 
 // A part that is no method, in policies: {own} is the type of the model's cache, {less} one of fewer bits, [a|b] a
-// table by layer without a window, of a for the first and b for the others.
+// table by layer without a window, of a for the first and b for the others; of heads, as many as the model has.
 struct PartCase {
   std::string_view part;
   std::vector<std::string> identities = {};  // change no bit
   std::vector<std::string> lossy = {};
   std::string crowded = {};  // is preempted in `percent` of the room that four requests take
   int64_t percent = 45;
+  bool has_latents = true;          // whether a model with latents (MLA) can have it
   std::string_view elsewhere = {};  // why another suite drives it
 };
 
@@ -62,11 +63,13 @@ const std::vector<PartCase>& part_cases() {
       {.part = "merge",
        .identities = {"keydiff,merge,keep=1"},
        .lossy = {"keydiff,merge(threshold=0.2),tokens=40,every=4"},
-       .crowded = "snapkv(window=8),merge,keep=0.8,generated_keep=0.9,every=12"},
+       .crowded = "snapkv(window=8),merge,keep=0.8,generated_keep=0.9,every=12",
+       .has_latents = false},
       {.part = "cam",
        .identities = {"snapkv(window=8),cam,keep=1"},
        .lossy = {"snapkv(window=8),cam(next=4),tokens=40,every=4"},
-       .crowded = "h2o,cam,keep=0.8,generated_keep=0.9,every=12"},
+       .crowded = "h2o,cam,keep=0.8,generated_keep=0.9,every=12",
+       .has_latents = false},
       {.part = "quest",
        .identities = {"quest(tokens=192,dense=0)", "quest(keep=1,dense=0,page=16)", "quest(tokens=1,dense=1000)"},
        .lossy = {"quest(tokens=64,dense=0,page=16)"},
@@ -76,7 +79,8 @@ const std::vector<PartCase>& part_cases() {
        .identities = {"kivi(residual=200)", "kivi(bits=2,residual=200),keydiff,keep=1"},
        .lossy = {"kivi(residual=8)", "kivi(residual=8),keydiff,tokens=100"},
        .crowded = "kivi(residual=8)",
-       .percent = 90},
+       .percent = 90,
+       .has_latents = false},
       {.part = "kvtuner",
        .identities = {"kvtuner(layers=[{own}|{own}],residual=0)", "kvtuner(layers=[{less}|{own}],residual=200)"},
        .lossy = {"kvtuner(layers=[{less}|{own}],residual=8)",
@@ -87,7 +91,8 @@ const std::vector<PartCase>& part_cases() {
        .identities = {"think(keep=1,residual=0)", "think(window=8,residual=200),k={less}"},
        .lossy = {"think(window=8,residual=8),k={less}"},
        .crowded = "think(window=8,residual=8),k={less}",
-       .percent = 90},
+       .percent = 90,
+       .has_latents = false},
       {.part = "epic", .elsewhere = "KvReuseTest: it does nothing without documents"},
       {.part = "cacheblend", .elsewhere = "KvReuseTest: it does nothing without documents"},
       {.part = "routeblend", .elsewhere = "KvReuseTest: it does nothing without documents"},
@@ -129,15 +134,29 @@ class KvPartTest : public testing::TestWithParam<std::tuple<ModelCase, std::stri
       }
     };
     replace("{own}", kv_codec_name(model().codec));
-    replace("{less}", model().codec == KvCodec::kF16 ? "int4-hadamard" : "int2-hadamard");
+    replace("{less}", less());
     const size_t begin = text.find('[');
     if (begin == std::string::npos) return text;
     const size_t bar = text.find('|', begin);
     const size_t end = text.find(']', bar);
-    const auto num_layers = std::ranges::count(engine.model_info().kv_layers, 0, &KvLayerSpec::window);
-    std::vector<std::string> table(static_cast<size_t>(num_layers), text.substr(bar + 1, end - bar - 1));
-    table[0] = text.substr(begin + 1, bar - begin - 1);
+    const std::vector<KvLayerSpec>& layers = engine.model_info().kv_layers;
+    const bool of_heads = text.substr(0, begin).ends_with("heads=");
+    const auto num_heads = static_cast<size_t>(layers.front().num_kv_heads);
+    std::vector<std::string> table(static_cast<size_t>(std::ranges::count(layers, 0, &KvLayerSpec::window)),
+                                   text.substr(bar + 1, of_heads ? num_heads : end - bar - 1));
+    table[0] = text.substr(begin + 1, of_heads ? num_heads : bar - begin - 1);
     return text.substr(0, begin) + fmt::format("{}", fmt::join(table, "/")) + text.substr(end + 1);
+  }
+
+  static std::string_view less() {
+    switch (model().codec) {
+      case KvCodec::kF16:
+        return "int4-hadamard";
+      case KvCodec::kHadamard4:
+        return "int2-hadamard";
+      default:
+        return "int4-latent";
+    }
   }
 
   // One for all tests of a model, which only ask it one request after the other.
@@ -173,10 +192,10 @@ TEST_P(KvPartTest, PreemptionDoesNotChangeAnything) {
   EXPECT_GT(expect_the_same_answers_in_little_room(options_for(model()), policy(part().crowded), part().percent), 0);
 }
 
-std::vector<std::string_view> parts_driven_here() {
+std::vector<std::string_view> parts_driven_here(bool latents) {
   std::vector<std::string_view> parts;
   for (const PartCase& c : part_cases()) {
-    if (c.elsewhere.empty()) parts.push_back(c.part);
+    if (c.elsewhere.empty() && (c.has_latents || !latents)) parts.push_back(c.part);
   }
   return parts;
 }
@@ -187,10 +206,13 @@ std::string part_name(const testing::TestParamInfo<std::tuple<ModelCase, std::st
   return name;
 }
 
-// Latents have no heads to share a budget, no values to merge and no channels to lose.
 INSTANTIATE_TEST_SUITE_P(All, KvPartTest,
                          testing::Combine(testing::Values(kModels[0], kModels[2]),
-                                          testing::ValuesIn(parts_driven_here())),
+                                          testing::ValuesIn(parts_driven_here(false))),
+                         part_name);
+// Latents have no values to merge, and no channels to lose or to be rounded by.
+INSTANTIATE_TEST_SUITE_P(Latents, KvPartTest,
+                         testing::Combine(testing::Values(kModels[1]), testing::ValuesIn(parts_driven_here(true))),
                          part_name);
 
 }  // namespace

@@ -123,6 +123,12 @@ std::string_view trimmed(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
+// A text that may be anything, for messages: its beginning.
+std::string shown(std::string_view text) {
+  constexpr size_t kMostShown = 120;
+  return text.size() <= kMostShown ? std::string(text) : fmt::format("{}...", text.substr(0, kMostShown));
+}
+
 // Splits at commas outside parentheses.
 std::vector<std::string_view> split_parts(std::string_view text) {
   std::vector<std::string_view> parts;
@@ -138,13 +144,13 @@ std::vector<std::string_view> split_parts(std::string_view text) {
       break;
     }
   }
-  if (depth != 0) fail(ErrorCode::kInvalidArgument, "'{}': parentheses do not match", text);
+  if (depth != 0) fail(ErrorCode::kInvalidArgument, "'{}': parentheses do not match", shown(text));
   return parts;
 }
 
 std::pair<std::string, std::string> split_assignment(std::string_view text) {
   const size_t equals = text.find('=');
-  if (equals == std::string_view::npos) fail(ErrorCode::kInvalidArgument, "'{}': expected name=value", text);
+  if (equals == std::string_view::npos) fail(ErrorCode::kInvalidArgument, "'{}': expected name=value", shown(text));
   return {std::string(trimmed(text.substr(0, equals))), std::string(trimmed(text.substr(equals + 1)))};
 }
 
@@ -165,11 +171,11 @@ void add_part(PolicyBuilder& builder, std::string_view text) {
          "'{}' is no part of a KV policy; there are {} and keep=, tokens=, floor=, sinks=, recent=, when=, "
          "every=, prefill_every=, generated_keep=, generated_tokens=, generated_growth=, guard=, action=, k=, v=, "
          "residual=",
-         name, known_names());
+         shown(name), known_names());
   }
   Arguments values;
   if (open != std::string_view::npos) {
-    if (text.back() != ')') fail(ErrorCode::kInvalidArgument, "'{}': something follows the arguments", text);
+    if (text.back() != ')') fail(ErrorCode::kInvalidArgument, "'{}': something follows the arguments", shown(text));
     const std::string_view inside = trimmed(text.substr(open + 1, text.size() - open - 2));
     for (const std::string_view argument : inside.empty() ? std::vector<std::string_view>() : split_parts(inside)) {
       auto [key, value] = split_assignment(argument);
@@ -208,7 +214,11 @@ void add_entry_types(PolicyBuilder& builder, Arguments& keys) {
     if (auto found = keys.extract(key)) types.insert(std::move(found));
   }
   if (types.empty()) return;
-  const bool has_types = types.contains("k") || types.contains("v") || !builder.policy.demotion;
+  const bool has_types = types.contains("k") || types.contains("v");
+  if (!has_types && !builder.policy.demotion) {
+    fail(ErrorCode::kInvalidArgument,
+         "residual is given, but nothing makes older entries smaller; say what does, such as k=int8-hadamard or kivi");
+  }
   PartArguments arguments("k, v, residual", std::move(types));
   if (has_types) {
     entry_types(builder, arguments);
@@ -357,6 +367,7 @@ void set_budget(KvPolicy& policy, const Arguments& keys) {
   const bool has_every = policy.every > 0 || policy.generated_budget || policy.under_pressure;
   policy.every = arguments.integer("every", has_every && policy.every == 0 ? 64 : policy.every, 1, kMost);
   policy.prefill_every = arguments.integer("prefill_every", 0, 1, kMost);
+  arguments.also_known({"k", "v", "residual"});  // which add_entry_types has taken
   arguments.check_all_known();
 }
 
@@ -397,7 +408,7 @@ KvPolicy parse_kv_policy(std::string_view text) {
   Arguments keys;
   const std::vector<std::string_view> parts = split_parts(text);
   for (const std::string_view part : parts) {
-    if (part.empty()) fail(ErrorCode::kInvalidArgument, "'{}': a part is empty", text);
+    if (part.empty()) fail(ErrorCode::kInvalidArgument, "'{}': a part is empty", shown(text));
     if (part.find('=') < part.find('(')) {
       auto [key, value] = split_assignment(part);
       if (!keys.emplace(key, std::move(value)).second) fail(ErrorCode::kInvalidArgument, "{} is given twice", key);

@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <sstream>
+#include <type_traits>
 #include <utility>
 
 #include "base/error.h"
@@ -16,7 +17,8 @@ Number parse_number(const std::string& part, std::string_view name, const std::s
   Number value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc{} || end != text.data() + text.size() || !(value >= min && value <= max)) {
-    fail(ErrorCode::kInvalidArgument, "{}: {} must be a number from {} to {}, not '{}'", part, name, min, max, text);
+    fail(ErrorCode::kInvalidArgument, "{}: {} must be a {} from {} to {}, not '{}'", part, name,
+         std::is_integral_v<Number> ? "whole number" : "number", min, max, text);
   }
   return value;
 }
@@ -83,6 +85,10 @@ std::string_view PartArguments::choice(std::string_view name, std::initializer_l
     fail(ErrorCode::kInvalidArgument, "{}: {} is one of {}, not '{}'", part_, name, fmt::join(choices, ", "), *text);
   }
   return *chosen;
+}
+
+void PartArguments::also_known(std::initializer_list<std::string_view> names) {
+  known_.insert(known_.end(), names.begin(), names.end());
 }
 
 void PartArguments::check_all_known() const {

@@ -31,6 +31,8 @@ class PartArguments {
   // One of `choices`, the first where none is given.
   std::string_view choice(std::string_view name, std::initializer_list<std::string_view> choices);
 
+  // Names to tell of that are read elsewhere.
+  void also_known(std::initializer_list<std::string_view> names);
   // Throws for arguments that nobody asked for.
   void check_all_known() const;
 

@@ -260,6 +260,21 @@ class AnswersTest(RunTestCase):
         again = self.answers(*prompt, "--kv", "snapkv(window=8),tokens=9,every=2")[0]["usage"]["kv"]
         self.assertEqual((again["times"], again["tokens"]), (2, kept["usage"]["prompt_tokens"] + 2))
 
+    def test_lines_of_a_file_may_have_kv_policies_of_their_own(self):
+        text, policy = "The quick brown fox jumps over the lazy dog. " * 4, "snapkv(window=8),keep=0.25"
+        lines = [{"prompt": text}, {"prompt": text, "kv": policy}, {"prompt": text, "kv": None}]
+        path = self.file("kv.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        flag = ["--kv", "streamingllm,tokens=20"]
+        dense, first, own = (self.answers("-p", text, "-n", 4, *kv)[0] for kv in ([], flag, ["--kv", policy]))
+        for args, expected in ((["--jsonl", path], [dense, own, dense]), (["--jsonl", path, *flag], [first, own, dense])):
+            answers = self.answers(*args, "-n", 4)
+            self.assertEqual([a["tokens"] for a in answers], [a["tokens"] for a in expected])
+            kept = [[a["usage"].get("kv", {}).get("kept_entries") for a in list] for list in (answers, expected)]
+            self.assertEqual(*kept)
+        for value, says in (('"snipkv"', "'snipkv' is no part of a KV policy"), ("5", '"kv" is no text')):
+            bad = self.file("bad.jsonl", '{"prompt": "a"}\n{"prompt": "a", "kv": %s}' % value)
+            self.run_fails("--jsonl", bad, says=["bad.jsonl: line 2", says])
+
     def test_what_tokens_read_of_their_pages_is_reported(self):
         prompt = ["-p", "The quick brown fox jumps over the lazy dog. " * 12, "-n", 6]
         self.assertNotIn("kv_read", self.answers(*prompt)[0]["usage"])
@@ -353,9 +368,12 @@ class AnswersTest(RunTestCase):
             ("k=int3", "keys of type int3"),
             ("auto,snapkv,keep=0.2", "auto and snapkv cannot be combined"),
             ("auto(floor=2)", "auto: floor must be a number from 0.01 to 1, not '2'"),
-            ("snapkv(window=x),keep=0.2", "window must be a number"),
+            ("snapkv(window=x),keep=0.2", "window must be a whole number"),
         ):
             self.fails("run", "-m", "nowhere", "-p", "x", "--kv", policy, code=2, says=["--kv", says])
+        junk = self.file("junk.txt", "junk " * 10_000)
+        result = self.fails("run", "-m", "nowhere", "-p", "x", "--kv", f"@{junk}", code=2, says="is no part of a KV policy")
+        self.assertLess(len(result.err), 2000)
 
 
 class StatisticsTest(RunTestCase):

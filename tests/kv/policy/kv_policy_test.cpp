@@ -65,8 +65,10 @@ TEST(KvPolicy, TypesOfOlderEntriesAreChosenForKeysAndValues) {
   EXPECT_THAT(error_of("k=int8-hadamard,v=bf16"), HasSubstr("keys of type int8-hadamard and values of type bf16"));
   EXPECT_THAT(error_of("k=int3"), HasSubstr("int3"));
   EXPECT_THAT(error_of("v=int4-hadamard"), HasSubstr("k is missing"));
-  EXPECT_THAT(error_of("snapkv,keep=0.5,residual=16"), HasSubstr("k is missing"));
-  EXPECT_THAT(error_of("k=int4-hadamard,residual=-1"), HasSubstr("residual must be a number from 0"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,residual=16"), HasSubstr("nothing makes older entries smaller"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,keeep=1"), HasSubstr("it has generated_keep"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,keeep=1"), HasSubstr("k, v, residual"));
+  EXPECT_THAT(error_of("k=int4-hadamard,residual=-1"), HasSubstr("residual must be a whole number from 0"));
   EXPECT_THAT(error_of("kvtuner(layers=int3/bf16)"), HasSubstr("'int3' is no type of KV entries"));
   EXPECT_THAT(error_of("kvtuner(layers=bf16*0)"), HasSubstr("'bf16*0': behind the * comes a number of layers"));
   EXPECT_EQ(codecs_of("kivi"), Codecs{KvCodec::kKivi2});
@@ -165,7 +167,7 @@ TEST(KvPolicy, EntriesOfAPromptMayBeJudgedWhileItIsComputed) {
   EXPECT_THAT(error_of("shotkv,keep=0.5,prefill_every=64"), HasSubstr("prefill_every is not for this policy"));
   EXPECT_THAT(error_of("finch(chunk=64),keep=0.5,prefill_every=64"), HasSubstr("prefill_every is not for this policy"));
   EXPECT_THAT(error_of("quest,prefill_every=64"), HasSubstr("add a method"));
-  EXPECT_THAT(error_of("snapkv,keep=0.5,prefill_every=0"), HasSubstr("prefill_every must be a number from 1"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,prefill_every=0"), HasSubstr("prefill_every must be a whole number from 1"));
   EXPECT_THAT(error_of("keydiff,merge,keep=0.5,prefill_every=64,k=q8_0"), HasSubstr("cannot be merged"));
 }
 
@@ -413,7 +415,7 @@ TEST(KvPolicy, AQuestionMayBeJudgedChunkByChunk) {
   EXPECT_EQ(error_of("finch,adakv,keep=0.5"), "none");
   EXPECT_EQ(error_of("finch,chunkkv,keep=0.5"), "none");
   EXPECT_EQ(error_of("finch(chunk=64),pyramidkv,keep=0.5"), "none");
-  EXPECT_THAT(error_of("finch(window=5000),keep=0.5"), HasSubstr("window must be a number from 1 to 4096"));
+  EXPECT_THAT(error_of("finch(window=5000),keep=0.5"), HasSubstr("window must be a whole number from 1 to 4096"));
   EXPECT_THAT(error_of("finch(chunk=64),adakv,keep=0.5"), HasSubstr("finch and adakv cannot be combined"));
   EXPECT_THAT(error_of("finch(chunk=64),global,keep=0.5"), HasSubstr("finch and global cannot be combined"));
   EXPECT_THAT(error_of("finch(chunk=64),chunkkv,keep=0.5"), HasSubstr("finch and chunkkv cannot be combined"));
@@ -428,7 +430,7 @@ TEST(KvPolicy, ExpectedAttentionWantsTheMomentsOfAllQueries) {
   EXPECT_EQ(policy.num_sinks, 7);
   EXPECT_EQ(parse_kv_policy("expectedattention(covariance=off),keep=0.25").wants().moments->order,
             QueryMoments::Order::kMean);
-  EXPECT_THAT(error_of("expectedattention(future=0),keep=0.5"), HasSubstr("future must be a number from 1"));
+  EXPECT_THAT(error_of("expectedattention(future=0),keep=0.5"), HasSubstr("future must be a whole number from 1"));
   EXPECT_THAT(error_of("expectedattention(covariance=1),keep=0.5"), HasSubstr("covariance is one of on, off"));
   EXPECT_THAT(error_of("expectedattention(epsilon=-1),keep=0.5"), HasSubstr("epsilon must be a number from 0"));
   EXPECT_THAT(error_of("expectedattention,snapkv,keep=0.5"), HasSubstr("expectedattention and snapkv cannot be"));
@@ -483,7 +485,7 @@ TEST(KvPolicy, APromptMayBeReadASecondTime) {
   EXPECT_THAT(error_of("kvzip,keep=0.5,prefill_every=64"), HasSubstr("only the whole prompt is read a second time"));
   EXPECT_THAT(error_of("kvzip,generated_keep=0.5"), HasSubstr("only the whole prompt is read a second time"));
   EXPECT_THAT(error_of("kvzip,snapkv,keep=0.5"), HasSubstr("kvzip and snapkv cannot be combined"));
-  EXPECT_THAT(error_of("kvzip(chunk=0),keep=0.5"), HasSubstr("chunk must be a number from 1"));
+  EXPECT_THAT(error_of("kvzip(chunk=0),keep=0.5"), HasSubstr("chunk must be a whole number from 1"));
   EXPECT_THAT(error_of("kvzip(heads=all),keep=0.5"), HasSubstr("heads is one of compete, alike"));
 }
 
@@ -497,7 +499,7 @@ TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_EQ(error_of("chunkkv(heads=apart,reuse=2),adakv,keep=0.5,every=8"), "none");
   EXPECT_EQ(error_of("shotkv,keep=0.5,generated_keep=0.5"), "none");
   EXPECT_THAT(error_of("snapkv,generated_keep=0.5,generated_tokens=9"), HasSubstr("both generated_keep and generated"));
-  EXPECT_THAT(error_of("snapkv,keep=0.5,every=0"), HasSubstr("every must be a number from 1"));
+  EXPECT_THAT(error_of("snapkv,keep=0.5,every=0"), HasSubstr("every must be a whole number from 1"));
   EXPECT_THAT(error_of("snapkv"), HasSubstr("keep=0.2"));
   EXPECT_THAT(error_of("snapkv,keep=0.5,tokens=9"), HasSubstr("both keep and tokens"));
   EXPECT_THAT(error_of("snapkv,keep=0"), HasSubstr("keep must be a number from"));
@@ -510,7 +512,7 @@ TEST(KvPolicy, WhatIsWrongIsNamed) {
   EXPECT_THAT(error_of("snipkv,keep=0.5"), HasSubstr("snapkv"));
   EXPECT_THAT(error_of("snapkv(windows=4),keep=0.5"), HasSubstr("no argument windows; it has window, kernel, pool"));
   EXPECT_THAT(error_of("keynorm(a=4),keep=0.5"), HasSubstr("keynorm has no arguments"));
-  EXPECT_THAT(error_of("snapkv(window=0),keep=0.5"), HasSubstr("window must be a number from 1"));
+  EXPECT_THAT(error_of("snapkv(window=0),keep=0.5"), HasSubstr("window must be a whole number from 1"));
   EXPECT_THAT(error_of("snapkv(window=4x),keep=0.5"), HasSubstr("'4x'"));
   EXPECT_THAT(error_of("snapkv(kernel=4),keep=0.5"), HasSubstr("kernel must be odd"));
   EXPECT_THAT(error_of("snapkv(pool=min),keep=0.5"), HasSubstr("avg, max"));
