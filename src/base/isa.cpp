@@ -77,6 +77,14 @@ bool cpu_supports(Isa isa) {
 #endif
 }
 
+bool prefetcher_keeps_up() {
+#if defined(__x86_64__)
+  return !__builtin_cpu_is("intel");
+#else
+  return true;
+#endif
+}
+
 Isa select_isa() {
   if (const char* forced = std::getenv("WITAN_ISA"); forced != nullptr && *forced != '\0') {
     for (Isa isa : kAllIsas) {

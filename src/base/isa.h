@@ -21,6 +21,10 @@ std::string_view isa_name(Isa isa);
 // True when this CPU and operating system can run `isa`.
 bool cpu_supports(Isa isa);
 
+// Whether the hardware's prefetcher keeps up with a core that reads one ascending stream: Zen 4's does, that of Intel's
+// cores (measured on model 207) lags behind unless lines are asked for early.
+bool prefetcher_keeps_up();
+
 // The strongest supported set, but kAvx512Vnni on a CPU that multiplies float32 faster than BF16 (Intel's from Sapphire
 // Rapids on); or the one named by the environment variable WITAN_ISA.
 // Throws Error(kInvalidArgument) when that names no set, Error(kUnsupported) when the CPU lacks it.

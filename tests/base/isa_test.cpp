@@ -53,12 +53,21 @@ TEST_F(IsaTest, DefaultIsTheStrongestThatTheCpuHas) {
   }
 }
 
-TEST_F(IsaTest, Bf16IsMultipliedByDefaultWhereThatIsFast) {
-  if (!cpu_supports(Isa::kAvx512Bf16)) GTEST_SKIP() << "needs avx512_bf16";
+std::string cpu_info() {
   std::stringstream info;
   info << std::ifstream("/proc/cpuinfo").rdbuf();
+  return info.str();
+}
+
+TEST_F(IsaTest, PrefetchersOfIntelDoNotKeepUp) {
+  EXPECT_EQ(prefetcher_keeps_up(), cpu_info().find("GenuineIntel") == std::string::npos);
+}
+
+TEST_F(IsaTest, Bf16IsMultipliedByDefaultWhereThatIsFast) {
+  if (!cpu_supports(Isa::kAvx512Bf16)) GTEST_SKIP() << "needs avx512_bf16";
+  const std::string info = cpu_info();
   const bool is_slow =
-      info.str().find("GenuineIntel") != std::string::npos && info.str().find(" avx512_fp16 ") != std::string::npos;
+      info.find("GenuineIntel") != std::string::npos && info.find(" avx512_fp16 ") != std::string::npos;
   unsetenv("WITAN_ISA");
   EXPECT_EQ(select_isa(), is_slow ? Isa::kAvx512Vnni : Isa::kAvx512Bf16);
   setenv("WITAN_ISA", "avx512_bf16", 1);

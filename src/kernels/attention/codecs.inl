@@ -17,6 +17,31 @@ inline void prefetch(const uint8_t* from, int64_t begin) {
   }
 }
 
+struct VectorPair {
+  Float first;
+  Float second;
+};
+
+// Components d and d + 1 of kLanes keys, for an even d.
+template <typename Keys>
+VectorPair pair_of_components(const Keys& keys, int64_t d, int64_t entry) {
+  if constexpr (requires { keys.pair(d, entry); }) {
+    return keys.pair(d, entry);
+  } else {
+    return {keys.vector(d, entry), keys.vector(d + 1, entry)};
+  }
+}
+
+// kLanes components of entries `entry` and `entry` + 1, for an even one.
+template <typename Values>
+VectorPair pair_of_entries(const Values& values, int64_t entry, int64_t c) {
+  if constexpr (requires { values.pair(entry, c); }) {
+    return values.pair(entry, c);
+  } else {
+    return {values.vector(entry, c), values.vector(entry + 1, c)};
+  }
+}
+
 struct F32Element {
   static constexpr int kBytes = 4;
   static Float vector(const uint8_t* from) { return load(reinterpret_cast<const float*>(from)); }
@@ -67,6 +92,10 @@ struct Bf16Keys {
     const uint8_t* words = data + (d / 2 * kKvBlockSize + entry) * 4;
     return d % 2 == 0 ? load_low_bf16(words) : load_high_bf16(words);
   }
+  VectorPair pair(int64_t d, int64_t entry) const {
+    const uint8_t* words = data + (d / 2 * kKvBlockSize + entry) * 4;
+    return {load_low_bf16(words), load_high_bf16(words)};
+  }
 };
 
 // Words of two entries.
@@ -81,6 +110,10 @@ struct Bf16Values {
   }
   Float vector(int64_t entry, int64_t c) const {
     return entry % 2 == 0 ? load_low_bf16(words(entry, c)) : load_high_bf16(words(entry, c));
+  }
+  VectorPair pair(int64_t entry, int64_t c) const {
+    const uint8_t* both = words(entry, c);
+    return {load_low_bf16(both), load_high_bf16(both)};
   }
   float single(int64_t entry, int64_t c) const {
     const int bits = reinterpret_cast<const uint16_t*>(words(entry, c))[entry % 2] << 16;

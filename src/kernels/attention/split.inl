@@ -16,20 +16,26 @@ void score_rows(const RowTile& tile, const Keys& keys) {
     Float sums[kRows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = zero();
-    for (int64_t d = 0; d < key_dim; ++d) {
+    const auto add_component = [&](int64_t d, Float key0, Float key1) {
       if (tile.ahead != nullptr && entry == 0) {
         prefetch<kKvBlockSize * Keys::kStoredBytes, Keys::kStoredBytes>(tile.ahead,
                                                                         d * kKvBlockSize * Keys::kStoredBytes);
       }
-      const Float key0 = keys.vector(d, entry);
-      const Float key1 = keys.vector(d, entry + kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         const Float q = broadcast(queries[r][d]);
         sums[r][0] = multiply_add(q, key0, sums[r][0]);
         sums[r][1] = multiply_add(q, key1, sums[r][1]);
       }
+    };
+    int64_t d = 0;
+    for (; d + 2 <= key_dim; d += 2) {
+      const auto [low0, high0] = pair_of_components(keys, d, entry);
+      const auto [low1, high1] = pair_of_components(keys, d, entry + kLanes);
+      add_component(d, low0, low1);
+      add_component(d + 1, high0, high1);
     }
+    if (d < key_dim) add_component(d, keys.vector(d, entry), keys.vector(d, entry + kLanes));
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       store(scores + r * kScoreStride + entry, sums[r][0]);
@@ -50,20 +56,39 @@ void add_values(const RowTile& tile, const Values& values, int64_t c) {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) sums[r][v] = load(out + r * out_stride + v * kLanes);
   }
-  for (uint32_t entries = tile.visible(); entries != 0; entries &= entries - 1) {
-    const int64_t entry = __builtin_ctz(entries);
+  const auto add_entry = [&](int64_t entry, const Float* value) {
     if (tile.ahead != nullptr) {
       prefetch<kVectors * kLanes * Values::kStoredBytes, Values::kStoredBytes>(
-          tile.ahead, (entry * tile.task.format.value_dim + c) * Values::kStoredBytes);
+          tile.ahead, (c * kKvBlockSize + entry * kVectors * kLanes) * Values::kStoredBytes);
     }
-    Float value[kVectors];
-#pragma GCC unroll 16
-    for (int v = 0; v < kVectors; ++v) value[v] = values.vector(entry, c + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Float weight = broadcast(p[r * kScoreStride + entry]);
 #pragma GCC unroll 16
       for (int v = 0; v < kVectors; ++v) sums[r][v] = multiply_add(weight, value[v], sums[r][v]);
+    }
+  };
+  const uint32_t visible = tile.visible();
+  if (visible == ~0u) {
+    for (int64_t entry = 0; entry < kKvBlockSize; entry += 2) {
+      Float even[kVectors];
+      Float odd[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) {
+        const VectorPair pair = pair_of_entries(values, entry, c + v * kLanes);
+        even[v] = pair.first;
+        odd[v] = pair.second;
+      }
+      add_entry(entry, even);
+      add_entry(entry + 1, odd);
+    }
+  } else {
+    for (uint32_t entries = visible; entries != 0; entries &= entries - 1) {
+      const int64_t entry = __builtin_ctz(entries);
+      Float value[kVectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < kVectors; ++v) value[v] = values.vector(entry, c + v * kLanes);
+      add_entry(entry, value);
     }
   }
 #pragma GCC unroll 16

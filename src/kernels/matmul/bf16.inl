@@ -15,7 +15,7 @@ struct Bf16Kernel {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) : num_pairs_(num_pairs(args)) {
+    Packed(const MatmulArgs& args, int64_t panel) : num_pairs_(num_pairs(args)), prefetch_(args) {
       for (int p = 0; p < kPanels; ++p) panels_[p] = panel_address(args, panel + p);
     }
     [[gnu::always_inline]] inline void enter(int64_t unit) {

@@ -166,7 +166,8 @@ struct PackedBlockKernel : BlockKernel<kSubBlocks, kMins> {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) : args_(args), decoder_(BlockCodes<kBits>::of(*args.blocks)) {
+    Packed(const MatmulArgs& args, int64_t panel)
+        : args_(args), decoder_(BlockCodes<kBits>::of(*args.blocks)), prefetch_(args) {
       for (int p = 0; p < kPanels; ++p) {
         panels_[p] = panel_address(args, panel + p);
         // All scales of the panel at once, so that its codes are the only stream from here on.

@@ -193,20 +193,22 @@ class SpreadPrefetch {
   int64_t lines_per_step_ = 0;
 };
 
-// Where a walk over packed weights is asked for ahead of it; found by measuring on Zen 4.
-// Few rows use a line as soon as it comes, and the hardware's own prefetcher keeps up with that if the walk is one
-// ascending stream: lines asked for a little ahead lead it over the edges of pages. With more rows it looks too few
-// lines ahead, and those asked for early wait in the L2 cache.
+// Where a walk over packed weights is asked for ahead of it; found by measuring on Zen 4 and on Intel's model 207.
+// Few rows use a line as soon as it comes, and a hardware prefetcher that keeps up with that if the walk is one
+// ascending stream needs no more than lines asked for a little ahead, which lead it over the edges of pages. With more
+// rows it looks too few lines ahead, and those asked for early wait in the L2 cache. Others (always_far_ahead) look too
+// few lines ahead with few rows, too.
 struct PrefetchAhead {
   int near_tokens;         // most rows that count as few
   int64_t near_bytes;      // ahead, for few rows
-  int64_t far_bytes;       // for more; 0: not at all
+  int64_t far_bytes;       // for more; 0: not at all, and few rows are so everywhere
   bool near_to_l1 = true;  // or to L2: better for several streams
 };
 
 template <int kPanels, const PrefetchAhead& kAhead>
 class StreamPrefetch {
  public:
+  explicit StreamPrefetch(const MatmulArgs& args) : always_far_(args.always_far_ahead) {}
   // The walk in panel `panel` of the group goes on at `at`.
   [[gnu::always_inline]] inline void enter(int panel, const uint8_t* at) { at_[panel] = at; }
 
@@ -214,13 +216,24 @@ class StreamPrefetch {
   template <int kTokens, int64_t kBytes>
   [[gnu::always_inline]] inline void step() {
     constexpr bool kNear = kTokens <= kAhead.near_tokens;
-    constexpr int64_t kDistance = kNear ? kAhead.near_bytes : kAhead.far_bytes;
+    if constexpr (!kNear) {
+      ask<kBytes, kAhead.far_bytes, false>();
+    } else if (kAhead.far_bytes > 0 && always_far_) {
+      ask<kBytes, kAhead.far_bytes, false>();
+    } else {
+      ask<kBytes, kAhead.near_bytes, kAhead.near_to_l1>();
+    }
+  }
+
+ private:
+  template <int64_t kBytes, int64_t kDistance, bool kToL1>
+  [[gnu::always_inline]] inline void ask() {
     if constexpr (kDistance == 0) return;
     for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 16
       for (int64_t line = 0; line < kBytes; line += kLineBytes) {
         const uint8_t* from = at_[p] + kDistance + line;
-        if constexpr (kNear && kAhead.near_to_l1) {
+        if constexpr (kToL1) {
           prefetch_line_to_l1(from);
         } else {
           prefetch_line(from);
@@ -230,8 +243,8 @@ class StreamPrefetch {
     }
   }
 
- private:
   const uint8_t* at_[kPanels];
+  bool always_far_;
 };
 
 // The choice by the number of activation rows.

@@ -99,6 +99,7 @@ void matmul(Isa isa, const PackedMatrix& matrix, ActivationFormat format, const 
               matrix.panel_stride_bytes, panel_bytes(matrix.type, matrix.cols));
   if (num_rows == 0 || panel_begin == panel_end) return;
   const BlockFormat* blocks = find_block_format(matrix.type);
+  static const bool kAlwaysFarAhead = !prefetcher_keeps_up();
   function({.panels = reinterpret_cast<const uint8_t*>(matrix.data),
             .panel_stride_bytes = matrix.panel_stride_bytes,
             .type = matrix.type,
@@ -111,7 +112,8 @@ void matmul(Isa isa, const PackedMatrix& matrix, ActivationFormat format, const 
             .panel_end = panel_end,
             .out = out,
             .blocks = blocks,
-            .block_scales_bytes = blocks == nullptr ? 0 : block_scales_bytes(*blocks, matrix.cols)});
+            .block_scales_bytes = blocks == nullptr ? 0 : block_scales_bytes(*blocks, matrix.cols),
+            .always_far_ahead = kAlwaysFarAhead});
 }
 
 }  // namespace witan

@@ -23,6 +23,7 @@ struct MatmulArgs {
   float* const* out = nullptr;
   const BlockFormat* blocks = nullptr;  // of `type`, where it has one
   int64_t block_scales_bytes = 0;       // at the start of a panel, of such a type
+  bool always_far_ahead = false;        // see PrefetchAhead
 };
 
 using MatmulFunction = void (*)(const MatmulArgs& args);

@@ -54,7 +54,7 @@ struct Q4KKernel {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) {
+    Packed(const MatmulArgs& args, int64_t panel) : prefetch_(args) {
       for (int p = 0; p < kPanels; ++p) cells_[p] = reinterpret_cast<const Q4KCell*>(panel_address(args, panel + p));
     }
     [[gnu::always_inline]] inline void enter(int64_t cell) {

@@ -48,7 +48,7 @@ struct Q6KKernel {
   template <int kPanels>
   class Packed {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) {
+    Packed(const MatmulArgs& args, int64_t panel) : prefetch_(args) {
       for (int p = 0; p < kPanels; ++p) {
         d_[p] = panel_address(args, panel + p);
         cells_[p] = q6_k_cells(args, panel + p);

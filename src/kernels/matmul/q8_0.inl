@@ -36,7 +36,7 @@ struct Q8Kernel {
   template <int kPanels>
   class Packed : public Groups<kPanels> {
    public:
-    Packed(const MatmulArgs& args, int64_t panel) { this->set(args, panel); }
+    Packed(const MatmulArgs& args, int64_t panel) : prefetch_(args) { this->set(args, panel); }
     [[gnu::always_inline]] inline void enter(int64_t group) {
       for (int p = 0; p < kPanels; ++p) prefetch_.enter(p, this->scale(p, group, 0));
     }
